@@ -1,0 +1,266 @@
+"""Turns a dataset and a stage-1 model into the stage-2 dataset: the model's own rationales, closed with the gold score.
+
+Work is cut into batches that depend on the dataset alone, never on what is already done, and a finished batch is
+appended to a shard at once. So a run that was killed goes on where it stopped, and ends with the same dataset.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from tract_trainer.engines import Rationale, Sampling
+from tract_trainer.judge import Judge
+from tract_trainer.metrics import agreement
+from tract_trainer.records import Prompt, close, prompt_ids
+from tract_trainer.seeds import derive_seed, digest
+from tract_trainer.shards import Shards, check_settings
+
+logger = get_logger(__name__)
+
+
+class Request(NamedTuple):
+    """One rationale to write: number `cot` for row `row`, which reads `prompt` and has gold score `score`."""
+
+    row: int
+    cot: int
+    prompt: Prompt
+    score: float
+
+    @property
+    def key(self) -> str:
+        return digest(self.row, self.cot, self.prompt)
+
+
+def generate_cot_dataset(
+    model: str | Path | Judge,
+    dataset: Dataset,
+    engine: str = "transformers",
+    num_cots: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    repetition_penalty: float = 1.03,
+    max_new_tokens: int = 1024,
+    seed: int = 42,
+    output_dir: str | Path = "cots",
+    *,
+    batch_size: int = 16,
+    max_retries: int = 2,
+    unfinished: str = "drop",
+    progress: bool = True,
+) -> Dataset:
+    """
+    Has a stage-1 model write its own rationale for every prompt, and attaches the gold score to it (Chiang, Lee and
+    Lukasik, ACL 2025, section 4). The score that the model samples is thrown away.
+
+    Args:
+        model (`str` or [`Judge`]): folder or Hub repository of the stage-1 judge, or a judge in memory.
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt` (text or messages) or `messages`, and `score`. Without a `score`, it is read from the end
+            of the completion. Existing completions are not used otherwise.
+        engine (`str`, *optional*, defaults to `"transformers"`): what runs the model.
+        num_cots (`int`, *optional*, defaults to `1`): rationales per row.
+        temperature, top_p, repetition_penalty, max_new_tokens: see [`~tract_trainer.engines.Sampling`].
+        seed (`int`, *optional*, defaults to `42`): seed of all draws.
+        output_dir (`str`, *optional*, defaults to `"cots"`):
+            Folder of the result (`train.parquet`, `report.json`) and of the work in progress. A second call with the
+            same settings generates what is missing; one with other settings is refused.
+        batch_size (`int`, *optional*, defaults to `16`): rationales generated together.
+        max_retries (`int`, *optional*, defaults to `2`): further draws for a rationale that comes to no score.
+        unfinished (`str`, *optional*, defaults to `"drop"`):
+            What to do with a rationale that never came to a score: `"drop"` it, or `"force"`: close it where it ends.
+        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+
+    Returns:
+        [`~datasets.Dataset`] with `prompt`, `completion` (of the prompt's form: text, or messages) and `score`, in the
+        order of the rows: a dataset that the trainer takes as it is. A fractional gold score keeps its value in `score`
+        and writes the nearest label.
+
+    Raises:
+        ValueError: the dataset has no rows, prompts or scores; the settings differ from those of `output_dir`; or not
+            one rationale came to a score.
+    """
+    if unfinished not in ("drop", "force"):
+        raise ValueError(f"unfinished={unfinished!r} is not one of ['drop', 'force'].")
+    if num_cots < 1 or max_retries < 0:
+        raise ValueError(f"Expected num_cots >= 1 and max_retries >= 0, got {num_cots} and {max_retries}.")
+    if len(dataset) == 0:
+        raise ValueError("The dataset has no rows, so there is nothing to write rationales for.")
+    sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
+    judge = model if isinstance(model, Judge) else Judge.from_pretrained(model, engine, batch_size=batch_size)
+    work = _Work(judge, dataset, num_cots, sampling, seed, max_retries)
+    folder = Path(output_dir)
+    state = PartialState()
+    with state.main_process_first():
+        check_settings(folder, work.settings(unfinished))
+    shards = Shards(folder / ".shards", state.process_index)
+    batches = [batch for batch in work.batches(batch_size) if not all(r.key in shards for r in work.requests(batch))]
+    state.wait_for_everyone()  # every process has read the shards before one writes
+    pending = batches[state.process_index :: state.num_processes]
+    with tqdm(
+        total=sum(map(len, pending)), desc="Writing rationales", unit="cot", disable=not progress or not state.is_main_process
+    ) as bar:
+        for batch in pending:
+            requests = list(work.requests(batch))
+            shards.append(zip((r.key for r in requests), work.write(requests), strict=True))
+            bar.update(len(batch))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _assemble(work, Shards(folder / ".shards"), folder, unfinished)
+    state.wait_for_everyone()
+    return Dataset.from_parquet(str(folder / "train.parquet"))
+
+
+class _Work:
+    """The rationales to write, and how."""
+
+    def __init__(
+        self, judge: Judge, dataset: Dataset, num_cots: int, sampling: Sampling, seed: int, max_retries: int
+    ) -> None:
+        self.judge, self.dataset, self.num_cots = judge, dataset, num_cots
+        self.sampling, self.seed, self.max_retries = sampling, seed, max_retries
+
+    def settings(self, unfinished: str) -> dict[str, Any]:
+        """Everything that the result depends on."""
+        first, last = self.request(0, 0), self.request(len(self.dataset) - 1, 0)
+        return {
+            **asdict(self.sampling),
+            "num_cots": self.num_cots,
+            "seed": self.seed,
+            "max_retries": self.max_retries,
+            "unfinished": unfinished,
+            "model": self.judge.engine.identity,
+            "rows": len(self.dataset),
+            "first_and_last_row": digest(first, last),
+        }
+
+    def batches(self, batch_size: int) -> Iterator[list[tuple[int, int]]]:
+        """Row and rationale numbers, longest prompts first: rows of a batch are of like length."""
+        lengths = np.array([len(str(_prompt(row))) for row in self.dataset])
+        order = np.argsort(-lengths, kind="stable")
+        places = [(int(row), cot) for row in order for cot in range(self.num_cots)]
+        for start in range(0, len(places), batch_size):
+            yield places[start : start + batch_size]
+
+    def requests(self, batch: list[tuple[int, int]]) -> Iterator[Request]:
+        return (self.request(row, cot) for row, cot in batch)
+
+    def request(self, row: int, cot: int) -> Request:
+        values = self.dataset[row]
+        return Request(row, cot, _prompt(values), self._gold(values, row))
+
+    def _gold(self, values: Mapping[str, Any], row: int) -> float:
+        config = self.judge.config
+        score = values.get("score")
+        if score is None and "score" not in values:
+            completion = values.get("completion", values.get("messages"))
+            text = completion if isinstance(completion, str) else completion[-1]["content"] if completion else ""
+            label = text.rpartition(config.score_prefix)[2].strip()
+            score = config.scale.value(label) if label in config.score_labels else None
+        if score is None or not config.scale.low <= score <= config.scale.high:
+            raise ValueError(
+                f"Row {row} has no gold score on the scale of {config.scale.low:g} to {config.scale.high:g}: its score "
+                f"is {score}. Fill in the column `score`, or leave such rows out."
+            )
+        return float(score)
+
+    def write(self, requests: list[Request]) -> list[dict[str, Any]]:
+        """One finished row for each request; rationales that come to no score are drawn again."""
+        config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
+        prompts = [
+            prompt_ids(r.prompt, tokenizer, config.conversational, **config.chat_template_kwargs) for r in requests
+        ]
+        drawn: dict[int, tuple[Rationale, int]] = {}
+        for attempt in range(self.max_retries + 1):
+            todo = [i for i in range(len(requests)) if i not in drawn or drawn[i][0].label is None]
+            if not todo:
+                break
+            seeds = [derive_seed(self.seed, requests[i].key, attempt) for i in todo]
+            rationales = self.judge.engine.generate([prompts[i] for i in todo], seeds, self.sampling)
+            drawn.update({i: (rationale, attempt) for i, rationale in zip(todo, rationales, strict=True)})
+        return [
+            {"text": r.text, "label": r.label, "num_tokens": r.num_tokens, "attempts": attempt + 1}
+            for r, attempt in (drawn[i] for i in range(len(requests)))
+        ]
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    if row.get("prompt"):
+        return row["prompt"]  # type: ignore[no-any-return]
+    if row.get("messages"):
+        messages: list[dict[str, str]] = row["messages"]
+        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    raise ValueError(f"A row needs `prompt` or `messages` to write a rationale for; found the columns {sorted(row)}.")
+
+
+def _assemble(work: _Work, shards: Shards, folder: Path, unfinished: str) -> None:
+    """Writes `train.parquet` and `report.json` from the finished rows, in the order of the dataset."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    config = work.judge.config
+    counts = {"rationales": 0, "finished_at_first_try": 0, "retried": 0, "dropped": 0, "forced": 0}
+    tokens, sampled, gold = 0, [], []
+    writer: pq.ParquetWriter | None = None
+    pending: list[dict[str, Any]] = []
+
+    def flush() -> None:
+        nonlocal writer, pending
+        table = pa.Table.from_pylist(pending)
+        writer = writer or pq.ParquetWriter(folder / "train.parquet.tmp", table.schema)
+        writer.write_table(table.cast(writer.schema))
+        pending = []
+
+    for request in (work.request(row, cot) for row in range(len(work.dataset)) for cot in range(work.num_cots)):
+        written = shards[request.key]
+        label = written["label"]
+        counts["rationales"] += 1
+        counts["finished_at_first_try"] += label is not None and written["attempts"] == 1
+        counts["retried"] += written["attempts"] > 1
+        tokens += written["num_tokens"]
+        sampled.append(np.nan if label is None else config.scale.value(label))
+        gold.append(request.score)
+        if label is None:
+            counts["dropped" if unfinished == "drop" else "forced"] += 1
+            if unfinished == "drop":
+                continue
+        pending.append(_example(request, written["text"], config.scale.nearest_label(request.score), config.score_prefix))
+        if len(pending) == 1000:
+            flush()
+    if pending:
+        flush()
+    if writer is None:
+        raise ValueError(
+            f"Not one of {counts['rationales']} rationales came to {config.score_prefix!r} and a label within "
+            f"{work.sampling.max_new_tokens} tokens. Is the model trained to end so? Otherwise raise max_new_tokens, or "
+            "set unfinished='force'."
+        )
+    writer.close()
+    (folder / "train.parquet.tmp").replace(folder / "train.parquet")
+    found = agreement(sampled, gold, n_resamples=0)
+    report = {
+        "rows": len(work.dataset),
+        **counts,
+        "mean_tokens": tokens / counts["rationales"],
+        "discarded_score_agreement": {name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")},
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    logger.info(f"Wrote {folder / 'train.parquet'}: {report}", main_process_only=True)
+
+
+def _example(request: Request, rationale: str, label: str, prefix: str) -> dict[str, Any]:
+    completion = close(rationale, prefix, label)
+    return {
+        "prompt": request.prompt,
+        "completion": completion
+        if isinstance(request.prompt, str)
+        else [{"role": "assistant", "content": completion}],
+        "score": request.score,
+    }

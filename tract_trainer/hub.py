@@ -1,0 +1,107 @@
+"""Turns what a trained model does not say of itself into `judge_config.json`, and back.
+
+A saved judge is a plain model with this file beside it.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tract_trainer.records import DEFAULT_TEMPLATE
+from tract_trainer.scale import ScoreScale
+
+if TYPE_CHECKING:
+    from tract_trainer.config import RegressionAwareSFTConfig
+
+FILE_NAME = "judge_config.json"
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """
+    How a judge is asked and how its score is read.
+
+    Args:
+        score_labels (`list[str]`): labels of the scale.
+        score_values (`list[float]`): value of each label.
+        score_prefix (`str`): the text right before the label.
+        renormalize_scores (`bool`): whether the distribution over the scale is divided by its sum.
+        conversational (`bool`): whether a prompt is a user turn of the chat template, or plain text.
+        prompt_template (`str`): Jinja template that renders a record into a prompt.
+        chat_template_kwargs (`dict`): further arguments of the chat template, as in training.
+        tract_trainer_version (`str`): version that wrote the file.
+    """
+
+    score_labels: list[str]
+    score_values: list[float]
+    score_prefix: str
+    renormalize_scores: bool = False
+    conversational: bool = True
+    prompt_template: str = DEFAULT_TEMPLATE
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tract_trainer_version: str = field(default_factory=lambda: version("tract-trainer"))
+
+    @classmethod
+    def of(cls, args: "RegressionAwareSFTConfig", conversational: bool, **kwargs: Any) -> "JudgeConfig":
+        """The config of a judge trained with `args`."""
+        return cls(
+            score_labels=list(args.scale.labels),
+            score_values=list(args.scale.values),
+            score_prefix=args.score_prefix,
+            renormalize_scores=args.renormalize_scores,
+            conversational=conversational,
+            prompt_template=args.prompt_template or DEFAULT_TEMPLATE,
+            **kwargs,
+        )
+
+    @property
+    def scale(self) -> ScoreScale:
+        return ScoreScale(self.score_labels, self.score_values)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `judge_config.json` into `folder`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, revision: str | None = None) -> "JudgeConfig":
+        """
+        Reads `judge_config.json` from a folder or a Hub repository.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it holds an unknown or lacks a required key.
+        """
+        path = Path(name_or_path) / FILE_NAME
+        if not path.is_file():
+            path = _download(name_or_path, revision)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(cls)}
+        required = {"score_labels", "score_values", "score_prefix"}
+        if unknown := sorted(set(found) - known):
+            raise ValueError(f"{path} holds unknown keys {unknown}; known are {sorted(known)}. Is tract-trainer older?")
+        if missing := sorted(required - set(found)):
+            raise ValueError(f"{path} lacks {missing}. Add them, or train the judge again to have the file written.")
+        return cls(**found)
+
+
+def _download(name_or_path: str | Path, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
+
+    missing = (
+        f"{str(name_or_path)!r} holds no {FILE_NAME}, so its scale and prefix are unknown. A judge is a model saved by "
+        "RegressionAwareSFTTrainer; to judge with another model, write the file once with\n"
+        "JudgeConfig(score_labels=..., score_values=..., score_prefix=...).save(folder)."
+    )
+    if Path(name_or_path).is_dir():
+        raise FileNotFoundError(missing)
+    try:
+        return Path(hf_hub_download(str(name_or_path), FILE_NAME, revision=revision))
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(missing) from error
+    except (HFValidationError, OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(f"There is no folder {str(name_or_path)!r}, and the Hub gave none: {error}") from error

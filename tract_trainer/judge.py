@@ -1,0 +1,261 @@
+"""Turns records into judgments.
+
+`K` is the number of labels of the scale.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from tract_trainer.engines import Engine, Rationale, Sampling
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.losses import expected_score
+from tract_trainer.records import Record, close, prompt_ids, prompt_of, row_ids
+from tract_trainer.scale import ScoreTokens
+from tract_trainer.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """
+    What a judge says of one record.
+
+    Attributes:
+        score (`float`): the RAIL score, the mean over the finished rationales, in units of the scale; NaN if unscored.
+        probs (`tuple[float, ...]`): probability of each label, the mean over the finished rationales, `(K,)`.
+        std (`float`): standard deviation of `probs` over the scale: how undecided the judge is.
+        mass (`float`): probability on the scale, the sum of `probs`.
+        label (`str`, *optional*): the label the judge wrote at the end of the first finished rationale.
+        rationale (`str`): the first finished rationale.
+        reason (`str`): why there is no score; empty if there is one.
+        rationales (`tuple[Rationale, ...]`): every rationale with its own label and log-probabilities.
+    """
+
+    score: float
+    probs: tuple[float, ...]
+    std: float
+    mass: float
+    label: str | None
+    rationale: str
+    reason: str
+    rationales: tuple[Rationale, ...]
+
+
+class Judge:
+    """
+    A trained judge on an engine. Usually made with [`Judge.from_pretrained`].
+
+    Args:
+        engine ([`~tract_trainer.engines.Engine`]): what writes and scores rationales.
+        config ([`~tract_trainer.hub.JudgeConfig`]): how the judge is asked and its score read.
+
+    Example:
+    ```python
+    judge = Judge.from_pretrained("judge")
+    judgment = judge.score({"instruction": "Name a prime.", "response": "7", "rubric": "Is the answer correct?"})
+    ```
+    """
+
+    def __init__(self, engine: Engine, config: JudgeConfig) -> None:
+        self.engine, self.config = engine, config
+        self._values = torch.tensor(config.scale.values)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        engine: str = "transformers",
+        *,
+        revision: str | None = None,
+        batch_size: int = 16,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> "Judge":
+        """
+        Loads a judge saved by [`RegressionAwareSFTTrainer`], a full model or an adapter.
+
+        Args:
+            name_or_path (`str`): folder or Hub repository with a `judge_config.json`.
+            engine (`str`, *optional*, defaults to `"transformers"`): what runs it.
+            revision (`str`, *optional*): Hub revision.
+            batch_size (`int`, *optional*, defaults to `16`): rows generated together.
+            model_kwargs (`dict`, *optional*):
+                Arguments of `AutoModelForCausalLM.from_pretrained`, e.g. `{"dtype": "bfloat16", "device_map": "auto"}`.
+
+        Raises:
+            FileNotFoundError: there is no `judge_config.json`.
+            ValueError: the engine is not known.
+        """
+        if engine != "transformers":
+            raise ValueError(f"engine={engine!r} is not known; known is 'transformers'.")
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        config = JudgeConfig.load(name_or_path, revision)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        kwargs = {"dtype": "auto", **(model_kwargs or {})}
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **kwargs)
+        if "device_map" not in kwargs and torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
+        return cls.from_model(model, tokenizer, config, batch_size=batch_size)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        config: JudgeConfig,
+        *,
+        batch_size: int = 16,
+    ) -> "Judge":
+        """A judge from a model in memory, on the transformers engine."""
+        from tract_trainer.engines.transformers import TransformersEngine
+
+        tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
+        return cls(TransformersEngine(model, tokens, _stop_ids(model, tokens, config), batch_size), config)
+
+    @overload
+    def score(self, records: Record, num_cots: int = ..., **sampling: Any) -> Judgment: ...
+    @overload
+    def score(self, records: Sequence[Record], num_cots: int = ..., **sampling: Any) -> list[Judgment]: ...
+
+    def score(
+        self,
+        records: Record | Sequence[Record],
+        num_cots: int = 1,
+        *,
+        seed: int = 42,
+        progress: bool | None = None,
+        **sampling: Any,
+    ) -> Judgment | list[Judgment]:
+        """
+        Judges one record or many.
+
+        Args:
+            records (`Mapping` or `Sequence[Mapping]`): `instruction`, `response`, `rubric`, or a ready `prompt`.
+            num_cots (`int`, *optional*, defaults to `1`): rationales per record, whose scores are averaged.
+            seed (`int`, *optional*, defaults to `42`):
+                Seed. A record's rationales depend on its prompt and this number, not on the records beside it.
+            progress (`bool`, *optional*): whether to show a progress bar; by default, for more than one batch.
+            **sampling: fields of [`~tract_trainer.engines.Sampling`], e.g. `temperature=0`.
+
+        Returns:
+            [`Judgment`], or a list of them in the order of the records. A record whose rationales never came to a score
+            is unscored: `score` is NaN and `reason` says why.
+        """
+        if isinstance(records, Mapping):
+            return next(self.stream([records], num_cots, seed=seed, progress=False, **sampling))
+        return list(self.stream(records, num_cots, seed=seed, progress=progress, **sampling))
+
+    def stream(
+        self,
+        records: Sequence[Record],
+        num_cots: int = 1,
+        *,
+        seed: int = 42,
+        progress: bool | None = None,
+        **sampling: Any,
+    ) -> Iterator[Judgment]:
+        """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
+        if num_cots < 1:
+            raise ValueError(f"num_cots must be at least 1, got {num_cots}.")
+        settings = Sampling(**sampling)
+        chunk = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
+        shown = len(records) > chunk if progress is None else progress
+        with tqdm(total=len(records), desc="Judging", unit="record", disable=not shown) as bar:
+            for start in range(0, len(records), chunk):
+                rows = [self.prompt_ids(record) for record in records[start : start + chunk]]
+                requests = [row for row in rows for _ in range(num_cots)]
+                seeds = [derive_seed(seed, row, cot) for row in rows for cot in range(num_cots)]
+                rationales = self.engine.generate(requests, seeds, settings)
+                for i in range(len(rows)):
+                    yield self.judgment(rationales[i * num_cots : (i + 1) * num_cots], settings.max_new_tokens)
+                    bar.update()
+
+    def rescore(self, records: Sequence[Record], rationales: Sequence[str]) -> list[Judgment]:
+        """Scores given rationales, one per record, on the tokens that training would see. Draws nothing."""
+        rows = [self.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
+        log_probs = self.engine.score(rows)
+        labels = self.config.scale.labels
+        return [
+            self.judgment([Rationale(text, labels[int(np.argmax(row))], row, 0)])
+            for text, row in zip(rationales, log_probs, strict=True)
+        ]
+
+    def prompt_ids(self, record: Record) -> list[int]:
+        """Tokens of the record's prompt, up to where the judge starts to write."""
+        prompt = prompt_of(record, self.config.scale, self.config.score_prefix, self.config.prompt_template)
+        return prompt_ids(
+            prompt, self.engine.tokens.tokenizer, self.config.conversational, **self.config.chat_template_kwargs
+        )
+
+    def scored_ids(self, record: Record, rationale: str) -> list[int]:
+        """Tokens of the record's prompt, the rationale and the prefix, up to where the score is due."""
+        config = self.config
+        row = row_ids(
+            prompt_of(record, config.scale, config.score_prefix, config.prompt_template),
+            close(rationale, config.score_prefix, config.score_labels[0]),
+            self.engine.tokens.tokenizer,
+            config.conversational,
+            **config.chat_template_kwargs,
+        )
+        found = self.engine.tokens.find(row)
+        if found is None:
+            raise ValueError(f"The chat template drops the closing phrase of a completion ending {rationale[-80:]!r}.")
+        return row[: found.position]
+
+    def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0) -> Judgment:
+        """The judgment that the rationales of one record make together."""
+        finished = [rationale for rationale in rationales if rationale.log_probs is not None]
+        if not finished:
+            cut = sum(rationale.num_tokens >= max_new_tokens for rationale in rationales)
+            reason = (
+                f"None of {len(rationales)} rationales came to {self.config.score_prefix!r} and a label; {cut} were cut "
+                f"at max_new_tokens={max_new_tokens}."
+            )
+            nothing = (math.nan,) * len(self.config.score_labels)
+            return Judgment(
+                math.nan, nothing, math.nan, math.nan, None, rationales[0].text, reason, tuple(rationales)
+            )
+        log_probs = torch.tensor([rationale.log_probs for rationale in finished])  # (finished, K)
+        score = expected_score(log_probs, self._values, self.config.renormalize_scores).mean()
+        probs = log_probs.exp().mean(0)  # (K,)
+        share = probs / probs.sum()
+        variance = share @ self._values.square() - (share @ self._values).square()
+        return Judgment(
+            score=float(score),
+            probs=tuple(probs.tolist()),
+            std=math.sqrt(max(0.0, float(variance))),
+            mass=float(probs.sum()),
+            label=finished[0].label,
+            rationale=finished[0].text.strip(),
+            reason="",
+            rationales=tuple(rationales),
+        )
+
+
+def _stop_ids(model: "PreTrainedModel", tokens: ScoreTokens, config: JudgeConfig) -> list[int]:
+    """Tokens that end a turn: the model's, the tokenizer's, and the one the chat template puts after an answer."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = [*own] if isinstance(own, list) else [own]
+    ids.append(tokens.tokenizer.eos_token_id)
+    if config.conversational:
+        row = row_ids(
+            "", close("", tokens.prefix, tokens.scale.labels[0]), tokens.tokenizer, True, **config.chat_template_kwargs
+        )
+        found = tokens.find(row)
+        if found is not None and found.position + 1 < len(row):
+            after = row[found.position + 1]
+            if after in tokens.tokenizer.all_special_ids or after in tokens.tokenizer.added_tokens_decoder:
+                ids.append(after)
+    stop = sorted({int(i) for i in ids if i is not None})
+    if not stop:
+        raise ValueError("Neither the model nor the tokenizer has an end-of-sequence token. Set tokenizer.eos_token.")
+    return stop

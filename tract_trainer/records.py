@@ -1,0 +1,184 @@
+"""Turns a judging record into the `prompt`, `completion` and `score` of a training example, or into a prompt alone.
+
+A record is a mapping with `instruction`, `response`, `rubric` and optionally `reference`; or with a ready `prompt`
+(text or messages); or in the Prometheus format, where `instruction` is the ready prompt and `gpt4_score` and
+`gpt4_feedback` are the annotations.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tract_trainer.scale import ScoreScale
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from transformers import PreTrainedTokenizerBase
+
+Record = Mapping[str, Any]
+Prompt = str | list[dict[str, str]]
+
+DEFAULT_TEMPLATE = """\
+You are judging a response to an instruction. Go by the rubric alone.
+
+### Instruction
+{{ instruction }}
+
+### Response to judge
+{{ response }}
+{% if reference %}
+### Reference response
+{{ reference }}
+{% endif %}
+### Rubric
+{% if rubric is mapping -%}
+{% for key, text in rubric.items() -%}
+{{ key }}: {{ text }}
+{% endfor %}
+{%- else -%}
+{{ rubric }}
+{% endif %}
+Write a short rationale that weighs the response against the rubric. Then end with "{{ prefix }}" and one of \
+{{ labels | join(", ") }}.
+"""
+
+SCORE_COLUMNS = ("score", "gpt4_score", "orig_score")
+RATIONALE_COLUMNS = ("rationale", "gpt4_feedback", "orig_feedback")
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """
+    Reads records from a `.json` file (a list) or a `.jsonl` file (one a line).
+
+    Raises:
+        ValueError: the file holds something else, or nothing.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".jsonl":
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            records = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid {path.suffix}: {error}. Give a .json list or a .jsonl file, one record a line."
+        ) from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path} must hold a list of records, found {type(records).__name__}.")
+    if not records:
+        raise ValueError(f"{path} holds no records.")
+    return records
+
+
+def prompt_of(record: Record, scale: ScoreScale, prefix: str, template: str = DEFAULT_TEMPLATE) -> Prompt:
+    """
+    The prompt a judge is asked with.
+
+    Args:
+        record (`Mapping`): see the module's docstring.
+        scale ([`ScoreScale`]), prefix (`str`): named in the built-in template's last sentence.
+        template (`str`): Jinja template over `instruction`, `response`, `rubric`, `reference`, `prefix` and `labels`.
+
+    Raises:
+        ValueError: the record has no prompt and too few fields to make one.
+    """
+    if record.get("prompt"):
+        return record["prompt"]  # type: ignore[no-any-return]
+    if record.get("messages"):
+        return [message for message in record["messages"] if message["role"] != "assistant"]
+    if record.get("response") is not None and record.get("instruction") and record.get("rubric"):
+        return _compiled(template).render(
+            {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
+        )
+    if record.get("instruction") and record.get("response") is None and record.get("rubric") is None:
+        return str(record["instruction"]).rstrip('",')  # the public files have a stray `",` at some ends
+    raise ValueError(
+        f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {sorted(record)}."
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> "Template":
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(
+        template
+    )
+
+
+def gold_score(record: Record) -> float | None:
+    """The record's gold score, the mean of several, or `None` where it has none."""
+    value = next((record[name] for name in SCORE_COLUMNS if record.get(name) is not None), None)
+    if value is None:
+        return None
+    values = value if isinstance(value, list) else [value]
+    try:
+        return sum(map(float, values)) / len(values)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"A gold score must be a number or a list of numbers, found {value!r}.") from error
+
+
+def close(rationale: str, prefix: str, label: str) -> str:
+    """The completion of a rationale: the rationale, white space if it ends in none, the prefix and the label."""
+    joint = "" if not rationale or rationale[-1].isspace() else " "
+    return f"{rationale}{joint}{prefix}{label}"
+
+
+def training_examples(
+    records: Iterable[Record], scale: ScoreScale, prefix: str, template: str | None = None, conversational: bool = False
+) -> Iterator[dict[str, Any]]:
+    """
+    One prompt-completion example for each annotated rationale of each record, with the gold score as `score`. The
+    label written is the nearest to it. An annotation's own closing phrase (`[RESULT] 4`, or the prefix) is cut off.
+
+    Raises:
+        ValueError: a record lacks a gold score or a rationale, with its number.
+    """
+    for number, record in enumerate(records):
+        gold = gold_score(record)
+        found = next((record[name] for name in RATIONALE_COLUMNS if record.get(name) is not None), None)
+        if gold is None or found is None:
+            raise ValueError(
+                f"Record {number} cannot be trained on: it needs a score (one of {list(SCORE_COLUMNS)}) and a "
+                f"rationale (one of {list(RATIONALE_COLUMNS)}); found {sorted(record)}."
+            )
+        prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE)
+        for rationale in found if isinstance(found, list) else [found]:
+            opened = str(rationale).split("[RESULT]")[0].rpartition(prefix)
+            completion = close((opened[0] or opened[2]).strip(), prefix, scale.nearest_label(gold))
+            yield {
+                "prompt": as_messages(prompt) if conversational else prompt,
+                "completion": [{"role": "assistant", "content": completion}] if conversational else completion,
+                "score": gold,
+            }
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as chat messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def prompt_ids(
+    prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", conversational: bool, **template_kwargs: Any
+) -> list[int]:
+    """Tokens of a prompt, tokenised as TRL tokenises it for training."""
+    if not conversational and isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    encoded = tokenizer.apply_chat_template(
+        as_messages(prompt), tokenize=True, add_generation_prompt=True, return_dict=True, **template_kwargs
+    )
+    return list(encoded["input_ids"])
+
+
+def row_ids(
+    prompt: Prompt, completion: str, tokenizer: "PreTrainedTokenizerBase", conversational: bool, **template_kwargs: Any
+) -> list[int]:
+    """Tokens of a prompt with its completion, tokenised as TRL tokenises the row for training."""
+    if not conversational and isinstance(prompt, str):
+        return list(tokenizer(prompt + completion)["input_ids"])
+    messages = [*as_messages(prompt), {"role": "assistant", "content": completion}]
+    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **template_kwargs)
+    return list(encoded["input_ids"])

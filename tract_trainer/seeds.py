@@ -1,0 +1,16 @@
+"""Turns anything that names a random draw into the seed of that draw."""
+
+import hashlib
+import json
+from typing import Any
+
+
+def digest(*parts: Any) -> str:
+    """A stable hash of JSON-like parts: 32 hexadecimal digits, the same on every machine and in every process."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def derive_seed(*parts: Any) -> int:
+    """A seed between 0 and 2^63 - 1 from JSON-like parts."""
+    return int(digest(*parts)[:16], 16) >> 1

@@ -1,0 +1,88 @@
+"""Turns finished rows into lines of append-only files, and those back into rows by key.
+
+A line is whole or it does not count: what a killed process left half-written is cut off by the next one.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+class Shards:
+    """
+    Rows in the files of a folder, by key. Each process appends to a file of its own and reads all of them. Only the
+    places of the rows are held in memory.
+
+    Args:
+        folder (`Path`): folder of the files, made if it is missing.
+        process_index (`int`, *optional*): number of the process that writes; `None` to read only.
+    """
+
+    def __init__(self, folder: Path, process_index: int | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.own = None if process_index is None else folder / f"process-{process_index:05d}.jsonl"
+        self.places: dict[str, tuple[Path, int]] = {}
+        for path in sorted(folder.glob("process-*.jsonl")):
+            self._index(path)
+
+    def _index(self, path: Path) -> None:
+        offset = 0
+        with path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self.places.setdefault(json.loads(line)["key"], (path, offset))
+                offset += len(line)
+        if path == self.own and offset < path.stat().st_size:
+            os.truncate(path, offset)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        path, offset = self.places[key]
+        with path.open("rb") as file:
+            file.seek(offset)
+            row: dict[str, Any] = json.loads(file.readline())
+        return row
+
+    def append(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Appends the rows that are not there yet and has them on disk before it returns."""
+        if self.own is None:
+            raise ValueError("These shards are open for reading only.")
+        with self.own.open("ab") as file:
+            for key, row in rows:
+                if key not in self.places:
+                    self.places[key] = (self.own, file.tell())
+                    file.write(json.dumps({"key": key, **row}, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """
+    Writes `settings.json` into a new folder; in an old one, compares.
+
+    Raises:
+        ValueError: the folder's settings differ. Each difference is named.
+    """
+    path = folder / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [
+            f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now"
+            for name in sorted({*before, *settings})
+            if before.get(name) != settings.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{folder} holds rows made with other settings, which cannot be mixed:\n  " + "\n  ".join(changed) + "\n"
+                "Use another output_dir, or delete this one to start over."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,223 @@
+"""Turns tokenised rows into rows with `score_labels`, and says which rows have no usable score.
+
+`score_labels` is to the squared error what `labels` is to the cross-entropy: one number per token, the gold score at
+the token that writes it and NaN elsewhere. It is found on whole rows, before they are cut or packed, because afterwards
+an earlier closing phrase can look like the real one. `T` is the number of tokens of a row.
+"""
+
+import copy
+import math
+import numbers
+from collections import Counter
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from trl import SFTConfig, pack_dataset
+
+from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
+
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+
+COLUMNS = ["input_ids", "labels", "score_labels"]
+
+
+class Cut(NamedTuple):
+    """How rows will be shortened once their score is found."""
+
+    max_length: int | None
+    how: str  # "keep_start", "keep_end" or "split"
+
+    @classmethod
+    def of(cls, args: SFTConfig, packing: bool) -> "Cut":
+        if not packing:
+            return cls(args.max_length, args.truncation_mode)
+        return cls(args.max_length, "split" if args.packing_strategy == "bfd_split" else "keep_start")
+
+    def keeps(self, position: int, length: int) -> bool:
+        """Whether the token at `position` of a row of `length` survives with the token that predicts it."""
+        if self.max_length is None:
+            return True
+        if self.how == "split":
+            return position % self.max_length > 0
+        return position > length - self.max_length if self.how == "keep_end" else position < self.max_length
+
+
+def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> dict[str, Any]:
+    """
+    Args:
+        row (`dict`): `input_ids` and `labels`, `(T,)`, and optionally `score`.
+        tokens ([`ScoreTokens`]): the scale as the row's tokenizer writes it.
+        cut ([`Cut`]): how the row will be shortened.
+
+    Returns:
+        `dict` with `score_labels`, `(T,)` float32, and `score_problem`, a key of `PROBLEMS` or `""`.
+    """
+    found = tokens.find(row["input_ids"], row["labels"])
+    problem = _problem(row, found, tokens.scale)
+    if found is not None and not problem and not cut.keeps(found.position, len(row["input_ids"])):
+        problem = "cut"
+    score_labels = np.full(len(row["input_ids"]), np.nan, dtype=np.float32)
+    if found is not None and not problem:
+        score_labels[found.position] = row["score"] if "score" in row else tokens.scale.value(found.label)
+    return {"score_labels": score_labels, "score_problem": problem}
+
+
+def _problem(row: dict[str, Any], found: FoundScore | None, scale: ScoreScale) -> str:
+    if "score" in row:
+        score = row["score"]
+        if score is not None and (isinstance(score, bool) or not isinstance(score, numbers.Real)):
+            raise ValueError(
+                f"The column `score` must hold numbers, found {score!r} ({type(score).__name__}). Convert it, e.g. "
+                "dataset.cast_column('score', datasets.Value('float32')), or remove it to use the label in the text."
+            )
+        if score is None or math.isnan(score):
+            return "empty"
+        if not scale.low <= score <= scale.high:
+            return "off_scale"
+    if found is None:
+        return "missing"
+    return "" if "score" not in row or scale.writes(found.label, row["score"]) else "mismatch"
+
+
+# What is wrong with the rows, and what to do about it.
+PROBLEMS = {
+    "missing": (
+        "hold no score",
+        "Expected {prefix!r} and one of {labels} among the trained tokens. End the completions with it, or set "
+        "score_prefix to the text that yours have",
+    ),
+    "cut": (
+        "lose their score to max_length={max_length}",
+        "Raise max_length",
+    ),
+    "empty": (
+        "have an empty `score`",
+        "Fill in the column, or remove it to use the labels in the text",
+    ),
+    "off_scale": (
+        "have a `score` off the scale of {low:g} to {high:g}",
+        "Correct the column, or set score_labels and score_values to its scale",
+    ),
+    "mismatch": (
+        "end with a label that is not the nearest to their `score`",
+        "Correct the text or the column, or remove the column to use the labels in the text",
+    ),
+}
+
+
+def describe(problem: str, row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> tuple[str, str, str]:
+    """What is wrong, how the example `row` shows it, and the remedy: three pieces of a sentence."""
+    facts = {
+        "prefix": tokens.prefix,
+        "labels": list(tokens.scale.labels),
+        "max_length": cut.max_length,
+        "low": tokens.scale.low,
+        "high": tokens.scale.high,
+    }
+    complaint, remedy = (text.format(**facts) for text in PROBLEMS[problem])
+    trained = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORE_INDEX]
+    shown = f"ending {tokens.tokenizer.decode(trained)[-80:]!r}"
+    if problem in ("off_scale", "mismatch", "empty"):
+        shown = f"with score {row['score']}, {shown}"
+    return complaint, shown, remedy + ", or drop such rows with missing_score='drop'."
+
+
+def add_score_labels(
+    dataset: AnyDataset, tokens: ScoreTokens, cut: Cut, missing_score: str, name: str, num_proc: int | None = None
+) -> tuple[AnyDataset, list[str]]:
+    """
+    Adds the column `score_labels` and applies `missing_score` to the rows without a usable score.
+
+    Returns:
+        The dataset, and a sentence for each kind of row that was dropped or kept without a score.
+
+    Raises:
+        ValueError: with `missing_score="error"`, a row has no usable score; or no row is left. For an
+            [`~datasets.IterableDataset`], when the row is read.
+    """
+    kwargs: dict[str, Any] = {"fn_kwargs": {"tokens": tokens, "cut": cut}}
+    if isinstance(dataset, IterableDataset):
+        dataset = dataset.map(target_row, **kwargs)
+        if missing_score == "error":
+            dataset = dataset.map(_refuse, fn_kwargs={"tokens": tokens, "cut": cut, "name": name})
+        elif missing_score == "drop":
+            dataset = dataset.filter(_has_score)
+        return dataset.remove_columns("score_problem"), []
+
+    dataset = dataset.map(target_row, desc=f"Finding the scores of the {name} dataset", num_proc=num_proc, **kwargs)
+    problems = dataset["score_problem"][:]
+    sentences = [
+        _sentence(problem, count, problems, dataset, tokens, cut, name)
+        for problem, count in Counter(filter(None, problems)).most_common()
+    ]
+    if sentences and missing_score == "error":
+        raise ValueError("\n".join(sentences))
+    if sentences and missing_score == "drop":
+        dataset = dataset.select([i for i, problem in enumerate(problems) if not problem])
+    if len(dataset) == 0:
+        raise ValueError("\n".join([f"No row of the {name} dataset is left to use.", *sentences]))
+    return dataset.remove_columns("score_problem"), sentences
+
+
+def _sentence(
+    problem: str, count: int, problems: list[str], dataset: Dataset, tokens: ScoreTokens, cut: Cut, name: str
+) -> str:
+    first = problems.index(problem)
+    complaint, shown, remedy = describe(problem, dataset[first], tokens, cut)
+    share = 100 * count / len(problems)
+    return (
+        f"{count:,} of {len(problems):,} {name} rows ({share:.1f} %) {complaint}; the first is row {first}, {shown}. "
+        f"{remedy}"
+    )
+
+
+def _refuse(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, name: str) -> dict[str, Any]:
+    if row["score_problem"]:
+        complaint, shown, remedy = describe(row["score_problem"], row, tokens, cut)
+        raise ValueError(f"Some {name} rows {complaint}; the first is one {shown}. {remedy}")
+    return row
+
+
+def _has_score(row: dict[str, Any]) -> bool:
+    return not row["score_problem"]
+
+
+def uncut(args: SFTConfig) -> SFTConfig:
+    """A copy of `args` under which TRL's preparation neither cuts nor shuffles."""
+    args = copy.copy(args)
+    args.max_length, args.shuffle_dataset = None, False
+    return args
+
+
+def cut_or_pack(dataset: AnyDataset, args: SFTConfig, packing: bool, name: str) -> AnyDataset:
+    """The end of TRL's preparation (cut, drop, shuffle, pack, shuffle, with its seeds) over `score_labels` too."""
+    kwargs: dict[str, Any] = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
+    if packing:
+        dataset = dataset.select_columns(COLUMNS)
+        if args.shuffle_dataset:
+            dataset = dataset.shuffle(seed=args.seed)
+        desc = {"desc": f"Packing {name} dataset"} if isinstance(dataset, Dataset) else {}
+        dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, kwargs | desc)
+    elif args.max_length is not None:
+        span = slice(None, args.max_length) if args.truncation_mode == "keep_start" else slice(-args.max_length, None)
+        dataset = dataset.map(_cut_row, fn_kwargs={"span": span}, **kwargs)
+        dataset = dataset.filter(_is_trained, **kwargs)
+    return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+
+
+def _cut_row(row: dict[str, Any], span: slice) -> dict[str, Any]:
+    return {column: row[column][span] for column in COLUMNS}
+
+
+def _is_trained(row: dict[str, Any]) -> bool:
+    return any(label != IGNORE_INDEX for label in row["labels"])
+
+
+def count_scores(dataset: Dataset) -> int:
+    """Number of scores due in a prepared dataset."""
+    batches = dataset.select_columns(["score_labels"]).with_format("arrow").iter(batch_size=1000)
+    return sum(
+        int(np.isfinite(table["score_labels"].combine_chunks().flatten().to_numpy(zero_copy_only=False)).sum())
+        for table in batches
+    )

@@ -1,0 +1,303 @@
+"""Turns a model and a dataset into a judge: TRL's `SFTTrainer` with a score loss beside the cross-entropy."""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig, SFTTrainer
+from trl.data_utils import is_conversational
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from tract_trainer.collator import DataCollatorForScoredCompletion
+from tract_trainer.config import RegressionAwareSFTConfig
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.limits import refuse_datasets, refuse_settings, refuse_topology
+from tract_trainer.losses import expected_score, score_loss, score_mass
+from tract_trainer.metrics import agreement
+from tract_trainer.scale import ScoreTokens
+from tract_trainer.score_head import add_score_head, first_output
+from tract_trainer.targets import COLUMNS, Cut, add_score_labels, count_scores, cut_or_pack, uncut
+
+logger = get_logger(__name__)
+
+Datasets = Dataset | IterableDataset
+
+
+class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
+    """
+    Trainer for TRACT (Chiang, Lee and Lukasik, ACL 2025): `SFTTrainer` whose loss is, with `y` the gold score and
+    `yhat` the expected score where the row writes it (eq. 4),
+
+        `ce_loss_weight * cross-entropy + score_loss_weight * (yhat - y)^2`.
+
+    The arguments are those of [`~trl.SFTTrainer`]; `args` is a [`RegressionAwareSFTConfig`], and a plain
+    [`~trl.SFTConfig`] gets its defaults. The datasets are any of TRL's types, with an optional float column `score`:
+    with it, it is the target; without it, the value of the label in the text.
+
+    Overridden are `_prepare_dataset` (finds the scores), `get_batch_samples` (counts them), `compute_loss` (adds the
+    term), `evaluation_loop` and `log` (their figures) and `_save` (adds `judge_config.json`). The rest is inherited.
+
+    Logged: `ce_loss`, `score_loss`, `score_mae` and `score_mass` (probability on the scale), as means over the logging
+    window; in evaluation also `score_pearson`, `score_spearman` and `score_rmse`, over the whole evaluation set.
+
+    Raises:
+        ValueError: a combination of settings under which the score term would not be exact, or rows without a usable
+            score (see `missing_score`).
+    """
+
+    _tag_names = ["trl", "sft", "tract-trainer", "llm-as-a-judge"]
+    _name = "TRACT"
+    _paper = {
+        "title": "TRACT: Regression-Aware Fine-tuning Meets Chain-of-Thought Reasoning for LLM-as-a-Judge",
+        "id": "2503.04381",
+    }
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SFTConfig | TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Datasets | None = None,
+        eval_dataset: Datasets | dict[str, Datasets] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = RegressionAwareSFTConfig(f"{name.split('/')[-1]}-judge")
+        elif not isinstance(args, RegressionAwareSFTConfig):
+            args = RegressionAwareSFTConfig.from_training_arguments(args)
+        refuse_settings(args, compute_loss_func)
+        refuse_datasets(train_dataset, eval_dataset)
+        self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
+        self._sample = next(iter(train_dataset)) if train_dataset is not None else {}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            formatting_func=formatting_func,
+        )
+        refuse_topology(self.accelerator)
+        if type(self.data_collator) is DataCollatorForLanguageModeling:
+            self.data_collator = DataCollatorForScoredCompletion(
+                **vars(self.data_collator),
+                score_tokens=self.score_tokens,
+                score_token_in_ce=args.score_token_in_ce,
+                missing_score=args.missing_score,
+            )
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        add_score_head(base, self.score_tokens.ids)
+        self._values = torch.tensor(args.scale.values)
+        self._scores_in_step: Tensor | None = None
+        self._steps_in_window = 0
+        self._window = torch.zeros(5)
+        self._evaluated: list[tuple[float, Tensor]] = []
+
+    @functools.cached_property
+    def score_tokens(self) -> ScoreTokens:
+        """The scale as the tokenizer writes it after the prefix."""
+        return ScoreTokens.resolve(self._score_args.scale, self._score_args.score_prefix, self._tokenizer)
+
+    @property
+    def judge_config(self) -> JudgeConfig:
+        """What [`Judge`] needs to know of this model, saved with it as `judge_config.json`."""
+        conversational = is_conversational(self._sample) if "input_ids" not in self._sample else (
+            self._tokenizer.chat_template is not None
+        )
+        return JudgeConfig.of(
+            self.args, conversational, chat_template_kwargs=self._sample.get("chat_template_kwargs") or {}
+        )
+
+    # Data
+
+    def _prepare_dataset(
+        self,
+        dataset: Datasets,
+        processing_class: Any,
+        args: SFTConfig,
+        packing: bool,
+        formatting_func: Callable[[dict[str, Any]], str] | None,
+        dataset_name: str,
+    ) -> Datasets:
+        columns = set(dataset.column_names or next(iter(dataset)))
+        if {*COLUMNS, "seq_lengths"} <= columns:  # packed by an earlier call
+            return dataset
+        # The score is found on whole rows, in their order: what cuts, shuffles and packs comes afterwards.
+        dataset = super()._prepare_dataset(
+            dataset, processing_class, uncut(args), False, formatting_func, dataset_name
+        )
+        if "score_labels" not in columns:
+            dataset, lost = add_score_labels(
+                dataset,
+                self.score_tokens,
+                Cut.of(args, packing),
+                self._score_args.missing_score,
+                "training" if dataset_name == "train" else dataset_name,
+                args.dataset_num_proc,
+            )
+            for sentence in lost:
+                logger.warning(f"missing_score={self._score_args.missing_score!r}: {sentence}")
+        return cut_or_pack(dataset, args, packing, dataset_name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "score_labels" not in self._signature_columns:
+            self._signature_columns += ["score_labels", "score"]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        if "score_labels" in inputs:  # DeepSpeed casts every float of a batch to its own dtype
+            prepared["score_labels"] = inputs["score_labels"].to(self.args.device, torch.float32)
+        return prepared
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.zeros((), dtype=torch.long, device=device)
+        for batch in batches:
+            count += _due(batch).sum().to(device)
+        self._scores_in_step = self.accelerator.gather(count).sum().clamp(min=1)
+        self._steps_in_window += 1
+        return batches, num_items
+
+    # Loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        due = _due(inputs)
+        with first_output(model) as seen:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        ce_loss, outputs = result if return_outputs else (result, None)
+        log_probs = seen[0].score_log_probs  # (N, K)
+        gold = inputs["score_labels"][:, 1:][due].to(log_probs.device)  # (N,)
+        losses = score_loss(
+            log_probs, self._values, gold, self.args.score_loss_type, self.args.renormalize_scores
+        )  # (N,)
+        if self.model.training:
+            accumulated = self.current_gradient_accumulation_steps if self._trainer_divides(num_items_in_batch) else 1
+            count = max(len(gold), 1) if self._scores_in_step is None else self._scores_in_step.to(losses.device)
+            # Data parallelism averages the gradients over the processes, and the trainer may divide by the steps.
+            score_term = losses.sum() / count * self.accelerator.num_processes * accumulated
+        else:
+            accumulated = 1
+            score_term = losses.sum() / max(len(gold), 1)
+        self._record(ce_loss / accumulated, losses, log_probs, gold)
+        weighted = ((self.args.ce_loss_weight, ce_loss), (self.args.score_loss_weight, score_term))
+        loss = sum(weight * term for weight, term in weighted if weight)
+        return (loss, outputs) if return_outputs else loss
+
+    def _trainer_divides(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Whether `training_step` divides the loss by the accumulation steps: it does unless the loss was scaled."""
+        if self.loss_is_scaled_for_ga is not None:
+            return not self.loss_is_scaled_for_ga
+        return not (self.model_accepts_loss_kwargs and num_items_in_batch is not None)
+
+    # Figures
+
+    @torch.no_grad()
+    def _record(self, ce_loss: Tensor, losses: Tensor, log_probs: Tensor, gold: Tensor) -> None:
+        predicted = expected_score(log_probs, self._values, self.args.renormalize_scores)
+        rows = torch.stack([losses, (predicted - gold).abs(), score_mass(log_probs), predicted, gold], dim=1)  # (N, 5)
+        if self.model.training:
+            sums = torch.cat([rows[:, :3].sum(0), ce_loss.reshape(1), losses.new_tensor([len(gold)])])
+            self._window = self._window.to(sums.device) + sums  # no synchronisation here
+        else:
+            self._evaluated.append((ce_loss, rows))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._steps_in_window:
+            totals = self.accelerator.reduce(self._window.to(self.accelerator.device), "sum").tolist()
+            names = ("score_loss", "score_mae", "score_mass")
+            logs["ce_loss"] = totals[3] / self.accelerator.num_processes / self._steps_in_window
+            logs.update({name: total / totals[4] for name, total in zip(names, totals, strict=False) if totals[4]})
+            self._window.zero_()
+            self._steps_in_window = 0
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        self._evaluated = []
+        output: EvalLoopOutput = super().evaluation_loop(
+            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        figures = self._evaluation_figures(dataloader.dataset)
+        output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
+        return output
+
+    def _evaluation_figures(self, dataset: Any) -> dict[str, float]:
+        batches = [
+            (step, self.accelerator.process_index, float(ce_loss), rows.cpu().numpy())
+            for step, (ce_loss, rows) in enumerate(self._evaluated)
+        ]
+        self._evaluated = []
+        if self.accelerator.num_processes > 1:
+            batches = sorted(gather_object(batches), key=lambda batch: batch[:2])
+        if not batches:
+            return {}
+        rows = torch.cat([torch.from_numpy(batch[3]) for batch in batches])
+        if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset):
+            rows = rows[: count_scores(dataset)]  # the last batches repeat the first rows to be of equal size
+        figures = {"ce_loss": sum(batch[2] for batch in batches) / len(batches)}
+        if not len(rows):
+            return figures
+        means = zip(("score_loss", "score_mae", "score_mass"), rows[:, :3].mean(0).tolist(), strict=True)
+        found = agreement(rows[:, 3].numpy(), rows[:, 4].numpy(), n_resamples=0)
+        return figures | dict(means) | {f"score_{name}": found[name] for name in ("pearson", "spearman", "rmse")}
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.judge_config.save(output_dir or self.args.output_dir)
+
+
+def _due(batch: dict[str, Any]) -> Tensor:
+    """Where a score is due, `(B, T - 1)`: the score at token t is predicted from token t - 1."""
+    if "score_labels" not in batch:
+        raise ValueError(
+            f"The data collator returned no `score_labels`, only {sorted(batch)}. Leave data_collator out, or make "
+            "yours a subclass of DataCollatorForScoredCompletion."
+        )
+    score_labels: Tensor = batch["score_labels"]
+    return ~score_labels[:, 1:].isnan()
