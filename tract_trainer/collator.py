@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.targets import Cut, describe, target_row
 
@@ -58,7 +59,7 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
         if "score_labels" in example:
             return example["score_labels"]
         if self.score_tokens is None:
-            raise ValueError(
+            raise InputError(
                 "An example has no `score_labels`, and the collator has no `score_tokens` to find its score with. "
                 "Pass score_tokens=ScoreTokens.resolve(scale, prefix, tokenizer)."
             )
@@ -66,5 +67,16 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
         target = target_row(row, self.score_tokens, Cut(None, "keep_start"))
         if target["score_problem"] and self.missing_score == "error":
             complaint, shown, remedy = describe(target["score_problem"], row, self.score_tokens, Cut(None, ""))
-            raise ValueError(f"Some rows {complaint}; the first is one {shown}. {remedy}")
+            raise InputError(f"Some rows {complaint}; the first is one {shown}. {remedy}")
         return target["score_labels"]
+
+
+def scores_due(batch: dict[str, Any]) -> Tensor:
+    """Where a score is due, `(B, T - 1)`: the score at token t is predicted from token t - 1."""
+    if "score_labels" not in batch:
+        raise InputError(
+            f"The data collator returned no `score_labels`, only {sorted(batch)}. Leave data_collator out, or make "
+            "yours a subclass of DataCollatorForScoredCompletion."
+        )
+    score_labels: Tensor = batch["score_labels"]
+    return ~score_labels[:, 1:].isnan()

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from tract_trainer.errors import InputError
 from tract_trainer.losses import SCORE_LOSSES
 from tract_trainer.scale import ScoreScale
 
@@ -96,21 +97,20 @@ class RegressionAwareSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.score_labels = [str(label) for label in self.score_labels]  # YAML reads [1, 2] as integers
+        self.score_labels = list(self.scale.labels)  # as text: YAML reads [1, 2] as integers
         for name, choices in (("score_loss_type", list(SCORE_LOSSES)), ("missing_score", ["error", "drop", "keep"])):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {choices}.")
+                raise InputError(f"{name}={getattr(self, name)!r} is not one of {choices}.")
         for name in ("score_loss_weight", "ce_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+                raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
         if self.score_loss_weight == 0 and self.ce_loss_weight == 0:
-            raise ValueError("score_loss_weight and ce_loss_weight are both 0, so there is nothing to train on.")
+            raise InputError("score_loss_weight and ce_loss_weight are both 0, so there is nothing to train on.")
         if self.score_loss_type == "wasserstein" and self.ce_loss_weight == 0 and not self.renormalize_scores:
-            raise ValueError(
+            raise InputError(
                 "score_loss_type='wasserstein' without a cross-entropy is smallest with all probability off the "
                 "scale. Set renormalize_scores=True, or ce_loss_weight above 0."
             )
-        self.scale  # refuses labels and values that do not make a scale
 
     @property
     def scale(self) -> ScoreScale:

@@ -17,6 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from tract_trainer.engines import Rationale, Sampling
+from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
 from tract_trainer.metrics import agreement
 from tract_trainer.records import Prompt, close, prompt_ids
@@ -88,11 +89,11 @@ def generate_cot_dataset(
             one rationale came to a score.
     """
     if unfinished not in ("drop", "force"):
-        raise ValueError(f"unfinished={unfinished!r} is not one of ['drop', 'force'].")
+        raise InputError(f"unfinished={unfinished!r} is not one of ['drop', 'force'].")
     if num_cots < 1 or max_retries < 0:
-        raise ValueError(f"Expected num_cots >= 1 and max_retries >= 0, got {num_cots} and {max_retries}.")
+        raise InputError(f"Expected num_cots >= 1 and max_retries >= 0, got {num_cots} and {max_retries}.")
     if len(dataset) == 0:
-        raise ValueError("The dataset has no rows, so there is nothing to write rationales for.")
+        raise InputError("The dataset has no rows, so there is nothing to write rationales for.")
     sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
     judge = model if isinstance(model, Judge) else Judge.from_pretrained(model, engine, batch_size=batch_size)
     work = _Work(judge, dataset, num_cots, sampling, seed, max_retries)
@@ -105,7 +106,10 @@ def generate_cot_dataset(
     state.wait_for_everyone()  # every process has read the shards before one writes
     pending = batches[state.process_index :: state.num_processes]
     with tqdm(
-        total=sum(map(len, pending)), desc="Writing rationales", unit="cot", disable=not progress or not state.is_main_process
+        total=sum(map(len, pending)),
+        desc="Writing rationales",
+        unit="cot",
+        disable=not progress or not state.is_main_process,
     ) as bar:
         for batch in pending:
             requests = list(work.requests(batch))
@@ -165,7 +169,7 @@ class _Work:
             label = text.rpartition(config.score_prefix)[2].strip()
             score = config.scale.value(label) if label in config.score_labels else None
         if score is None or not config.scale.low <= score <= config.scale.high:
-            raise ValueError(
+            raise InputError(
                 f"Row {row} has no gold score on the scale of {config.scale.low:g} to {config.scale.high:g}: its score "
                 f"is {score}. Fill in the column `score`, or leave such rows out."
             )
@@ -197,7 +201,7 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
     if row.get("messages"):
         messages: list[dict[str, str]] = row["messages"]
         return messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    raise ValueError(f"A row needs `prompt` or `messages` to write a rationale for; found the columns {sorted(row)}.")
+    raise InputError(f"A row needs `prompt` or `messages` to write a rationale for; found the columns {sorted(row)}.")
 
 
 def _assemble(work: _Work, shards: Shards, folder: Path, unfinished: str) -> None:
@@ -231,16 +235,18 @@ def _assemble(work: _Work, shards: Shards, folder: Path, unfinished: str) -> Non
             counts["dropped" if unfinished == "drop" else "forced"] += 1
             if unfinished == "drop":
                 continue
-        pending.append(_example(request, written["text"], config.scale.nearest_label(request.score), config.score_prefix))
+        pending.append(
+            _example(request, written["text"], config.scale.nearest_label(request.score), config.score_prefix)
+        )
         if len(pending) == 1000:
             flush()
     if pending:
         flush()
     if writer is None:
-        raise ValueError(
+        raise InputError(
             f"Not one of {counts['rationales']} rationales came to {config.score_prefix!r} and a label within "
-            f"{work.sampling.max_new_tokens} tokens. Is the model trained to end so? Otherwise raise max_new_tokens, or "
-            "set unfinished='force'."
+            f"{work.sampling.max_new_tokens} tokens. Is the model trained to end so? Otherwise raise max_new_tokens, "
+            "or set unfinished='force'."
         )
     writer.close()
     (folder / "train.parquet.tmp").replace(folder / "train.parquet")
@@ -259,8 +265,6 @@ def _example(request: Request, rationale: str, label: str, prefix: str) -> dict[
     completion = close(rationale, prefix, label)
     return {
         "prompt": request.prompt,
-        "completion": completion
-        if isinstance(request.prompt, str)
-        else [{"role": "assistant", "content": completion}],
+        "completion": completion if isinstance(request.prompt, str) else [{"role": "assistant", "content": completion}],
         "score": request.score,
     }

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tract_trainer.errors import InputError
 from tract_trainer.records import DEFAULT_TEMPLATE
 from tract_trainer.scale import ScoreScale
 
@@ -82,15 +83,21 @@ class JudgeConfig:
         known = {f.name for f in fields(cls)}
         required = {"score_labels", "score_values", "score_prefix"}
         if unknown := sorted(set(found) - known):
-            raise ValueError(f"{path} holds unknown keys {unknown}; known are {sorted(known)}. Is tract-trainer older?")
+            raise InputError(f"{path} holds unknown keys {unknown}; known are {sorted(known)}. Is tract-trainer older?")
         if missing := sorted(required - set(found)):
-            raise ValueError(f"{path} lacks {missing}. Add them, or train the judge again to have the file written.")
+            raise InputError(f"{path} lacks {missing}. Add them, or train the judge again to have the file written.")
         return cls(**found)
 
 
 def _download(name_or_path: str | Path, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     missing = (
         f"{str(name_or_path)!r} holds no {FILE_NAME}, so its scale and prefix are unknown. A judge is a model saved by "
@@ -101,7 +108,7 @@ def _download(name_or_path: str | Path, revision: str | None) -> Path:
         raise FileNotFoundError(missing)
     try:
         return Path(hf_hub_download(str(name_or_path), FILE_NAME, revision=revision))
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HFValidationError, OfflineModeIsEnabled) as error:
+        raise FileNotFoundError(f"There is no folder {str(name_or_path)!r}, and the Hub gave none: {error}") from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(missing) from error
-    except (HFValidationError, OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(f"There is no folder {str(name_or_path)!r}, and the Hub gave none: {error}") from error

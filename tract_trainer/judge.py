@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tract_trainer.engines import Engine, Rationale, Sampling
+from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.losses import expected_score
 from tract_trainer.records import Record, close, prompt_ids, prompt_of, row_ids
@@ -95,7 +96,7 @@ class Judge:
             ValueError: the engine is not known.
         """
         if engine != "transformers":
-            raise ValueError(f"engine={engine!r} is not known; known is 'transformers'.")
+            raise InputError(f"engine={engine!r} is not known; known is 'transformers'.")
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         config = JudgeConfig.load(name_or_path, revision)
@@ -132,6 +133,7 @@ class Judge:
         num_cots: int = 1,
         *,
         seed: int = 42,
+        unfinished: str = "unscored",
         progress: bool | None = None,
         **sampling: Any,
     ) -> Judgment | list[Judgment]:
@@ -143,6 +145,9 @@ class Judge:
             num_cots (`int`, *optional*, defaults to `1`): rationales per record, whose scores are averaged.
             seed (`int`, *optional*, defaults to `42`):
                 Seed. A record's rationales depend on its prompt and this number, not on the records beside it.
+            unfinished (`str`, *optional*, defaults to `"unscored"`):
+                What to do with a rationale that never comes to a score: leave it `"unscored"`, or `"force"` it: put
+                the prefix where it ends and read the score there.
             progress (`bool`, *optional*): whether to show a progress bar; by default, for more than one batch.
             **sampling: fields of [`~tract_trainer.engines.Sampling`], e.g. `temperature=0`.
 
@@ -151,8 +156,8 @@ class Judge:
             is unscored: `score` is NaN and `reason` says why.
         """
         if isinstance(records, Mapping):
-            return next(self.stream([records], num_cots, seed=seed, progress=False, **sampling))
-        return list(self.stream(records, num_cots, seed=seed, progress=progress, **sampling))
+            return next(self.stream([records], num_cots, seed=seed, unfinished=unfinished, progress=False, **sampling))
+        return list(self.stream(records, num_cots, seed=seed, unfinished=unfinished, progress=progress, **sampling))
 
     def stream(
         self,
@@ -160,12 +165,15 @@ class Judge:
         num_cots: int = 1,
         *,
         seed: int = 42,
+        unfinished: str = "unscored",
         progress: bool | None = None,
         **sampling: Any,
     ) -> Iterator[Judgment]:
         """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
         if num_cots < 1:
-            raise ValueError(f"num_cots must be at least 1, got {num_cots}.")
+            raise InputError(f"num_cots must be at least 1, got {num_cots}.")
+        if unfinished not in ("unscored", "force"):
+            raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
         settings = Sampling(**sampling)
         chunk = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
         shown = len(records) > chunk if progress is None else progress
@@ -175,19 +183,35 @@ class Judge:
                 requests = [row for row in rows for _ in range(num_cots)]
                 seeds = [derive_seed(seed, row, cot) for row in rows for cot in range(num_cots)]
                 rationales = self.engine.generate(requests, seeds, settings)
+                if unfinished == "force":
+                    owners = [record for record in records[start : start + chunk] for _ in range(num_cots)]
+                    rationales = self._forced(owners, rationales)
                 for i in range(len(rows)):
                     yield self.judgment(rationales[i * num_cots : (i + 1) * num_cots], settings.max_new_tokens)
                     bar.update()
 
+    def _forced(self, records: Sequence[Record], rationales: Sequence[Rationale]) -> list[Rationale]:
+        """`rationales`, one per record, with a score read where those end that came to none."""
+        open_ends = [i for i, rationale in enumerate(rationales) if rationale.log_probs is None]
+        forced = self._read([records[i] for i in open_ends], [rationales[i].text for i in open_ends])
+        read = {
+            i: rationales[i]._replace(label=r.label, log_probs=r.log_probs, forced=True)
+            for i, r in zip(open_ends, forced, strict=True)
+        }
+        return [read.get(i, rationale) for i, rationale in enumerate(rationales)]
+
+    def _read(self, records: Sequence[Record], rationales: Sequence[str]) -> list[Rationale]:
+        """Given rationales, one per record, with the log-probabilities of the scale and its most likely label."""
+        rows = [self.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
+        labels = self.config.score_labels
+        return [
+            Rationale(text, labels[int(np.argmax(row))], row, 0)
+            for text, row in zip(rationales, self.engine.score(rows), strict=True)
+        ]
+
     def rescore(self, records: Sequence[Record], rationales: Sequence[str]) -> list[Judgment]:
         """Scores given rationales, one per record, on the tokens that training would see. Draws nothing."""
-        rows = [self.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
-        log_probs = self.engine.score(rows)
-        labels = self.config.scale.labels
-        return [
-            self.judgment([Rationale(text, labels[int(np.argmax(row))], row, 0)])
-            for text, row in zip(rationales, log_probs, strict=True)
-        ]
+        return [self.judgment([rationale]) for rationale in self._read(records, rationales)]
 
     def prompt_ids(self, record: Record) -> list[int]:
         """Tokens of the record's prompt, up to where the judge starts to write."""
@@ -208,7 +232,7 @@ class Judge:
         )
         found = self.engine.tokens.find(row)
         if found is None:
-            raise ValueError(f"The chat template drops the closing phrase of a completion ending {rationale[-80:]!r}.")
+            raise InputError(f"The chat template drops the closing phrase of a completion ending {rationale[-80:]!r}.")
         return row[: found.position]
 
     def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0) -> Judgment:
@@ -217,13 +241,11 @@ class Judge:
         if not finished:
             cut = sum(rationale.num_tokens >= max_new_tokens for rationale in rationales)
             reason = (
-                f"None of {len(rationales)} rationales came to {self.config.score_prefix!r} and a label; {cut} were cut "
-                f"at max_new_tokens={max_new_tokens}."
+                f"None of {len(rationales)} rationales came to {self.config.score_prefix!r} and a label; {cut} were "
+                f"cut at max_new_tokens={max_new_tokens}."
             )
             nothing = (math.nan,) * len(self.config.score_labels)
-            return Judgment(
-                math.nan, nothing, math.nan, math.nan, None, rationales[0].text, reason, tuple(rationales)
-            )
+            return Judgment(math.nan, nothing, math.nan, math.nan, None, rationales[0].text, reason, tuple(rationales))
         log_probs = torch.tensor([rationale.log_probs for rationale in finished])  # (finished, K)
         score = expected_score(log_probs, self._values, self.config.renormalize_scores).mean()
         probs = log_probs.exp().mean(0)  # (K,)
@@ -257,5 +279,5 @@ def _stop_ids(model: "PreTrainedModel", tokens: ScoreTokens, config: JudgeConfig
                 ids.append(after)
     stop = sorted({int(i) for i in ids if i is not None})
     if not stop:
-        raise ValueError("Neither the model nor the tokenizer has an end-of-sequence token. Set tokenizer.eos_token.")
+        raise InputError("Neither the model nor the tokenizer has an end-of-sequence token. Set tokenizer.eos_token.")
     return stop

@@ -8,22 +8,23 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from tract_trainer.config import RegressionAwareSFTConfig
+from tract_trainer.errors import InputError
 
 
 def refuse_settings(args: RegressionAwareSFTConfig, compute_loss_func: Callable[..., Any] | None) -> None:
     """Raises `ValueError` for settings under which the score term would be missing or wrong."""
     if args.packing and args.packing_strategy == "wrapped":
-        raise ValueError(
+        raise InputError(
             "packing_strategy='wrapped' cuts rows anywhere, so scores are lost and judged in another row's context. "
             "Use packing_strategy='bfd' or 'bfd_split', or packing=False."
         )
     if args.label_smoothing_factor:
-        raise ValueError(
+        raise InputError(
             f"label_smoothing_factor={args.label_smoothing_factor} takes the loss from a second forward, without the "
             "score term. Set label_smoothing_factor=0; the score loss already tells near misses from far ones."
         )
     if compute_loss_func is not None:
-        raise ValueError(
+        raise InputError(
             "compute_loss_func takes the loss from a second forward, without the score term. "
             "Leave it out and override RegressionAwareSFTTrainer.compute_loss instead."
         )
@@ -34,10 +35,10 @@ def refuse_datasets(train_dataset: Any, eval_dataset: Any) -> None:
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     for name, dataset in {"train": train_dataset, **evals}.items():
         if isinstance(dataset, Dataset) and len(dataset) == 0:
-            raise ValueError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
+            raise InputError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
     sample = next(iter(train_dataset), {}) if train_dataset is not None else {}
     if {"image", "images"} & set(sample):
-        raise ValueError(
+        raise InputError(
             "The dataset holds images. Their rows are tokenised batch by batch, where a score cut off by max_length "
             "cannot be told from an earlier one, so images are not supported. Remove the image columns."
         )
@@ -47,13 +48,13 @@ def refuse_topology(accelerator: Accelerator) -> None:
     """Raises `ValueError` for context and sequence parallelism, and for processes that do not know each other."""
     parallelism = accelerator.parallelism_config
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-        raise ValueError(
+        raise InputError(
             "Context and sequence parallelism split a row over processes, and the score's row with it. "
             "Set cp_size=1 and sp_size=1; FSDP, DeepSpeed ZeRO and tensor parallelism keep rows whole."
         )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and accelerator.num_processes == 1:
-        raise ValueError(
+        raise InputError(
             f"WORLD_SIZE is {world}, but the processes form no group, so each would train alone. "
             "On CPU, set use_cpu=True in the training arguments; on GPUs, check that each process sees one."
         )

@@ -89,9 +89,9 @@ def soft_ce(score_log_probs: Tensor, values: Tensor, gold: Tensor) -> Tensor:
     log_probs = score_log_probs[:, order]
     at = log_probs.gather(1, torch.stack([upper - 1, upper], dim=1))  # (N, 2)
     # xlogy's convention: a label of weight 0 costs 0, even where its log-probability is -inf.
-    return -torch.where(
-        (share := torch.stack([1 - weight, weight], dim=1)) > 0, share * at, torch.zeros_like(at)
-    ).sum(-1)
+    return -torch.where((share := torch.stack([1 - weight, weight], dim=1)) > 0, share * at, torch.zeros_like(at)).sum(
+        -1
+    )
 
 
 SCORE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from tract_trainer.errors import InputError
+
 Floats = NDArray[np.float64]
 
 
@@ -38,9 +40,7 @@ def mae(x: Floats, y: Floats) -> float:
     return float(np.mean(np.abs(x - y)))
 
 
-FIGURES: dict[str, Callable[[Floats, Floats], float]] = {
-    f.__name__: f for f in (pearson, spearman, kendall, rmse, mae)
-}
+FIGURES: dict[str, Callable[[Floats, Floats], float]] = {f.__name__: f for f in (pearson, spearman, kendall, rmse, mae)}
 
 
 def agreement(
@@ -71,10 +71,10 @@ def agreement(
     """
     x, y = np.asarray(predictions, dtype=np.float64), np.asarray(gold, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:
-        raise ValueError(f"Expected one gold score per prediction, got shapes {x.shape} and {y.shape}.")
+        raise InputError(f"Expected one gold score per prediction, got shapes {x.shape} and {y.shape}.")
     if not np.isfinite(y).all():
         row = int(np.flatnonzero(~np.isfinite(y))[0])
-        raise ValueError(f"Gold scores must be finite numbers; number {row} is {y[row]}. Leave such records out.")
+        raise InputError(f"Gold scores must be finite numbers; number {row} is {y[row]}. Leave such records out.")
     scored = np.isfinite(x)
     x, y = x[scored], y[scored]
     result: dict[str, float | int | tuple[float, float]] = {"n": len(scored), "unscored": int((~scored).sum())}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ You are judging a response to an instruction. Go by the rubric alone.
 ### Reference response
 {{ reference }}
 {% endif %}
+
 ### Rubric
 {% if rubric is mapping -%}
 {% for key, text in rubric.items() -%}
@@ -40,6 +42,7 @@ You are judging a response to an instruction. Go by the rubric alone.
 {%- else -%}
 {{ rubric }}
 {% endif %}
+
 Write a short rationale that weighs the response against the rubric. Then end with "{{ prefix }}" and one of \
 {{ labels | join(", ") }}.
 """
@@ -59,17 +62,17 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             records = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not valid {path.suffix}: {error}. Give a .json list or a .jsonl file, one record a line."
         ) from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"{path} must hold a list of records, found {type(records).__name__}.")
+        raise InputError(f"{path} must hold a list of records, found {type(records).__name__}.")
     if not records:
-        raise ValueError(f"{path} holds no records.")
+        raise InputError(f"{path} holds no records.")
     return records
 
 
@@ -94,8 +97,8 @@ def prompt_of(record: Record, scale: ScoreScale, prefix: str, template: str = DE
             {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
         )
     if record.get("instruction") and record.get("response") is None and record.get("rubric") is None:
-        return str(record["instruction"]).rstrip('",')  # the public files have a stray `",` at some ends
-    raise ValueError(
+        return str(record["instruction"]).removesuffix('",')  # the public files have a stray `",` at some ends
+    raise InputError(
         f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {sorted(record)}."
     )
 
@@ -118,7 +121,7 @@ def gold_score(record: Record) -> float | None:
     try:
         return sum(map(float, values)) / len(values)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"A gold score must be a number or a list of numbers, found {value!r}.") from error
+        raise InputError(f"A gold score must be a number or a list of numbers, found {value!r}.") from error
 
 
 def close(rationale: str, prefix: str, label: str) -> str:
@@ -141,14 +144,15 @@ def training_examples(
         gold = gold_score(record)
         found = next((record[name] for name in RATIONALE_COLUMNS if record.get(name) is not None), None)
         if gold is None or found is None:
-            raise ValueError(
+            raise InputError(
                 f"Record {number} cannot be trained on: it needs a score (one of {list(SCORE_COLUMNS)}) and a "
                 f"rationale (one of {list(RATIONALE_COLUMNS)}); found {sorted(record)}."
             )
         prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE)
         for rationale in found if isinstance(found, list) else [found]:
-            opened = str(rationale).split("[RESULT]")[0].rpartition(prefix)
-            completion = close((opened[0] or opened[2]).strip(), prefix, scale.nearest_label(gold))
+            text = str(rationale).split("[RESULT]")[0]
+            text = text.rpartition(prefix)[0] if prefix in text else text
+            completion = close(text.strip(), prefix, scale.nearest_label(gold))
             yield {
                 "prompt": as_messages(prompt) if conversational else prompt,
                 "completion": [{"role": "assistant", "content": completion}] if conversational else completion,

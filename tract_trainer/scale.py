@@ -5,9 +5,12 @@ needs torch. Shape letters: `T` tokens of a row, `K` labels of the scale.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+from tract_trainer.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,17 +47,17 @@ class ScoreScale:
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "values", _values_of(labels) if values is None else tuple(map(float, values)))
         if len(self.labels) < 2:
-            raise ValueError(f"A scale needs at least two labels, got {list(self.labels)}.")
+            raise InputError(f"A scale needs at least two labels, got {list(self.labels)}.")
         if len(self.values) != len(self.labels):
-            raise ValueError(
+            raise InputError(
                 f"Expected one value per label: {len(self.labels)} labels, but {len(self.values)} values. "
                 f"Give score_values={len(self.labels)} numbers, in the order of score_labels."
             )
         for name, items in (("labels", self.labels), ("values", self.values)):
             if len(set(items)) < len(items):
-                raise ValueError(f"The {name} of a scale must differ from each other, got {list(items)}.")
+                raise InputError(f"The {name} of a scale must differ from each other, got {list(items)}.")
         if not all(map(math.isfinite, self.values)):
-            raise ValueError(f"The values of a scale must be finite numbers, got {list(self.values)}.")
+            raise InputError(f"The values of a scale must be finite numbers, got {list(self.values)}.")
 
     @classmethod
     def integers(cls, low: int, high: int) -> "ScoreScale":
@@ -118,7 +121,7 @@ class ScoreTokens:
             ValueError: the prefix is empty, a label takes more than one token, or two labels share one.
         """
         if not prefix:
-            raise ValueError(
+            raise InputError(
                 "score_prefix is empty, so nothing tells the score from any other token of the scale. "
                 "Give the text that stands right before the score, e.g. score_prefix='Score: '."
             )
@@ -127,10 +130,10 @@ class ScoreTokens:
         for label, row in zip(scale.labels, rows, strict=True):
             tail = row[shared:]
             if len(tail) != 1 or not _decode(tokenizer, tail).endswith(label):
-                raise ValueError(_not_one_token(label, [_decode(tokenizer, [token]) for token in tail], prefix))
+                raise InputError(_not_one_token(label, [_decode(tokenizer, [token]) for token in tail], prefix))
         ids = tuple(row[shared] for row in rows)
         if len(set(ids)) < len(ids):
-            raise ValueError(
+            raise InputError(
                 f"This tokenizer writes two of the labels {list(scale.labels)} with the same token after {prefix!r}. "
                 "Use labels that differ in more than case or spacing."
             )
@@ -155,16 +158,21 @@ class ScoreTokens:
                 continue
             # Compared as text: the first tokens of the prefix depend on the character before it.
             text = _decode(self.tokenizer, input_ids[max(0, position + 1 - self.window) : position + 1])
-            if text.endswith(self.prefix + label):
+            if text.endswith(self.prefix + label) and not self._goes_on(label, input_ids[position : position + 4]):
                 return FoundScore(position, label)
         return None
+
+    def _goes_on(self, label: str, ids: Sequence[int]) -> bool:
+        """Whether `label`, written by the first of `ids`, is only the start of a word or number: 4.5, 10."""
+        after = _decode(self.tokenizer, ids).lstrip().removeprefix(label)
+        return re.match(r"\w|[.,]\d", after) is not None
 
 
 def _values_of(labels: tuple[str, ...]) -> tuple[float, ...]:
     try:
         return tuple(float(label) for label in labels)
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"The labels {list(labels)} are not all numbers, so their values must be given: "
             f"score_values={list(range(1, len(labels) + 1))}, for example."
         ) from error

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tract_trainer.errors import InputError
+
 
 class Shards:
     """
@@ -51,7 +53,7 @@ class Shards:
     def append(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
         """Appends the rows that are not there yet and has them on disk before it returns."""
         if self.own is None:
-            raise ValueError("These shards are open for reading only.")
+            raise InputError("These shards are open for reading only.")
         with self.own.open("ab") as file:
             for key, row in rows:
                 if key not in self.places:
@@ -77,8 +79,10 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
             if before.get(name) != settings.get(name)
         ]
         if changed:
-            raise ValueError(
-                f"{folder} holds rows made with other settings, which cannot be mixed:\n  " + "\n  ".join(changed) + "\n"
+            raise InputError(
+                f"{folder} holds rows made with other settings, which cannot be mixed:\n  "
+                + "\n  ".join(changed)
+                + "\n"
                 "Use another output_dir, or delete this one to start over."
             )
         return

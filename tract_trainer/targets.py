@@ -15,6 +15,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from trl import SFTConfig, pack_dataset
 
+from tract_trainer.errors import InputError
 from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
@@ -67,7 +68,7 @@ def _problem(row: dict[str, Any], found: FoundScore | None, scale: ScoreScale) -
     if "score" in row:
         score = row["score"]
         if score is not None and (isinstance(score, bool) or not isinstance(score, numbers.Real)):
-            raise ValueError(
+            raise InputError(
                 f"The column `score` must hold numbers, found {score!r} ({type(score).__name__}). Convert it, e.g. "
                 "dataset.cast_column('score', datasets.Value('float32')), or remove it to use the label in the text."
             )
@@ -152,11 +153,11 @@ def add_score_labels(
         for problem, count in Counter(filter(None, problems)).most_common()
     ]
     if sentences and missing_score == "error":
-        raise ValueError("\n".join(sentences))
+        raise InputError("\n".join(sentences))
     if sentences and missing_score == "drop":
         dataset = dataset.select([i for i, problem in enumerate(problems) if not problem])
     if len(dataset) == 0:
-        raise ValueError("\n".join([f"No row of the {name} dataset is left to use.", *sentences]))
+        raise InputError("\n".join([f"No row of the {name} dataset is left to use.", *sentences]))
     return dataset.remove_columns("score_problem"), sentences
 
 
@@ -175,7 +176,7 @@ def _sentence(
 def _refuse(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, name: str) -> dict[str, Any]:
     if row["score_problem"]:
         complaint, shown, remedy = describe(row["score_problem"], row, tokens, cut)
-        raise ValueError(f"Some {name} rows {complaint}; the first is one {shown}. {remedy}")
+        raise InputError(f"Some {name} rows {complaint}; the first is one {shown}. {remedy}")
     return row
 
 

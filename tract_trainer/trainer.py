@@ -1,14 +1,11 @@
 """Turns a model and a dataset into a judge: TRL's `SFTTrainer` with a score loss beside the cross-entropy."""
 
 import functools
-import math
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -27,15 +24,15 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import is_conversational
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tract_trainer.collator import DataCollatorForScoredCompletion
+from tract_trainer.collator import DataCollatorForScoredCompletion, scores_due
 from tract_trainer.config import RegressionAwareSFTConfig
+from tract_trainer.figures import ScoreFigures
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.limits import refuse_datasets, refuse_settings, refuse_topology
-from tract_trainer.losses import expected_score, score_loss, score_mass
-from tract_trainer.metrics import agreement
+from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.score_head import add_score_head, first_output
-from tract_trainer.targets import COLUMNS, Cut, add_score_labels, count_scores, cut_or_pack, uncut
+from tract_trainer.targets import COLUMNS, Cut, add_score_labels, cut_or_pack, uncut
 
 logger = get_logger(__name__)
 
@@ -126,9 +123,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         add_score_head(base, self.score_tokens.ids)
         self._values = torch.tensor(args.scale.values)
         self._scores_in_step: Tensor | None = None
-        self._steps_in_window = 0
-        self._window = torch.zeros(5)
-        self._evaluated: list[tuple[float, Tensor]] = []
+        self._figures = ScoreFigures(self.accelerator, self._values, args.renormalize_scores)
 
     @functools.cached_property
     def score_tokens(self) -> ScoreTokens:
@@ -138,9 +133,11 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
     @property
     def judge_config(self) -> JudgeConfig:
         """What [`Judge`] needs to know of this model, saved with it as `judge_config.json`."""
-        conversational = is_conversational(self._sample) if "input_ids" not in self._sample else (
-            self._tokenizer.chat_template is not None
-        )
+        if "input_ids" in self._sample:  # nothing tells how its text was made
+            conversational = self._tokenizer.chat_template is not None
+        else:
+            messages = is_conversational(self._sample) or "conversations" in self._sample
+            conversational = messages and self._formatting_func is None
         return JudgeConfig.of(
             self.args, conversational, chat_template_kwargs=self._sample.get("chat_template_kwargs") or {}
         )
@@ -160,9 +157,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         if {*COLUMNS, "seq_lengths"} <= columns:  # packed by an earlier call
             return dataset
         # The score is found on whole rows, in their order: what cuts, shuffles and packs comes afterwards.
-        dataset = super()._prepare_dataset(
-            dataset, processing_class, uncut(args), False, formatting_func, dataset_name
-        )
+        dataset = super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
         if "score_labels" not in columns:
             dataset, lost = add_score_labels(
                 dataset,
@@ -191,9 +186,9 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         count = torch.zeros((), dtype=torch.long, device=device)
         for batch in batches:
-            count += _due(batch).sum().to(device)
+            count += scores_due(batch).sum().to(device)
         self._scores_in_step = self.accelerator.gather(count).sum().clamp(min=1)
-        self._steps_in_window += 1
+        self._figures.steps += bool(batches)  # a stream that has ended gives steps without a batch
         return batches, num_items
 
     # Loss
@@ -205,7 +200,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        due = _due(inputs)
+        due = scores_due(inputs)
         with first_output(model) as seen:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ce_loss, outputs = result if return_outputs else (result, None)
@@ -222,7 +217,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         else:
             accumulated = 1
             score_term = losses.sum() / max(len(gold), 1)
-        self._record(ce_loss / accumulated, losses, log_probs, gold)
+        self._figures.add(self.model.training, ce_loss / accumulated, losses, log_probs, gold)
         weighted = ((self.args.ce_loss_weight, ce_loss), (self.args.score_loss_weight, score_term))
         loss = sum(weight * term for weight, term in weighted if weight)
         return (loss, outputs) if return_outputs else loss
@@ -235,54 +230,18 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
     # Figures
 
-    @torch.no_grad()
-    def _record(self, ce_loss: Tensor, losses: Tensor, log_probs: Tensor, gold: Tensor) -> None:
-        predicted = expected_score(log_probs, self._values, self.args.renormalize_scores)
-        rows = torch.stack([losses, (predicted - gold).abs(), score_mass(log_probs), predicted, gold], dim=1)  # (N, 5)
-        if self.model.training:
-            sums = torch.cat([rows[:, :3].sum(0), ce_loss.reshape(1), losses.new_tensor([len(gold)])])
-            self._window = self._window.to(sums.device) + sums  # no synchronisation here
-        else:
-            self._evaluated.append((ce_loss, rows))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._steps_in_window:
-            totals = self.accelerator.reduce(self._window.to(self.accelerator.device), "sum").tolist()
-            names = ("score_loss", "score_mae", "score_mass")
-            logs["ce_loss"] = totals[3] / self.accelerator.num_processes / self._steps_in_window
-            logs.update({name: total / totals[4] for name, total in zip(names, totals, strict=False) if totals[4]})
-            self._window.zero_()
-            self._steps_in_window = 0
+        if "loss" in logs and self._figures.steps:  # the trainer's own record of a window, which every process makes
+            logs.update(self._figures.training_means())
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        self._evaluated = []
         output: EvalLoopOutput = super().evaluation_loop(
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
-        figures = self._evaluation_figures(dataloader.dataset)
+        figures = self._figures.evaluation(dataloader.dataset)
         output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
         return output
-
-    def _evaluation_figures(self, dataset: Any) -> dict[str, float]:
-        batches = [
-            (step, self.accelerator.process_index, float(ce_loss), rows.cpu().numpy())
-            for step, (ce_loss, rows) in enumerate(self._evaluated)
-        ]
-        self._evaluated = []
-        if self.accelerator.num_processes > 1:
-            batches = sorted(gather_object(batches), key=lambda batch: batch[:2])
-        if not batches:
-            return {}
-        rows = torch.cat([torch.from_numpy(batch[3]) for batch in batches])
-        if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset):
-            rows = rows[: count_scores(dataset)]  # the last batches repeat the first rows to be of equal size
-        figures = {"ce_loss": sum(batch[2] for batch in batches) / len(batches)}
-        if not len(rows):
-            return figures
-        means = zip(("score_loss", "score_mae", "score_mass"), rows[:, :3].mean(0).tolist(), strict=True)
-        found = agreement(rows[:, 3].numpy(), rows[:, 4].numpy(), n_resamples=0)
-        return figures | dict(means) | {f"score_{name}": found[name] for name in ("pearson", "spearman", "rmse")}
 
     # Saving
 
@@ -290,14 +249,3 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.judge_config.save(output_dir or self.args.output_dir)
-
-
-def _due(batch: dict[str, Any]) -> Tensor:
-    """Where a score is due, `(B, T - 1)`: the score at token t is predicted from token t - 1."""
-    if "score_labels" not in batch:
-        raise ValueError(
-            f"The data collator returned no `score_labels`, only {sorted(batch)}. Leave data_collator out, or make "
-            "yours a subclass of DataCollatorForScoredCompletion."
-        )
-    score_labels: Tensor = batch["score_labels"]
-    return ~score_labels[:, 1:].isnan()

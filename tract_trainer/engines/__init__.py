@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreTokens
 
 
@@ -35,7 +36,7 @@ class Sampling:
             ("max_new_tokens", self.max_new_tokens >= 1),
         ):
             if not holds:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range.")
+                raise InputError(f"{name}={getattr(self, name)} is out of range.")
 
 
 class Rationale(NamedTuple):
@@ -48,12 +49,14 @@ class Rationale(NamedTuple):
         log_probs (`tuple[float, ...]`, *optional*): log-probability of each label where it wrote one, `(K,)`, of the
             model itself: before temperature, top-p and penalty.
         num_tokens (`int`): tokens generated.
+        forced (`bool`): whether the model never came to a score and was asked for one where it ended.
     """
 
     text: str
     label: str | None
     log_probs: tuple[float, ...] | None
     num_tokens: int
+    forced: bool = False
 
 
 class Engine(Protocol):

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from tract_trainer.engines import Rationale, Sampling
+from tract_trainer.errors import InputError
 from tract_trainer.scale import IGNORE_INDEX, ScoreTokens
 from tract_trainer.seeds import digest
 
@@ -38,7 +39,7 @@ class TransformersEngine:
         self, model: PreTrainedModel, tokens: ScoreTokens, stop_ids: Sequence[int], batch_size: int = 16
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}.")
         self.model, self.tokens, self.stop_ids, self.batch_size = model, tokens, list(stop_ids), batch_size
 
     @property

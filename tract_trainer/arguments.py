@@ -1,0 +1,145 @@
+"""The arguments of the commands that are not TRL's: dataclasses for its parser, so YAML files work too."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tract_trainer.benchmarks import PROMETHEUS_FILES
+
+
+@dataclass
+class DataArguments:
+    """Where the data is."""
+
+    _argument_group_name = "data"
+
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Records or TRL rows: a .json or .jsonl file, a folder, or a Hub data set. Records have "
+            "`instruction`, `response`, `rubric` (or a ready `prompt`), `score` and `rationale`, or are in the "
+            "Prometheus format."
+        },
+    )
+    split: str = field(default="train", metadata={"help": "Split of a folder or Hub data set."})
+    max_records: int | None = field(default=None, metadata={"help": "Use the first so many records only."})
+
+
+@dataclass
+class TrainingDataArguments(DataArguments):
+    """Where the data is, with the data to evaluate on."""
+
+    eval_data: str | None = field(default=None, metadata={"help": "Like `data`: held-out records to evaluate on."})
+
+
+@dataclass
+class SamplingArguments:
+    """How rationales are drawn."""
+
+    _argument_group_name = "rationales"
+
+    num_cots: int = field(default=1, metadata={"help": "Rationales per record."})
+    temperature: float = field(default=1.0, metadata={"help": "0 takes the most likely token at each step."})
+    top_p: float = field(default=0.9, metadata={"help": "Probability mass that is kept at each step."})
+    repetition_penalty: float = field(default=1.03, metadata={"help": "Penalty on tokens that stand there already."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Most tokens of a rationale with its score."})
+    batch_size: int = field(default=16, metadata={"help": "Rationales generated together."})
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        names = ("temperature", "top_p", "repetition_penalty", "max_new_tokens")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class JudgeArguments:
+    """The judge, and what it judges."""
+
+    _argument_group_name = "judge"
+
+    model: str = field(metadata={"help": "Folder or Hub repository of a judge, with its judge_config.json."})
+    engine: str = field(default="transformers", metadata={"help": "What runs the judge.", "choices": ["transformers"]})
+    seed: int = field(default=42, metadata={"help": "Seed of all draws."})
+
+
+@dataclass
+class GenerateArguments(JudgeArguments):
+    """The stage-1 judge, and where its rationales go."""
+
+    output_dir: str = field(default="cots", metadata={"help": "Folder of the result and of the work in progress."})
+    max_retries: int = field(default=2, metadata={"help": "Further draws for a rationale that comes to no score."})
+    unfinished: str = field(
+        default="drop",
+        metadata={
+            "help": "Rationales that never come to a score: drop, or close as they are.",
+            "choices": ["drop", "force"],
+        },
+    )
+
+
+@dataclass
+class RecordArguments(JudgeArguments):
+    """The judge, and the records to judge."""
+
+    record: str | None = field(default=None, metadata={"help": "JSON file with one record; its judgment is printed."})
+    input: str | None = field(default=None, metadata={"help": ".json or .jsonl file of records."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSONL file for the judgments of `input`. Lines that it has are not redone."}
+    )
+    unfinished: str = field(
+        default="unscored",
+        metadata={
+            "help": "Rationales that never come to a score: leave unscored, or force: read the score where they end.",
+            "choices": ["unscored", "force"],
+        },
+    )
+
+
+@dataclass
+class EvaluateArguments(JudgeArguments):
+    """The judge, and what it is compared with."""
+
+    benchmark: str | None = field(
+        default=None, metadata={"help": "Name of a benchmark.", "choices": sorted(PROMETHEUS_FILES)}
+    )
+    path: str | None = field(default=None, metadata={"help": "File or folder of the benchmark."})
+    output: str = field(default="evaluation.json", metadata={"help": "JSON file of the result."})
+    unfinished: str = field(
+        default="unscored",
+        metadata={
+            "help": "Rationales that never come to a score: leave unscored, or force: read the score where they end.",
+            "choices": ["unscored", "force"],
+        },
+    )
+
+
+@dataclass
+class RunArguments:
+    """What `tract run` adds to the arguments of training and of drawing rationales."""
+
+    _argument_group_name = "run"
+
+    eval_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the records that is held out, where there is no `eval_data`."}
+    )
+    max_cot_records: int | None = field(
+        default=None, metadata={"help": "Write own rationales for the first so many training rows only."}
+    )
+    max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on the first so many records."})
+    max_retries: int = field(default=2, metadata={"help": "Further draws for a rationale that comes to no score."})
+    unfinished: str = field(
+        default="drop",
+        metadata={
+            "help": "Rationales that never come to a score: drop, or close as they are.",
+            "choices": ["drop", "force"],
+        },
+    )
+
+
+@dataclass
+class DemoArguments:
+    """The demo."""
+
+    _argument_group_name = "demo"
+
+    output_dir: str = field(default="demo", metadata={"help": "Folder for the models, rationales, table, pictures."})
+    seed: int = field(default=42, metadata={"help": "Seed of the task, the model and all draws."})

@@ -1,0 +1,49 @@
+"""Turns a command line into one of the package's jobs.
+
+A user's mistake is one message on stderr and exit code 2; a bug keeps its traceback.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from tract_trainer.errors import InputError
+
+COMMANDS = {
+    "sft": "train one stage on records or on a TRL dataset",
+    "generate": "have a judge write its own rationales for a dataset (the data of stage 2)",
+    "judge": "judge one record, or a file of them",
+    "evaluate": "agreement of a judge with gold scores, with intervals",
+    "run": "both stages and the evaluation, from one YAML file",
+    "demo": "the whole pipeline on a task and a model made on the spot, in minutes, without a download",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `tract` and `python -m tract_trainer`. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="tract",
+        description="Regression-aware fine-tuning of LLM judges.",
+        epilog="'tract COMMAND --help' describes a command. Each takes --config FILE.yaml with the same names.",
+    )
+    parser.add_argument("--version", action="version", version=version("tract-trainer"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, purpose in COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = parser.parse_args(arguments[:1]).command  # the rest is the command's own
+    if command == "demo":  # it downloads nothing, and libraries that look for news must not wait for a network
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        getattr(import_module("tract_trainer.commands"), command)(arguments[1:])
+    except (InputError, FileNotFoundError) as error:
+        print(f"tract {command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""The bodies of the command line's commands: arguments in, a job done, a table or a file out."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from trl import ModelConfig, TrlParser
+
+from tract_trainer.arguments import (
+    DataArguments,
+    DemoArguments,
+    EvaluateArguments,
+    GenerateArguments,
+    RecordArguments,
+    RunArguments,
+    SamplingArguments,
+    TrainingDataArguments,
+)
+from tract_trainer.benchmarks import load_benchmark, scored_records
+from tract_trainer.config import RegressionAwareSFTConfig
+from tract_trainer.errors import InputError
+
+
+def parse(command: str, description: str, argv: Sequence[str], *kinds: type) -> tuple[Any, ...]:
+    """The command's arguments, from the command line and from `--config FILE.yaml`."""
+    parser = TrlParser(
+        kinds, prog=f"tract {command}", description=f"{description} --config FILE.yaml sets any of these."
+    )
+    try:
+        *arguments, unknown = parser.parse_args_and_config(args=list(argv), return_remaining_strings=True)
+    except ValueError as error:  # a value that a config refuses, or a YAML file that holds no mapping
+        raise InputError(str(error)) from error
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{unknown[0]!r} is not a setting of tract {command}.{hint} --help lists them.")
+    return tuple(arguments)
+
+
+def _rows(data: DataArguments) -> Any:
+    from tract_trainer.pipeline import load_rows
+
+    if data.data is None:
+        raise InputError("--data is missing: a .json or .jsonl file of records, a folder, or a Hub data set.")
+    rows = load_rows(data.data, data.split)
+    return rows if data.max_records is None else _first(rows, data.max_records)
+
+
+def _first(rows: Any, count: int) -> Any:
+    return rows[:count] if isinstance(rows, list) else rows.select(range(min(count, len(rows))))
+
+
+def sft(argv: Sequence[str]) -> None:
+    data, args, model = parse(
+        "sft",
+        "Trains one stage and saves the judge.",
+        argv,
+        TrainingDataArguments,
+        RegressionAwareSFTConfig,
+        ModelConfig,
+    )
+    from tract_trainer import pipeline
+
+    if model.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
+    rows, conversational = _rows(data), pipeline.has_chat_template(model)
+    held_out = None if data.eval_data is None else pipeline.load_rows(data.eval_data)
+    pipeline.train(
+        model,
+        args,
+        pipeline.training_data(rows, args, conversational),
+        None if held_out is None else pipeline.training_data(held_out, args, conversational),
+    )
+
+
+def generate(argv: Sequence[str]) -> None:
+    data, args, draw = parse(
+        "generate", "Writes the stage-2 dataset.", argv, DataArguments, GenerateArguments, SamplingArguments
+    )
+    from tract_trainer import pipeline
+    from tract_trainer.cot import generate_cot_dataset
+    from tract_trainer.judge import Judge
+
+    judge = Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size)
+    dataset = pipeline.prompts_of(_rows(data), judge.config)
+    generate_cot_dataset(
+        judge,
+        dataset,
+        num_cots=draw.num_cots,
+        **draw.sampling,
+        seed=args.seed,
+        output_dir=args.output_dir,
+        batch_size=draw.batch_size,
+        max_retries=args.max_retries,
+        unfinished=args.unfinished,
+    )
+    Console().print((Path(args.output_dir) / "report.json").read_text())
+
+
+def judge(argv: Sequence[str]) -> None:
+    args, draw = parse("judge", "Judges one record, or a file of them.", argv, RecordArguments, SamplingArguments)
+    from tract_trainer import pipeline
+    from tract_trainer.judge import Judge
+    from tract_trainer.records import read_records
+
+    if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
+        raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
+    loaded = Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size)
+    if args.record is not None:
+        record = json.loads(Path(args.record).read_text(encoding="utf-8"))
+        judgment = loaded.score(record, draw.num_cots, seed=args.seed, unfinished=args.unfinished, **draw.sampling)
+        probs = dict(zip(loaded.config.score_labels, (round(p, 4) for p in judgment.probs), strict=True))
+        print(json.dumps({**pipeline.as_json(judgment), "probs": probs}, indent=2, ensure_ascii=False))
+        return
+    pipeline.judge_file(
+        loaded,
+        read_records(args.input),
+        Path(args.output),
+        draw.num_cots,
+        seed=args.seed,
+        unfinished=args.unfinished,
+        **draw.sampling,
+    )
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    data, args, draw = parse(
+        "evaluate", "Compares a judge with gold scores.", argv, DataArguments, EvaluateArguments, SamplingArguments
+    )
+    from tract_trainer import pipeline
+    from tract_trainer.judge import Judge
+
+    if (args.benchmark is None) == (data.data is None):
+        raise InputError("Give either --benchmark NAME (with --path), or --data FILE with your own scored records.")
+    records = scored_records(list(_rows(data))) if data.data else load_benchmark(args.benchmark, args.path)
+    records = records[: data.max_records]
+    loaded = Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size)
+    result = pipeline.evaluate(
+        loaded,
+        records,
+        args.benchmark or data.data,
+        Path(args.output),
+        draw.num_cots,
+        seed=args.seed,
+        unfinished=args.unfinished,
+        **draw.sampling,
+    )
+    _show(result, Path(args.output))
+
+
+def _show(result: dict[str, Any], path: Path) -> None:
+    from tract_trainer.report import results_table
+
+    console = Console()
+    console.print(results_table(result["figures"]))
+    console.print(f"{result['benchmark']}: judgments and figures in {path}")
+
+
+def run(argv: Sequence[str]) -> None:
+    data, args, model, draw, settings = parse(
+        "run",
+        "Both stages and the evaluation.",
+        argv,
+        TrainingDataArguments,
+        RegressionAwareSFTConfig,
+        ModelConfig,
+        SamplingArguments,
+        RunArguments,
+    )
+    from tract_trainer.run import run_pipeline
+
+    rows = list(_rows(data))
+    result, path = run_pipeline(rows, data.eval_data, args, model, draw, settings)
+    _show(result, path)
+
+
+def demo(argv: Sequence[str]) -> None:
+    (args,) = parse("demo", "The whole pipeline on a small task.", argv, DemoArguments)
+    from tract_trainer.demo import run_demo
+
+    run_demo(args.output_dir, args.seed)

@@ -1,0 +1,147 @@
+"""Turns records into a trained judge and its figures: the steps behind the command line, one function each."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset, load_dataset
+from transformers import AutoTokenizer
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from tract_trainer.benchmarks import figures
+from tract_trainer.config import RegressionAwareSFTConfig
+from tract_trainer.errors import InputError
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.judge import Judge, Judgment
+from tract_trainer.records import Record, as_messages, gold_score, prompt_of, read_records, training_examples
+from tract_trainer.trainer import RegressionAwareSFTTrainer
+
+logger = get_logger(__name__)
+
+READY_COLUMNS = ("completion", "messages", "text", "input_ids")
+
+
+def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Dataset:
+    """Rows of a `.json` or `.jsonl` file, of a folder with data files, or of a Hub data set."""
+    if Path(source).is_file():
+        return read_records(source)
+    try:
+        return load_dataset(source, split=split)
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
+        raise InputError(
+            f"There is no data at {source!r} ({error}). Give a .json or .jsonl file, a folder, or a Hub data set."
+        ) from error
+
+
+def training_data(rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, conversational: bool) -> Dataset:
+    """A dataset for the trainer: rows that are ready for TRL as they are, records rendered and closed."""
+    columns = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
+    if any(column in columns for column in READY_COLUMNS):
+        return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    examples = training_examples(rows, args.scale, args.score_prefix, args.prompt_template, conversational)
+    return Dataset.from_list(list(examples))
+
+
+def prompts_of(rows: Sequence[Record] | Dataset, config: JudgeConfig) -> Dataset:
+    """A dataset to write rationales for: TRL rows as they are, records as their prompts and gold scores."""
+    if isinstance(rows, Dataset) or any(column in rows[0] for column in READY_COLUMNS):
+        return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    prompts = [prompt_of(row, config.scale, config.score_prefix, config.prompt_template) for row in rows]
+    return Dataset.from_list(
+        [
+            {"prompt": as_messages(prompt) if config.conversational else prompt, "score": gold_score(row)}
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
+    )
+
+
+def has_chat_template(model_args: ModelConfig) -> bool:
+    """Whether the model's tokenizer has a chat template, so that records become chat messages."""
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    return tokenizer.chat_template is not None
+
+
+def train(
+    model_args: ModelConfig,
+    args: RegressionAwareSFTConfig,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None = None,
+) -> RegressionAwareSFTTrainer:
+    """Trains one stage and saves it to `args.output_dir`. An interrupted stage goes on from its last checkpoint."""
+    args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    trainer = RegressionAwareSFTTrainer(
+        model=model_args.model_name_or_path,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    folder = Path(args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.save_model()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a stage has been saved there: `judge_config.json` is the last file that saving writes."""
+    return (folder / "judge_config.json").is_file()
+
+
+def evaluate(
+    judge: Judge, records: Sequence[Record], name: str, path: Path, num_cots: int = 1, **settings: Any
+) -> dict[str, Any]:
+    """
+    Judges `records`, each with a gold `score`, and writes the result to `path` as JSON.
+
+    Returns:
+        `dict` with `benchmark`, `settings`, `figures` and `judgments`.
+    """
+    judgments = list(judge.stream(records, num_cots, **settings))
+    values = dict(zip(judge.config.scale.labels, judge.config.scale.values, strict=True))
+    result = {
+        "benchmark": name,
+        "settings": {"num_cots": num_cots, **settings},
+        "judge": asdict(judge.config),
+        "figures": figures(judgments, records, values),
+        "judgments": [
+            {"gold": record["score"], **as_json(judgment)} for record, judgment in zip(records, judgments, strict=True)
+        ],
+    }
+    if PartialState().is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return result
+
+
+def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: int, **settings: Any) -> None:
+    """Appends a line for each record to the JSONL file `path`. Whole lines that are there already are not redone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = path.read_bytes() if path.exists() else b""
+    whole = done[: done.rfind(b"\n") + 1]
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(len(whole))  # a killed run may have left half a line
+        file.seek(len(whole))
+        for judgment in judge.stream(records[whole.count(b"\n") :], num_cots, progress=True, **settings):
+            file.write(json.dumps(as_json(judgment), ensure_ascii=False).encode() + b"\n")
+            file.flush()
+
+
+def as_json(judgment: Judgment) -> dict[str, Any]:
+    """A judgment for a JSON file: one line's worth, without the log-probabilities of each rationale."""
+    row = asdict(judgment)
+    row["labels"] = [rationale.label for rationale in judgment.rationales]
+    del row["rationales"]
+    return {key: None if value != value else value for key, value in row.items()}  # JSON has no NaN

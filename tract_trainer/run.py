@@ -1,0 +1,130 @@
+"""Turns records into a judge in one go: stage 1, its own rationales, stage 2 from the seed model, the evaluation.
+
+Each step leaves a folder and is skipped when its folder is complete, so an interrupted run goes on where it stopped.
+"""
+
+import copy
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from rich.console import Console
+from trl import ModelConfig
+
+from tract_trainer import pipeline
+from tract_trainer.arguments import RunArguments, SamplingArguments
+from tract_trainer.benchmarks import scored_records
+from tract_trainer.config import RegressionAwareSFTConfig
+from tract_trainer.cot import generate_cot_dataset
+from tract_trainer.errors import InputError
+from tract_trainer.judge import Judge
+from tract_trainer.records import Record
+from tract_trainer.shards import check_settings
+
+
+def run_pipeline(
+    rows: list[Record],
+    eval_data: str | None,
+    args: RegressionAwareSFTConfig,
+    model: ModelConfig,
+    draw: SamplingArguments,
+    settings: RunArguments,
+) -> tuple[dict[str, Any], Path]:
+    """
+    Runs both stages and the evaluation under `args.output_dir`: `stage1/`, `cots/`, `stage2/`, `evaluation.json`.
+
+    Returns:
+        The evaluation's result and its path.
+    """
+    if model.model_name_or_path is None:
+        raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
+    folder, console = Path(args.output_dir), Console(quiet=not PartialState().is_main_process)
+    with PartialState().main_process_first():
+        check_settings(folder, _settings(args, model, draw, settings, len(rows)))
+    held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
+    if settings.max_eval_records is not None:
+        held_out = held_out[: settings.max_eval_records]
+    dataset = pipeline.training_data(training, args, pipeline.has_chat_template(model))
+    console.print(f"[1/4] Stage 1 on {len(dataset):,} annotated rationales of {len(training):,} records")
+    _stage(folder / "stage1", model, args, dataset)
+    prompts = dataset
+    if settings.max_cot_records is not None:
+        prompts = dataset.select(range(min(settings.max_cot_records, len(dataset))))
+    console.print(f"[2/4] {draw.num_cots * len(prompts):,} rationales of its own")
+    cots = _own_rationales(folder, prompts, args, draw, settings)
+    console.print(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
+    _stage(folder / "stage2", model, args, cots)
+    console.print(f"[4/4] Evaluation on {len(held_out):,} held-out records")
+    judge = Judge.from_pretrained(folder / "stage2", batch_size=draw.batch_size)
+    path = folder / "evaluation.json"
+    result = pipeline.evaluate(
+        judge,
+        held_out,
+        eval_data or "held-out records",
+        path,
+        draw.num_cots,
+        seed=args.seed,
+        unfinished="force" if settings.unfinished == "force" else "unscored",
+        **draw.sampling,
+    )
+    return result, path
+
+
+def _settings(*parts: Any) -> dict[str, Any]:
+    """What a folder's results depend on, as JSON. Fields that only say how to log or where to run are left out."""
+    args, model, draw, settings, records = parts
+    kept = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "max_length", "seed",
+            "gradient_accumulation_steps", "score_labels", "score_values", "score_prefix", "score_loss_weight",
+            "ce_loss_weight", "score_loss_type", "renormalize_scores", "score_token_in_ce",
+            "missing_score")  # fmt: skip
+    chosen = {name: getattr(args, name) for name in kept}
+    return {**chosen, "model": model.model_name_or_path, "records": records, **asdict(draw), **asdict(settings)}
+
+
+def _split(
+    rows: list[Record], eval_data: str | None, eval_fraction: float, seed: int
+) -> tuple[list[dict[str, Any]], list[Record]]:
+    """Held-out records with their gold scores, and the others."""
+    if eval_data is not None:
+        return scored_records(list(pipeline.load_rows(eval_data))), rows
+    if not 0 < eval_fraction < 1:
+        raise InputError(f"eval_fraction must be between 0 and 1, got {eval_fraction}; or give eval_data.")
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    count = max(1, round(eval_fraction * len(rows)))
+    if count >= len(rows):
+        raise InputError(f"{len(rows)} records are too few to hold {count} out for the evaluation. Give eval_data.")
+    held_out, training = sorted(order[:count]), sorted(order[count:])
+    return scored_records([rows[i] for i in held_out]), [rows[i] for i in training]
+
+
+def _stage(folder: Path, model: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset) -> None:
+    if pipeline.is_trained(folder):
+        return
+    args = copy.copy(args)
+    args.output_dir = str(folder)
+    pipeline.train(model, args, dataset)
+
+
+def _own_rationales(
+    folder: Path,
+    prompts: Dataset,
+    args: RegressionAwareSFTConfig,
+    draw: SamplingArguments,
+    settings: RunArguments,
+) -> Dataset:
+    judge = Judge.from_pretrained(folder / "stage1", batch_size=draw.batch_size)
+    return generate_cot_dataset(
+        judge,
+        prompts,
+        num_cots=draw.num_cots,
+        **draw.sampling,
+        seed=args.seed,
+        output_dir=folder / "cots",
+        batch_size=draw.batch_size,
+        max_retries=settings.max_retries,
+        unfinished=settings.unfinished,
+    )
