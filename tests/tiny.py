@@ -21,12 +21,17 @@ from transformers import (
     Qwen3Config,
 )
 
+torch.set_num_threads(1)  # a tiny model is faster so, ten times where other processes share the machine
+
 PREFIX = "So the overall score is "
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% generation %}{{ message['content'] }}<|im_end|>"
     "{% endgeneration %}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+# Jinja drops a newline that stands right after a block, so this one is written as an expression.
+NEWLINE = CHATML.replace("{% endgeneration %}\n", "{% endgeneration %}{{ '\\n' }}")
 
 CORPUS = [
     "You are judging a response. The response names 3 of 12 facts and is 80 % right.",
@@ -89,7 +94,7 @@ def make_tokenizer(family: str = "qwen", **kwargs: Any) -> PreTrainedTokenizerFa
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tokenizer_json(family)), **{**defaults, **kwargs}
     )
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = NEWLINE if family == "newline" else CHATML
     return tokenizer
 
 
@@ -166,3 +171,34 @@ def make_rows(n: int = 8, conversational: bool = False, with_score: bool = True)
 
 def make_dataset(n: int = 8, **kwargs: Any) -> Dataset:
     return Dataset.from_list(make_rows(n, **kwargs))
+
+
+def train_judge(
+    folder: Any, steps: int = 60, conversational: bool = True, model: Any = None, peft_config: Any = None, **kwargs: Any
+) -> Any:
+    """A trainer that has overfitted a tiny model on the eight rows, so that it writes rationales that end in a score."""
+    from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
+
+    tokenizer = make_tokenizer("qwen")
+    settings = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    args = RegressionAwareSFTConfig(
+        str(folder),
+        max_steps=steps,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        max_length=None,
+        gradient_checkpointing=False,
+        **{**settings, **kwargs},
+    )
+    trainer = RegressionAwareSFTTrainer(
+        model=model or make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, hidden_size=32),
+        args=args,
+        train_dataset=make_dataset(8, conversational=conversational),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    trainer.train()
+    return trainer

@@ -71,12 +71,12 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
         return target["score_labels"]
 
 
-def scores_due(batch: dict[str, Any]) -> Tensor:
+def scores_due(batch: dict[str, Any]) -> torch.Tensor:
     """Where a score is due, `(B, T - 1)`: the score at token t is predicted from token t - 1."""
     if "score_labels" not in batch:
         raise InputError(
             f"The data collator returned no `score_labels`, only {sorted(batch)}. Leave data_collator out, or make "
             "yours a subclass of DataCollatorForScoredCompletion."
         )
-    score_labels: Tensor = batch["score_labels"]
+    score_labels: torch.Tensor = batch["score_labels"]
     return ~score_labels[:, 1:].isnan()

@@ -65,7 +65,7 @@ class ScoreFigures:
         Figures of the batches since the last call, over all processes.
 
         Args:
-            dataset ([`~datasets.Dataset`]): what was evaluated; with several processes, it tells how many scores there are.
+            dataset ([`~datasets.Dataset`]): what was evaluated; needed to know the number of scores.
         """
         batches = [
             (step, self.accelerator.process_index, float(ce_loss), rows.cpu())
