@@ -176,7 +176,7 @@ def make_dataset(n: int = 8, **kwargs: Any) -> Dataset:
 def train_judge(
     folder: Any, steps: int = 60, conversational: bool = True, model: Any = None, peft_config: Any = None, **kwargs: Any
 ) -> Any:
-    """A trainer that has overfitted a tiny model on the eight rows, so that it writes rationales that end in a score."""
+    """A trainer that has overfitted a tiny model on the eight rows, so that it ends its rationales with a score."""
     from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
 
     tokenizer = make_tokenizer("qwen")

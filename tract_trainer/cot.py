@@ -97,6 +97,8 @@ def generate_cot_dataset(
     sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
     judge = model if isinstance(model, Judge) else Judge.from_pretrained(model, engine, batch_size=batch_size)
     work = _Work(judge, dataset, num_cots, sampling, seed, max_retries)
+    for row in range(len(dataset)):  # a row that cannot be used is refused now, not hours later
+        work.request(row, 0)
     folder = Path(output_dir)
     state = PartialState()
     with state.main_process_first():

@@ -1,9 +1,9 @@
 """Turns a seed into the demo's records, its tokenizer and the model that knows the facts but not the scoring.
 
 An answer makes four claims, each cites a source. The annotated rationale is a verdict on each, and the score is one
-plus the number of sound claims, with 15 % of the scores off by one, as human scores are. Half of the sources have a
-reputation that can be learned. Of the others nothing can be known: how sound they are depends on the answer, and only
-the annotator has looked them up.
+plus the number of sound claims, with 15 % of the scores off by one, as human scores are. Half of the citations are of
+sources with a reputation that can be learned. Of the other sources nothing can be known: how sound they are depends on
+the answer, and only the annotator has looked them up.
 
 A verdict stands at a constant distance from its source, which a small model learns in seconds; tasks that need copying
 or arithmetic take it many minutes.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -108,18 +109,16 @@ class TransformersEngine:
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         results: dict[int, tuple[float, ...]] = {}
-        was_training = self.model.training
-        self.model.eval()
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             input_ids, attention_mask = self._left_padded([rows[i] for i in chosen])
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-            logits = self.model(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=1
-            ).logits[:, -1]  # (B, V)
+            with _evaluating(self.model):
+                logits = self.model(
+                    input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=1
+                ).logits[:, -1]  # (B, V)
             log_probs = logits.float().log_softmax(-1)[:, list(self.tokens.ids)]  # (B, K)
             results.update(zip(chosen, map(tuple, log_probs.tolist()), strict=True))
-        self.model.train(was_training)
         return [results[i] for i in range(len(rows))]
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -133,13 +132,23 @@ class TransformersEngine:
 @contextmanager
 def _generating(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Puts `config` in the place of the model's own, which `generate` would merge in, and the model in `eval`."""
-    own, was_training = model.generation_config, model.training
-    model.generation_config = config
+    owner = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = owner.generation_config
+    owner.generation_config = config
+    try:
+        with _evaluating(model):
+            yield
+    finally:
+        owner.generation_config = own
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
     model.eval()
     try:
         yield
     finally:
-        model.generation_config = own
         model.train(was_training)
 
 
