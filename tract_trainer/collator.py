@@ -12,7 +12,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreTokens
-from tract_trainer.targets import Cut, describe, target_row
+from tract_trainer.targets import OUTCOMES, Cut, describe, target_row
 
 
 @dataclass
@@ -67,7 +67,7 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
         target = target_row(row, self.score_tokens, Cut(None, "keep_start"))
         if target["score_problem"] and self.missing_score == "error":
             complaint, shown, remedy = describe(target["score_problem"], row, self.score_tokens, Cut(None, ""))
-            raise InputError(f"Some rows {complaint}; the first is one {shown}. {remedy}")
+            raise InputError(f"Some rows {complaint}; the first is one {shown}. {remedy}{OUTCOMES['error']}")
         return target["score_labels"]
 
 

@@ -4,11 +4,10 @@ Work is cut into batches that depend on the dataset alone, never on what is alre
 appended to a shard at once. So a run that was killed goes on where it stopped, and ends with the same dataset.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -19,25 +18,12 @@ from tqdm.auto import tqdm
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
-from tract_trainer.metrics import agreement
-from tract_trainer.records import Prompt, close, prompt_ids
+from tract_trainer.records import Prompt, prompt_ids
 from tract_trainer.seeds import derive_seed, digest
 from tract_trainer.shards import Shards, check_settings
+from tract_trainer.stage2 import Request, write_stage2
 
 logger = get_logger(__name__)
-
-
-class Request(NamedTuple):
-    """One rationale to write: number `cot` for row `row`, which reads `prompt` and has gold score `score`."""
-
-    row: int
-    cot: int
-    prompt: Prompt
-    score: float
-
-    @property
-    def key(self) -> str:
-        return digest(self.row, self.cot, self.prompt)
 
 
 def generate_cot_dataset(
@@ -119,7 +105,9 @@ def generate_cot_dataset(
             bar.update(len(batch))
     state.wait_for_everyone()
     if state.is_main_process:
-        _assemble(work, Shards(folder / ".shards"), folder, unfinished)
+        places = ((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
+        report = write_stage2(work.requests(places), Shards(folder / ".shards"), folder, judge.config, unfinished)
+        logger.info(f"Wrote {folder / 'train.parquet'}: {report}")
     state.wait_for_everyone()
     return Dataset.from_parquet(str(folder / "train.parquet"))
 
@@ -155,7 +143,7 @@ class _Work:
         for start in range(0, len(places), batch_size):
             yield places[start : start + batch_size]
 
-    def requests(self, batch: list[tuple[int, int]]) -> Iterator[Request]:
+    def requests(self, batch: Iterable[tuple[int, int]]) -> Iterator[Request]:
         return (self.request(row, cot) for row, cot in batch)
 
     def request(self, row: int, cot: int) -> Request:
@@ -204,69 +192,3 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
         messages: list[dict[str, str]] = row["messages"]
         return messages[:-1] if messages[-1]["role"] == "assistant" else messages
     raise InputError(f"A row needs `prompt` or `messages` to write a rationale for; found the columns {sorted(row)}.")
-
-
-def _assemble(work: _Work, shards: Shards, folder: Path, unfinished: str) -> None:
-    """Writes `train.parquet` and `report.json` from the finished rows, in the order of the dataset."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    config = work.judge.config
-    counts = {"rationales": 0, "finished_at_first_try": 0, "retried": 0, "dropped": 0, "forced": 0}
-    tokens, sampled, gold = 0, [], []
-    writer: pq.ParquetWriter | None = None
-    pending: list[dict[str, Any]] = []
-
-    def flush() -> None:
-        nonlocal writer, pending
-        table = pa.Table.from_pylist(pending)
-        writer = writer or pq.ParquetWriter(folder / "train.parquet.tmp", table.schema)
-        writer.write_table(table.cast(writer.schema))
-        pending = []
-
-    for request in (work.request(row, cot) for row in range(len(work.dataset)) for cot in range(work.num_cots)):
-        written = shards[request.key]
-        label = written["label"]
-        counts["rationales"] += 1
-        counts["finished_at_first_try"] += label is not None and written["attempts"] == 1
-        counts["retried"] += written["attempts"] > 1
-        tokens += written["num_tokens"]
-        sampled.append(np.nan if label is None else config.scale.value(label))
-        gold.append(request.score)
-        if label is None:
-            counts["dropped" if unfinished == "drop" else "forced"] += 1
-            if unfinished == "drop":
-                continue
-        pending.append(
-            _example(request, written["text"], config.scale.nearest_label(request.score), config.score_prefix)
-        )
-        if len(pending) == 1000:
-            flush()
-    if pending:
-        flush()
-    if writer is None:
-        raise InputError(
-            f"Not one of {counts['rationales']} rationales came to {config.score_prefix!r} and a label within "
-            f"{work.sampling.max_new_tokens} tokens. Is the model trained to end so? Otherwise raise max_new_tokens, "
-            "or set unfinished='force'."
-        )
-    writer.close()
-    (folder / "train.parquet.tmp").replace(folder / "train.parquet")
-    found = agreement(sampled, gold, n_resamples=0)
-    report = {
-        "rows": len(work.dataset),
-        **counts,
-        "mean_tokens": tokens / counts["rationales"],
-        "discarded_score_agreement": {name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")},
-    }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    logger.info(f"Wrote {folder / 'train.parquet'}: {report}", main_process_only=True)
-
-
-def _example(request: Request, rationale: str, label: str, prefix: str) -> dict[str, Any]:
-    completion = close(rationale, prefix, label)
-    return {
-        "prompt": request.prompt,
-        "completion": completion if isinstance(request.prompt, str) else [{"role": "assistant", "content": completion}],
-        "score": request.score,
-    }

@@ -19,6 +19,7 @@ from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.judge import Judge, Judgment
 from tract_trainer.records import Record, as_messages, gold_score, prompt_of, read_records, training_examples
+from tract_trainer.report import save_results, without_nan
 from tract_trainer.trainer import RegressionAwareSFTTrainer
 
 logger = get_logger(__name__)
@@ -122,7 +123,7 @@ def evaluate(
     }
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_results(path, result)
     return result
 
 
@@ -140,8 +141,8 @@ def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: in
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:
-    """A judgment for a JSON file: one line's worth, without the log-probabilities of each rationale."""
+    """A judgment for a JSON file, without the log-probabilities of each rationale; `null` for what is not known."""
     row = asdict(judgment)
     row["labels"] = [rationale.label for rationale in judgment.rationales]
     del row["rationales"]
-    return {key: None if value != value else value for key, value in row.items()}  # JSON has no NaN
+    return without_nan(row)

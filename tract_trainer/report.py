@@ -62,7 +62,8 @@ def figure_with_interval(value: float, interval: Sequence[float] | None = None) 
 
 def save_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """Writes results as JSON, which has no NaN: figures that are not defined become `null`."""
-    Path(path).write_text(json.dumps(_without_nan(results), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(without_nan(results), indent=2, ensure_ascii=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def plot_predictions(path: str | Path, panels: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
@@ -154,11 +155,12 @@ def plot_curves(path: str | Path, histories: Mapping[str, Sequence[Mapping[str, 
     figure.savefig(path, dpi=150)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """`value` with `None` for every NaN in its mappings and sequences, fit for JSON."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -106,6 +106,12 @@ PROBLEMS = {
     ),
 }
 
+OUTCOMES = {
+    "error": ", or drop such rows with missing_score='drop'.",
+    "drop": ". They are left out.",
+    "keep": ". They count in the cross-entropy alone.",
+}
+
 
 def describe(problem: str, row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> tuple[str, str, str]:
     """What is wrong, how the example `row` shows it, and the remedy: three pieces of a sentence."""
@@ -121,7 +127,7 @@ def describe(problem: str, row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -
     shown = f"ending {tokens.tokenizer.decode(trained)[-80:]!r}"
     if problem in ("off_scale", "mismatch", "empty"):
         shown = f"with score {row['score']}, {shown}"
-    return complaint, shown, remedy + ", or drop such rows with missing_score='drop'."
+    return complaint, shown, remedy
 
 
 def add_score_labels(
@@ -149,7 +155,7 @@ def add_score_labels(
     dataset = dataset.map(target_row, desc=f"Finding the scores of the {name} dataset", num_proc=num_proc, **kwargs)
     problems = dataset["score_problem"][:]
     sentences = [
-        _sentence(problem, count, problems, dataset, tokens, cut, name)
+        _sentence(problem, count, problems, dataset, tokens, cut, name, missing_score)
         for problem, count in Counter(filter(None, problems)).most_common()
     ]
     if sentences and missing_score == "error":
@@ -162,21 +168,28 @@ def add_score_labels(
 
 
 def _sentence(
-    problem: str, count: int, problems: list[str], dataset: Dataset, tokens: ScoreTokens, cut: Cut, name: str
+    problem: str,
+    count: int,
+    problems: list[str],
+    dataset: Dataset,
+    tokens: ScoreTokens,
+    cut: Cut,
+    name: str,
+    missing_score: str,
 ) -> str:
     first = problems.index(problem)
     complaint, shown, remedy = describe(problem, dataset[first], tokens, cut)
     share = 100 * count / len(problems)
     return (
         f"{count:,} of {len(problems):,} {name} rows ({share:.1f} %) {complaint}; the first is row {first}, {shown}. "
-        f"{remedy}"
+        f"{remedy}{OUTCOMES[missing_score]}"
     )
 
 
 def _refuse(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, name: str) -> dict[str, Any]:
     if row["score_problem"]:
         complaint, shown, remedy = describe(row["score_problem"], row, tokens, cut)
-        raise InputError(f"Some {name} rows {complaint}; the first is one {shown}. {remedy}")
+        raise InputError(f"Some {name} rows {complaint}; the first is one {shown}. {remedy}{OUTCOMES['error']}")
     return row
 
 

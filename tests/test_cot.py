@@ -1,0 +1,379 @@
+"""`generate_cot_dataset`: the model's own rationales, closed with the gold score; safe to kill."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_dataset
+from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
+
+from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, generate_cot_dataset
+from tract_trainer.engines import Rationale
+from tract_trainer.shards import Shards
+
+SETTINGS = {"max_new_tokens": 60, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved stage-1 judge."""
+    path = tmp_path_factory.mktemp("judge")
+    train_judge(tmp_path_factory.mktemp("run")).save_model(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def judge(folder):
+    return Judge.from_pretrained(folder)
+
+
+class Scripted:
+    """An engine that writes what a function of (prompt text, seed, call number) says."""
+
+    def __init__(self, engine, write):
+        self.tokens, self.batch_size, self.identity, self.write = engine.tokens, 4, "scripted", write
+        self.calls = []
+
+    def generate(self, prompts, seeds, sampling):
+        self.calls.append(list(seeds))
+        texts = [self.tokens.tokenizer.decode(prompt) for prompt in prompts]
+        return [self.write(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+
+
+@pytest.fixture
+def scripted(judge):
+    def build(write):
+        return Judge(Scripted(judge.engine, write), judge.config)
+
+    return build
+
+
+def finished(text, seed):
+    return Rationale(f"Clear {seed % 1000}. ", "3", (-1.0,) * 5, 7)
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+# The result
+
+
+@pytest.mark.parametrize("conversational", [True, False], ids=["messages", "text"])
+def test_the_result_has_the_prompts_form_the_gold_label_and_the_gold_score(judge, tmp_path, conversational):
+    dataset = make_dataset(8, conversational=conversational)
+    found = generate_cot_dataset(judge, dataset, output_dir=tmp_path, unfinished="force", **SETTINGS)
+    assert found.column_names == ["prompt", "completion", "score"]
+    assert found["prompt"][:] == dataset["prompt"][:]
+    assert found["score"][:] == pytest.approx(dataset["score"][:])
+    texts = [c[0]["content"] if conversational else c for c in found["completion"]]
+    if conversational:
+        assert all([m["role"] for m in c] == ["assistant"] for c in found["completion"])
+    # Gold 3.67, 3.33 and 4.5 write their nearest labels, whatever the model wrote.
+    assert [text.rpartition(PREFIX)[2] for text in texts] == ["4", "2", "4", "5", "1", "3", "2", "4"]
+    assert found.features["score"].dtype == "float64"
+
+
+def test_the_result_goes_straight_into_the_trainer(judge, tmp_path):
+    found = generate_cot_dataset(
+        judge, make_dataset(8, conversational=True), output_dir=tmp_path / "cots", unfinished="force", **SETTINGS
+    )
+    tokenizer = make_tokenizer()
+    args = RegressionAwareSFTConfig(
+        str(tmp_path / "out"),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        max_length=None,
+        max_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = RegressionAwareSFTTrainer(
+        model=make_model(vocab_size=len(tokenizer)), args=args, train_dataset=found, processing_class=tokenizer
+    )
+    gold = [[score for score in row if not math.isnan(score)] for row in trainer.train_dataset["score_labels"]]
+    assert gold == [[pytest.approx(score)] for score in make_dataset(8)["score"]]
+    trainer.train()
+
+
+def test_the_sampled_score_is_thrown_away_and_only_its_agreement_reported(scripted, tmp_path):
+    judge = scripted(finished)  # always samples a 3
+    found = generate_cot_dataset(judge, make_dataset(8), output_dir=tmp_path, **SETTINGS)
+    assert not any(
+        "is 3" in text for text, score in zip(found["completion"], found["score"], strict=True) if score > 3.5
+    )
+    gold = make_dataset(8)["score"][:]
+    agreement = report(tmp_path)["discarded_score_agreement"]
+    assert agreement["rmse"] == pytest.approx(math.sqrt(sum((3 - y) ** 2 for y in gold) / 8))
+    assert agreement["n"] == 8 and agreement["unscored"] == 0
+
+
+def test_without_a_score_column_the_gold_score_is_read_from_the_completion(scripted, tmp_path):
+    for conversational in (True, False):
+        dataset = make_dataset(8, conversational=conversational, with_score=False)
+        found = generate_cot_dataset(scripted(finished), dataset, output_dir=tmp_path / str(conversational), **SETTINGS)
+        assert found["score"][:] == [4, 2, 4, 5, 1, 3, 2, 4]
+
+
+def test_messages_with_their_answer_become_prompts(scripted, tmp_path):
+    rows = make_rows(4, conversational=True)
+    dataset = Dataset.from_list([{"messages": [*r["prompt"], *r["completion"]], "score": r["score"]} for r in rows])
+    judge = scripted(finished)
+    found = generate_cot_dataset(judge, dataset, output_dir=tmp_path, **SETTINGS)
+    assert found["prompt"][:] == [row["prompt"] for row in rows]
+
+
+def test_two_rationales_a_row_stand_side_by_side_and_differ(judge, tmp_path):
+    dataset = make_dataset(8, conversational=True)
+    found = generate_cot_dataset(judge, dataset, num_cots=2, output_dir=tmp_path, unfinished="force", **SETTINGS)
+    assert len(found) == 16
+    assert found["prompt"][::2] == found["prompt"][1::2] == dataset["prompt"][:]
+    pairs = list(zip(found["completion"][::2], found["completion"][1::2], strict=True))
+    assert sum(a != b for a, b in pairs) > 4
+    assert report(tmp_path)["rationales"] == 16
+
+
+def test_two_rows_with_the_same_prompt_are_both_kept_with_their_own_gold(judge, tmp_path):
+    rows = [dict(make_rows(1)[0], score=score) for score in (4.0, 2.0, 4.0)]
+    found = generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, unfinished="force", **SETTINGS)
+    assert found["score"][:] == [4.0, 2.0, 4.0]
+    assert [text[-1] for text in found["completion"]] == ["4", "2", "4"]
+    assert len(set(found["completion"])) == 3  # each row draws with a seed of its own
+
+
+def test_the_rationale_of_a_row_does_not_depend_on_the_batch(judge, tmp_path):
+    dataset = make_dataset(8, conversational=True)
+    found = [
+        generate_cot_dataset(
+            judge, dataset, output_dir=tmp_path / str(size), batch_size=size, unfinished="force", **SETTINGS
+        )["completion"][:]
+        for size in (1, 3, 16)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+# Rationales that come to no score
+
+
+def flaky(succeeds_at):
+    """Row i of `make_rows` comes to a score at attempt `succeeds_at[i]`, or never."""
+    attempts = {}
+
+    def write(text, seed):
+        row = int(text.split("names ")[1].split(" ")[0])
+        attempts[row] = attempts.get(row, 0) + 1
+        done = attempts[row] == succeeds_at.get(row, 1)
+        return Rationale(
+            f"try {attempts[row]}", "2" if done else None, (-1.0,) * 5 if done else None, 10 * attempts[row]
+        )
+
+    return write
+
+
+@pytest.mark.parametrize("unfinished", ["drop", "force"])
+def test_a_rationale_without_score_is_drawn_again_then_dropped_or_closed_by_force(scripted, tmp_path, unfinished):
+    judge = scripted(flaky({1: 3, 2: 99, 5: 2}))
+    found = generate_cot_dataset(
+        judge, make_dataset(8), output_dir=tmp_path, max_retries=2, unfinished=unfinished, **SETTINGS
+    )
+    texts = {0: "try 1", 1: "try 3", 2: "try 3", 3: "try 1", 4: "try 1", 5: "try 2", 6: "try 1", 7: "try 1"}
+    labels = ["4", "2", "4", "5", "1", "3", "2", "4"]
+    expected = [f"{texts[i]} {PREFIX}{labels[i]}" for i in range(8) if unfinished == "force" or i != 2]
+    assert found["completion"][:] == expected
+    written = report(tmp_path)
+    assert {name: written[name] for name in ("rows", "rationales", "finished_at_first_try", "retried")} == {
+        "rows": 8, "rationales": 8, "finished_at_first_try": 5, "retried": 3,
+    }  # fmt: skip
+    assert (written["dropped"], written["forced"]) == ((1, 0) if unfinished == "drop" else (0, 1))
+    assert written["mean_tokens"] == (5 * 10 + 30 + 30 + 20) / 8
+    assert written["discarded_score_agreement"]["unscored"] == 1
+    seeds = [seed for call in judge.engine.calls for seed in call]
+    assert len(seeds) == len(set(seeds)) == 8 + 3 + 2  # each attempt has a seed of its own
+
+
+def test_no_retries_means_one_draw(scripted, tmp_path):
+    judge = scripted(flaky({1: 2}))
+    found = generate_cot_dataset(judge, make_dataset(8), output_dir=tmp_path, max_retries=0, **SETTINGS)
+    assert len(found) == 7 and sum(map(len, judge.engine.calls)) == 8
+
+
+def test_a_model_that_never_comes_to_a_score_is_refused_and_may_be_forced(judge, tmp_path):
+    dataset = make_dataset(2, conversational=True)
+    settings = {"max_new_tokens": 2, "progress": False, "max_retries": 0}
+    with pytest.raises(
+        ValueError,
+        match=r"^Not one of 2 rationales came to 'So the overall score is ' and a label within 2 tokens\. Is the model "
+        r"trained to end so\? Otherwise raise max_new_tokens, or set unfinished='force'\.$",
+    ):
+        generate_cot_dataset(judge, dataset, output_dir=tmp_path / "a", **settings)
+    found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "b", unfinished="force", **settings)
+    assert [c[0]["content"][-len(PREFIX) - 1 :] for c in found["completion"]] == [PREFIX + "4", PREFIX + "2"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unfinished": "keep"}, r"^unfinished='keep' is not one of \['drop', 'force'\]\.$"),
+        ({"num_cots": 0}, r"^Expected num_cots >= 1 and max_retries >= 0, got 0 and 2\.$"),
+        ({"max_retries": -1}, r"^Expected num_cots >= 1 and max_retries >= 0, got 1 and -1\.$"),
+        ({"top_p": 2.0}, r"^top_p=2\.0 is out of range\.$"),
+        ({"dataset": make_dataset(2).select([])}, r"^The dataset has no rows, so there is nothing to write"),
+        (
+            {"dataset": make_dataset(2).remove_columns("prompt")},
+            r"^A row needs `prompt` or `messages` to write a rationale for; found the columns \['completion', ",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused(scripted, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        generate_cot_dataset(
+            scripted(finished), **{"dataset": make_dataset(2), "output_dir": tmp_path / "x", **SETTINGS, **change}
+        )
+
+
+@pytest.mark.parametrize(("score", "shown"), [(9.0, "9.0"), (None, "None"), (math.nan, "nan")])
+def test_a_row_without_a_gold_score_on_the_scale_is_refused_before_anything_is_written(
+    scripted, tmp_path, score, shown
+):
+    rows = make_rows(8)
+    rows[3]["score"] = score
+    judge = scripted(finished)
+    with pytest.raises(
+        ValueError, match=rf"^Row 3 has no gold score on the scale of 1 to 5: its score is {shown}\. Fill in the column"
+    ):
+        generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, batch_size=2, **SETTINGS)
+    assert judge.engine.calls == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"temperature": 0.5}, ["temperature: 1.0 there, 0.5 now"]),
+        ({"seed": 7, "num_cots": 2}, ["num_cots: 1 there, 2 now", "seed: 42 there, 7 now"]),
+        ({"unfinished": "force"}, ["unfinished: 'drop' there, 'force' now"]),
+        ({"dataset": make_dataset(3)}, ["rows: 4 there, 3 now"]),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_with_both_named(scripted, tmp_path, change, said):
+    first = {"dataset": make_dataset(4), "output_dir": tmp_path, **SETTINGS}
+    generate_cot_dataset(scripted(finished), **first)
+    with pytest.raises(ValueError) as raised:
+        generate_cot_dataset(scripted(finished), **{**first, **change})
+    lines = str(raised.value).split("\n")
+    assert lines[0] == f"{tmp_path} holds rows made with other settings, which cannot be mixed:"
+    assert lines[-1] == "Use another output_dir, or delete this one to start over."
+    assert set(said) <= {line.strip() for line in lines[1:-1]}
+    assert len(lines[1:-1]) == len(said) + ("dataset" in change)  # the last row's hash, too
+
+
+def test_another_model_in_the_same_folder_is_refused(judge, tmp_path, folder):
+    generate_cot_dataset(judge, make_dataset(2), output_dir=tmp_path, unfinished="force", **SETTINGS)
+    other = Judge.from_pretrained(folder)
+    other.engine.model.lm_head.weight.data += 0.01
+    with pytest.raises(ValueError, match=r"\n  model: 'llama-\w{16}' there, 'llama-\w{16}' now\n"):
+        generate_cot_dataset(other, make_dataset(2), output_dir=tmp_path, unfinished="force", **SETTINGS)
+
+
+# Safe to kill
+
+
+def test_a_second_call_generates_nothing_and_gives_the_same(scripted, tmp_path):
+    judge = scripted(finished)
+    first = generate_cot_dataset(judge, make_dataset(8), output_dir=tmp_path, **SETTINGS)
+    calls = len(judge.engine.calls)
+    again = generate_cot_dataset(judge, make_dataset(8), output_dir=tmp_path, **SETTINGS)
+    assert len(judge.engine.calls) == calls
+    assert again.to_list() == first.to_list()
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_torn_last_line_is_written_again(judge, tmp_path, cut):
+    dataset = make_dataset(8, conversational=True)
+    settings = {"batch_size": 2, "unfinished": "force", **SETTINGS}
+    whole = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "whole", **settings)
+    generate_cot_dataset(judge, dataset, output_dir=tmp_path / "torn", **settings)
+    (shard,) = (tmp_path / "torn" / ".shards").iterdir()
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(b"".join(lines[:5])[:-cut])  # the fifth line is torn, the rest is gone
+    (tmp_path / "torn" / "train.parquet").unlink()
+    again = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "torn", **settings)
+    assert again.to_list() == whole.to_list()
+    assert sorted(shard.read_bytes().splitlines()) == sorted(line.strip() for line in lines)
+    assert report(tmp_path / "torn") == report(tmp_path / "whole")
+
+
+def test_shards_read_what_they_wrote_and_skip_what_is_there(tmp_path):
+    shards = Shards(tmp_path, 0)
+    shards.append([("a", {"text": "ä\u2028b\n"}), ("b", {"n": 1})])
+    shards.append([("a", {"text": "other"}), ("c", {"n": 2})])
+    for found in (shards, Shards(tmp_path), Shards(tmp_path, 1)):
+        assert found["a"]["text"] == "ä\u2028b\n"
+        assert (found["b"]["n"], found["c"]["n"], "d" in found) == (1, 2, False)
+    with pytest.raises(ValueError, match=r"^These shards are open for reading only\.$"):
+        Shards(tmp_path).append([("d", {})])
+
+
+def test_a_reader_leaves_another_processs_torn_line_alone(tmp_path):
+    Shards(tmp_path, 0).append([("a", {"n": 1})])
+    path = tmp_path / "process-00000.jsonl"
+    torn = path.read_bytes() + b'{"key": "b", "n'
+    path.write_bytes(torn)
+    other = Shards(tmp_path, 1)
+    assert "a" in other and "b" not in other
+    assert path.read_bytes() == torn
+    assert "b" not in Shards(tmp_path, 0)
+    assert path.read_bytes() == torn[: torn.index(b"\n") + 1]
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from tiny import make_dataset
+from tract_trainer import Judge, generate_cot_dataset
+judge = Judge.from_pretrained({judge!r})
+generate = judge.engine.generate
+def slow(*args):
+    time.sleep(0.7)
+    return generate(*args)
+judge.engine.generate = slow
+generate_cot_dataset(judge, make_dataset(24, conversational=True), output_dir={out!r}, batch_size=2,
+                     unfinished="force", max_new_tokens=60, max_retries=0, progress=False)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_dataset(judge, folder, tmp_path):
+    settings = {"batch_size": 2, "unfinished": "force", "max_retries": 0, **SETTINGS}
+    dataset = make_dataset(24, conversational=True)
+    script = SCRIPT.format(tests=str(Path(__file__).parent), judge=str(folder), out=str(tmp_path / "killed"))
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    shard = tmp_path / "killed" / ".shards" / "process-00000.jsonl"
+    deadline = time.monotonic() + 300
+    while not (shard.is_file() and shard.read_bytes().count(b"\n") >= 4):
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = shard.read_bytes().count(b"\n")
+    assert 4 <= before < 24 and not (tmp_path / "killed" / "train.parquet").exists()
+
+    resumed = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "killed", **settings)
+    undisturbed = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "whole", **settings)
+    assert resumed.to_list() == undisturbed.to_list()
+    assert report(tmp_path / "killed") == report(tmp_path / "whole")
+    assert shard.read_bytes().count(b"\n") == 24
+
+
+def test_the_files_of_the_result_are_a_dataset_by_themselves(scripted, tmp_path):
+    found = generate_cot_dataset(scripted(finished), make_dataset(8), output_dir=tmp_path, **SETTINGS)
+    loaded = load_dataset(str(tmp_path), split="train")
+    assert loaded.to_list() == found.to_list()

@@ -1,0 +1,330 @@
+"""The transformers engine: every draw is the model's own distribution, whatever shares the batch."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy import stats
+from tiny import PREFIX, make_model, make_rows, make_tokenizer, train_judge
+from transformers import GenerationConfig
+
+from tract_trainer import Judge, ScoreScale
+from tract_trainer.engines import Sampling
+from tract_trainer.engines.transformers import TransformersEngine, _SeededDraw
+from tract_trainer.scale import ScoreTokens
+
+TOKENIZER = make_tokenizer()
+TOKENS = ScoreTokens.resolve(ScoreScale.integers(1, 5), PREFIX, TOKENIZER)
+PROMPTS = [TOKENIZER(row["prompt"] + "Clear. " * i)["input_ids"] for i, row in enumerate(make_rows(6))]
+PLAIN = {"top_p": 1.0, "repetition_penalty": 1.0}
+
+
+@pytest.fixture
+def engine():
+    return TransformersEngine(make_model(vocab_size=len(TOKENIZER)), TOKENS, [TOKENIZER.eos_token_id])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    trainer = train_judge(tmp_path_factory.mktemp("judge"))
+    return Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config).engine
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rows = make_rows(8, conversational=True)
+    return [
+        TOKENIZER.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+        for row in rows
+    ]
+
+
+def steps(engine, monkeypatch, *args):
+    """What `generate` saw: for each row in the engine's order, its prompt, the tokens written and `(S, K)`."""
+    seen = []
+    read = engine._read
+
+    def spy(prompt, written, log_probs):
+        seen.append((prompt, written, log_probs))
+        return read(prompt, written, log_probs)
+
+    monkeypatch.setattr(engine, "_read", spy)
+    rationales = engine.generate(*args)
+    monkeypatch.setattr(engine, "_read", read)
+    return seen, rationales
+
+
+def first_tokens(engine, monkeypatch, prompt, n, sampling):
+    """The first token drawn with each of `n` seeds."""
+    rows = []
+    until_stop = engine._until_stop
+    monkeypatch.setattr(engine, "_until_stop", lambda row: rows.append(row[0]) or until_stop(row))
+    engine.generate([prompt] * n, range(n), sampling)
+    monkeypatch.setattr(engine, "_until_stop", until_stop)
+    return torch.tensor(rows)
+
+
+def logits_after(model, rows):
+    with torch.no_grad():
+        return torch.stack([model.eval()(torch.tensor([row])).logits[0, -1] for row in rows])
+
+
+# The log-probabilities
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=12),
+        Sampling(temperature=2.5, top_p=0.3, repetition_penalty=2.0, max_new_tokens=12),
+        Sampling(temperature=0, max_new_tokens=12),
+    ],
+)
+def test_recorded_log_probabilities_are_those_of_a_fresh_forward_before_temperature_top_p_and_penalty(
+    engine, monkeypatch, sampling
+):
+    seen, _ = steps(engine, monkeypatch, PROMPTS, range(6), sampling)
+    assert len({len(prompt) for prompt, _, _ in seen}) > 1  # padded
+    for prompt, written, log_probs in seen:
+        rows = [prompt + written[:i] for i in range(len(written))]
+        if rows:
+            expected = logits_after(engine.model, rows).log_softmax(-1)[:, list(TOKENS.ids)]
+            torch.testing.assert_close(log_probs[: len(rows)], expected, rtol=0, atol=1e-5)
+
+
+def test_the_log_probabilities_of_a_rationale_are_those_where_it_writes_its_label(trained, prompts, monkeypatch):
+    seen, rationales = steps(trained, monkeypatch, prompts * 4, range(32), Sampling(max_new_tokens=60))
+    finished = [
+        (row, rationale) for row, rationale in zip(seen, (rationales[i] for i in order(prompts * 4)), strict=True)
+    ]
+    count = 0
+    for (prompt, written, _), rationale in finished:
+        assert rationale.num_tokens == len(written)
+        if rationale.label is None:
+            assert rationale.log_probs is None
+            continue
+        count += 1
+        position = TOKENS.find(prompt + written, [-100] * len(prompt) + written).position
+        expected = logits_after(trained.model, [(prompt + written)[:position]]).log_softmax(-1)[0, list(TOKENS.ids)]
+        torch.testing.assert_close(torch.tensor(rationale.log_probs), expected, rtol=0, atol=1e-5)
+        assert TOKENIZER.decode(prompt + written).startswith(
+            TOKENIZER.decode(prompt) + rationale.text + PREFIX + rationale.label
+        )
+    assert count > 8
+
+
+def order(rows):
+    """The engine's order of rows: longest first."""
+    return sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+
+
+def test_scoring_given_rows_is_a_fresh_forward_whatever_the_padding(engine):
+    expected = logits_after(engine.model, PROMPTS).log_softmax(-1)[:, list(TOKENS.ids)]
+    for batch_size in (1, 4, 16):
+        engine.batch_size = batch_size
+        torch.testing.assert_close(torch.tensor(engine.score(PROMPTS)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "qwen3", "mistral", "gpt2", "phi_bias"])
+def test_both_ways_to_score_agree_for_every_family(kind, monkeypatch):
+    engine = TransformersEngine(make_model(kind, len(TOKENIZER)), TOKENS, [TOKENIZER.eos_token_id])
+    seen, _ = steps(engine, monkeypatch, PROMPTS, range(6), Sampling(max_new_tokens=1))
+    again = torch.tensor(engine.score([prompt for prompt, _, _ in seen]))
+    torch.testing.assert_close(torch.stack([log_probs[0] for _, _, log_probs in seen]), again, rtol=0, atol=1e-5)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_a_row_is_the_same_alone_and_in_a_batch_of_others(trained, prompts, temperature):
+    sampling = Sampling(temperature=temperature, max_new_tokens=40)
+    together = trained.generate(prompts, range(8), sampling)
+    for i in range(8):
+        (alone,) = trained.generate([prompts[i]], [i], sampling)
+        assert (alone.text, alone.label, alone.num_tokens) == (
+            together[i].text,
+            together[i].label,
+            together[i].num_tokens,
+        )
+        assert (alone.log_probs is None) is (together[i].log_probs is None)
+        if alone.log_probs is not None:
+            assert alone.log_probs == pytest.approx(together[i].log_probs, abs=1e-5)
+
+
+def test_results_come_in_the_order_of_the_prompts_for_every_batch_size(engine):
+    sampling = Sampling(max_new_tokens=8)
+    texts = [rationale.text for rationale in engine.generate(PROMPTS, range(6), sampling)]
+    for batch_size in (1, 4):
+        engine.batch_size = batch_size
+        assert [rationale.text for rationale in engine.generate(PROMPTS, range(6), sampling)] == texts
+    assert [r.text for r in engine.generate(PROMPTS[::-1], range(5, -1, -1), sampling)] == texts[::-1]
+
+
+def test_the_seed_and_nothing_else_decides_the_draw(engine):
+    sampling = Sampling(max_new_tokens=12)
+    torch.manual_seed(0)
+    first = engine.generate(PROMPTS[:1] * 2, [1, 2], sampling)
+    torch.manual_seed(1)
+    assert engine.generate(PROMPTS[:1] * 2, [1, 2], sampling) == first
+    assert first[0].text != first[1].text
+
+
+# The distribution
+
+
+def test_a_seeded_draw_follows_the_distribution():
+    p = torch.tensor([0.0, 0.4, 0.05, 0.0, 0.3, 0.2, 0.05, 0.0])
+    n = 20_000
+    draw = _SeededDraw(range(n), max_new_tokens=2, width=3)
+    edge = _SeededDraw([0], max_new_tokens=1, width=3)
+    edge.uniforms.zero_()  # the smallest number that can be drawn is not for a token of probability 0
+    assert edge(torch.zeros(1, 3), p.log()[None]).argmax().item() == 1
+    counts = []
+    for written in (0, 1):
+        kept = draw(torch.zeros(n, 3 + written), p.log().repeat(n, 1))
+        assert kept.isfinite().sum(-1).tolist() == [1] * n  # one token is left
+        counts.append(kept.argmax(-1))
+    for tokens in counts:
+        observed = tokens.bincount(minlength=8)
+        assert observed[p == 0].sum() == 0
+        assert stats.chisquare(observed[p > 0], n * (p[p > 0] / p.sum())).pvalue > 1e-3
+    # Neighbouring steps of a row are independent: 0.4 * 0.4 of the rows draw token 1 twice.
+    both = ((counts[0] == 1) & (counts[1] == 1)).float().mean().item()
+    assert both == pytest.approx(0.16, abs=4 * (0.16 * 0.84 / n) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=1, **PLAIN),
+        Sampling(max_new_tokens=1, temperature=0.5, **PLAIN),
+        Sampling(max_new_tokens=1, top_p=0.6, repetition_penalty=1.0),
+        Sampling(max_new_tokens=1, top_p=0.9, repetition_penalty=1.7),
+    ],
+)
+def test_first_tokens_follow_the_models_distribution_after_penalty_temperature_and_top_p(engine, monkeypatch, sampling):
+    with torch.no_grad():
+        engine.model.lm_head.weight *= 2  # a distribution of a few likely tokens
+    engine.batch_size = 1000
+    prompt, n = PROMPTS[0], 4000
+    logits = logits_after(engine.model, [prompt])[0]
+    seen = torch.tensor(sorted(set(prompt)))
+    penalised = torch.where(
+        logits[seen] > 0, logits[seen] / sampling.repetition_penalty, logits[seen] * sampling.repetition_penalty
+    )
+    p = (logits.scatter(0, seen, penalised) / sampling.temperature).softmax(-1)
+    ranked = p.sort(descending=True)
+    nucleus = ranked.indices[ranked.values.cumsum(0) - ranked.values < sampling.top_p]
+    expected = torch.zeros_like(p).scatter(0, nucleus, p[nucleus] / p[nucleus].sum())
+    observed = first_tokens(engine, monkeypatch, prompt, n, sampling).bincount(minlength=len(p))
+    assert observed[expected == 0].sum() == 0
+    frequent = expected * n >= 5
+    assert frequent.sum() > 3
+    pairs = [torch.cat([x[frequent], x[~frequent].sum()[None]]).double() for x in (observed.float(), expected * n)]
+    kept = pairs[1] > 0
+    assert stats.chisquare(pairs[0][kept], pairs[1][kept] * n / pairs[1].sum()).pvalue > 1e-3
+
+
+def test_temperature_zero_takes_the_most_likely_token(engine, monkeypatch):
+    seen, _ = steps(engine, monkeypatch, PROMPTS, range(6), Sampling(temperature=0, max_new_tokens=8, **PLAIN))
+    for prompt, written, _ in seen:
+        expected = []
+        while len(expected) < 8:
+            token = int(logits_after(engine.model, [prompt + expected])[0].argmax())
+            if token == TOKENIZER.eos_token_id:
+                break
+            expected.append(token)
+        assert written == expected
+
+
+def test_the_models_own_generation_config_has_no_say(engine):
+    sampling = Sampling(temperature=1.5, max_new_tokens=8, **PLAIN)
+    free = engine.generate(PROMPTS, range(6), sampling)
+    engine.model.generation_config = GenerationConfig(
+        do_sample=True,
+        top_k=1,
+        temperature=0.01,
+        repetition_penalty=9.0,
+        suppress_tokens=list(range(100, 380)),
+        min_new_tokens=7,
+        max_length=5,
+        num_beams=2,
+        eos_token_id=7,
+    )
+    assert engine.generate(PROMPTS, range(6), sampling) == free
+
+
+# Stopping and leaving no trace
+
+
+def test_a_rationale_ends_before_the_first_stop_token(engine, monkeypatch):
+    seen, _ = steps(engine, monkeypatch, PROMPTS, range(6), Sampling(max_new_tokens=6, **PLAIN))
+    stop = seen[0][1][2]
+    engine.stop_ids = [TOKENIZER.eos_token_id, stop]
+    stopped, _ = steps(engine, monkeypatch, PROMPTS, range(6), Sampling(max_new_tokens=6, **PLAIN))
+    for (_, whole, _), (_, written, _) in zip(seen, stopped, strict=True):
+        assert written == (whole[: whole.index(stop)] if stop in whole else whole)
+    assert len(stopped[0][1]) <= 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was_found(engine, training):
+    model = engine.model
+    model.train(training)
+    own = model.generation_config
+    before = copy.deepcopy(own.to_dict())
+    engine.generate(PROMPTS, range(6), Sampling(max_new_tokens=2))
+    engine.score(PROMPTS)
+    assert model.training is training
+    assert model.generation_config is own and own.to_dict() == before
+    assert not any(p.is_inference() for p in model.parameters())
+
+
+def test_the_model_is_left_as_it_was_found_also_after_an_error(engine, monkeypatch):
+    model = engine.model.train()
+    own = model.generation_config
+    monkeypatch.setattr(model, "forward", None)
+    for ask in (lambda: engine.generate(PROMPTS, range(6), Sampling(max_new_tokens=2)), lambda: engine.score(PROMPTS)):
+        with pytest.raises(TypeError):
+            ask()
+        assert model.training and model.generation_config is own
+
+
+def test_an_adapter_in_memory_is_used_and_left_as_it_was_found():
+    base = make_model(vocab_size=len(TOKENIZER))
+    own = base.generation_config
+    bare = TransformersEngine(base, TOKENS, [TOKENIZER.eos_token_id]).score(PROMPTS)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    engine = TransformersEngine(model, TOKENS, [TOKENIZER.eos_token_id])
+    scored = engine.score(PROMPTS)
+    assert scored[0] != pytest.approx(bare[0], abs=1e-3)
+    engine.generate(PROMPTS, range(6), Sampling(max_new_tokens=2))
+    assert base.generation_config is own
+    assert engine.score(PROMPTS) == scored
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"repetition_penalty": 0}, {"max_new_tokens": 0}],
+)
+def test_settings_out_of_range_are_refused(settings):
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=rf"^{name}={value} is out of range\.$"):
+        Sampling(**settings)
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"^batch_size must be at least 1, got 0\.$"):
+        TransformersEngine(make_model(vocab_size=len(TOKENIZER)), TOKENS, [2], batch_size=0)
+
+
+def test_the_identity_names_the_weights(engine):
+    same = TransformersEngine(make_model(vocab_size=len(TOKENIZER)), TOKENS, [2])
+    other = TransformersEngine(make_model(vocab_size=len(TOKENIZER), seed=1), TOKENS, [2])
+    assert engine.identity == same.identity != other.identity
+    assert engine.identity.startswith("llama-")

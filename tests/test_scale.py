@@ -1,0 +1,256 @@
+"""The scale, the tokens that write it, and where they stand in a row."""
+
+import itertools
+import math
+
+import pytest
+from tiny import FAMILIES, PREFIX, make_tokenizer
+
+from tract_trainer.scale import FoundScore, ScoreScale, ScoreTokens
+
+FIVE = ScoreScale.integers(1, 5)
+PREFIXES = (PREFIX, "[RESULT] ", "Score: ")
+LEFT_CONTEXTS = (".", "\n", " ", "")
+
+
+# ScoreScale
+
+
+def test_an_integer_scale_writes_each_number_and_stands_for_it():
+    scale = ScoreScale.integers(0, 3)
+    assert scale.labels == ("0", "1", "2", "3")
+    assert scale.values == (0.0, 1.0, 2.0, 3.0)
+    assert (scale.low, scale.high) == (0.0, 3.0)
+
+
+def test_labels_that_are_numbers_need_no_values():
+    assert ScoreScale(["-1", "0.5", "10"]).values == (-1.0, 0.5, 10.0)
+
+
+def test_labels_that_yaml_reads_as_integers_become_text():
+    assert ScoreScale([1, 2, 3]) == ScoreScale.integers(1, 3)
+
+
+def test_letters_stand_for_the_values_given():
+    scale = ScoreScale(["A", "B", "C"], [1.0, 0.5, 0.0])
+    assert [scale.value(label) for label in "ABC"] == [1.0, 0.5, 0.0]
+    assert (scale.low, scale.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("score", "label"), [(1.0, "1"), (2.4, "2"), (2.6, "3"), (3.6666667, "4"), (-9.0, "1"), (9.0, "5"), (2.5, "2")]
+)
+def test_the_nearest_label_is_nearest_and_of_two_the_first(score, label):
+    assert FIVE.nearest_label(score) == label
+
+
+def test_nearness_goes_by_value_not_by_place_in_the_scale():
+    uneven = ScoreScale(["low", "mid", "top"], [0, 1, 10])
+    assert uneven.nearest_label(5.4) == "mid"  # |5.4 - 1| = 4.4 < |5.4 - 10| = 4.6
+    assert uneven.nearest_label(5.6) == "top"
+    assert ScoreScale(["A", "B"], [1, 0]).nearest_label(0.5) == "A"  # the first of the scale, not the lowest
+
+
+def test_both_neighbours_write_a_score_half_way_between_them():
+    assert [label for label in FIVE.labels if FIVE.writes(label, 2.5)] == ["2", "3"]
+    assert [label for label in FIVE.labels if FIVE.writes(label, 3.6666667)] == ["4"]
+    assert [label for label in FIVE.labels if FIVE.writes(label, 3)] == ["3"]
+
+
+def test_a_half_way_score_that_went_through_float32_still_has_both_neighbours():
+    scale = ScoreScale(["a", "b"], [0.1, 0.2])
+    assert scale.writes("a", 0.15000000596046448)  # np.float32(0.15) is above 0.15
+    assert scale.writes("b", 0.15000000596046448)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "message"),
+    [
+        (["1"], None, r"^A scale needs at least two labels, got \['1'\]\.$"),
+        (
+            ["A", "B"],
+            None,
+            r"^The labels \['A', 'B'\] are not all numbers, so their values must be given: "
+            r"score_values=\[1, 2\], for example\.$",
+        ),
+        (
+            ["A", "B"],
+            [1],
+            r"^Expected one value per label: 2 labels, but 1 values\. "
+            r"Give score_values=2 numbers, in the order of score_labels\.$",
+        ),
+        (["1", "1"], None, r"^The labels of a scale must differ from each other, got \['1', '1'\]\.$"),
+        (["A", "B"], [2, 2], r"^The values of a scale must differ from each other, got \[2\.0, 2\.0\]\.$"),
+        (["1", "inf"], None, r"^The values of a scale must be finite numbers, got \[1\.0, inf\]\.$"),
+        (["A", "B"], [1, math.nan], r"^The values of a scale must be finite numbers, got \[1\.0, nan\]\.$"),
+    ],
+)
+def test_what_is_not_a_scale_is_refused(labels, values, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreScale(labels, values)
+
+
+# ScoreTokens.resolve
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_token_of_each_label_ends_the_tokenised_prefix_and_label(family, prefix):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, prefix, tokenizer)
+    for label, token in zip(FIVE.labels, tokens.ids, strict=True):
+        assert tokenizer(prefix + label, add_special_tokens=False)["input_ids"][-1] == token
+        assert tokenizer.decode([token]).strip() == label
+    assert len(set(tokens.ids)) == 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_gpt2_merges_the_space_into_the_digit(family):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, PREFIX, tokenizer)
+    written = tokenizer.convert_ids_to_tokens(list(tokens.ids))
+    assert written == ([f"Ġ{i}" for i in range(1, 6)] if family == "gpt2" else list("12345"))
+    if family == "gpt2":  # the trap: alone, "5" is another token
+        assert tokenizer("5", add_special_tokens=False)["input_ids"] != [tokens.ids[-1]]
+
+
+@pytest.mark.parametrize("family", ["qwen", "mistral", "newline"])
+def test_a_label_of_two_tokens_is_refused_with_its_tokens_and_the_way_out(family):
+    with pytest.raises(ValueError) as raised:
+        ScoreTokens.resolve(ScoreScale.integers(1, 10), PREFIX, make_tokenizer(family))
+    assert str(raised.value) == (
+        "score '10' is 2 tokens ('1', '0') in this tokenizer after 'So the overall score is '; "
+        "each score must be one token.\n"
+        'Use labels that are, e.g. score_labels=["A", ..., "J"] with score_values=[1, ..., 10].'
+    )
+
+
+@pytest.mark.parametrize("labels", [["10", "11"], ["10", "20"], ["1", "10", "100"]])
+def test_labels_that_share_their_first_digits_do_not_pass_for_one_token(labels):
+    # "10" and "11" share the token "1", which is no part of the prefix.
+    with pytest.raises(ValueError, match="each score must be one token"):
+        ScoreTokens.resolve(ScoreScale(labels), PREFIX, make_tokenizer("qwen"))
+
+
+@pytest.mark.parametrize("family", ["llama3", "gpt2"])
+def test_ten_is_fine_where_it_is_one_token(family):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(ScoreScale.integers(1, 10), PREFIX, tokenizer)
+    assert tokenizer.decode([tokens.ids[-1]]).strip() == "10"
+    ids = tokenizer(f"Good. {PREFIX}10")["input_ids"]
+    assert tokens.find(ids) == FoundScore(len(ids) - 1, "10")
+    ids = tokenizer(f"Good. {PREFIX}1")["input_ids"]
+    assert tokens.find(ids) == FoundScore(len(ids) - 1, "1")
+
+
+def test_letters_are_one_token_each_with_the_space_before_them():
+    tokenizer = make_tokenizer("qwen")
+    tokens = ScoreTokens.resolve(ScoreScale(list("ABCDE"), range(1, 6)), PREFIX, tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(tokens.ids)) == ["ĠA", "ĠB", "ĠC", "ĠD", "ĠE"]
+    ids = tokenizer(f"A B C. {PREFIX}D")["input_ids"]
+    assert tokens.find(ids) == FoundScore(len(ids) - 1, "D")
+
+
+def test_an_empty_prefix_is_refused():
+    with pytest.raises(ValueError, match=r"^score_prefix is empty, .* e\.g\. score_prefix='Score: '\.$"):
+        ScoreTokens.resolve(FIVE, "", make_tokenizer())
+
+
+def test_labels_that_the_tokenizer_does_not_know_are_refused():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<unk>": 0, "Score": 1, ":": 2, "1": 3, "2": 4}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    assert ScoreTokens.resolve(ScoreScale.integers(1, 2), "Score: ", tokenizer).ids == (3, 4)
+    with pytest.raises(ValueError, match=r"^score 'B' is written as '<unk>' in this tokenizer after 'Score: '"):
+        ScoreTokens.resolve(ScoreScale(["1", "B"], [0, 1]), "Score: ", tokenizer)
+
+
+def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused():
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "score": 1, ":": 2, "a": 3}, unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    with pytest.raises(ValueError, match=r"^(score 'A' is written as 'a'|This tokenizer writes two of the labels)"):
+        ScoreTokens.resolve(ScoreScale(["a", "A"], [0, 1]), "Score: ", tokenizer)
+
+
+# ScoreTokens.find
+
+
+@pytest.mark.parametrize(("prefix", "left"), list(itertools.product(PREFIXES, LEFT_CONTEXTS)))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_score_is_found_after_digits_and_an_earlier_closing_phrase(family, prefix, left):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, prefix, tokenizer)
+    rationale = f"It names 3 of 12 facts. {prefix}2 at first sight, but 4 5{left}" if left else ""
+    for label, after in itertools.product("15", ("", tokenizer.eos_token, "\n", ". That is all.\nNo 3 of 4")):
+        ids = tokenizer(f"{rationale}{prefix}{label}{after}", add_special_tokens=False)["input_ids"]
+        found = tokens.find(ids)
+        assert found is not None and found.label == label
+        assert ids[found.position] == tokens.ids[FIVE.labels.index(label)]
+        whole = tokenizer.decode(ids[: found.position + 1], clean_up_tokenization_spaces=False)
+        assert whole == f"{rationale}{prefix}{label}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_score_is_found_inside_a_chat_template_with_its_tokens_after_the_turn(family):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, PREFIX, tokenizer)
+    messages = [{"role": "user", "content": "Rate."}, {"role": "assistant", "content": f"2 3.\n{PREFIX}4"}]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    found = tokens.find(ids)
+    assert found is not None and found.label == "4"
+    assert tokenizer.decode(ids[found.position + 1 :]) == ("<|im_end|>\n" if family == "newline" else "<|im_end|>")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_prompts_closing_phrase_is_not_the_score(family):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, PREFIX, tokenizer)
+    prompt = tokenizer(f"An example: {PREFIX}2.\n", add_special_tokens=False)["input_ids"]
+    answer = tokenizer(f"Clear. {PREFIX}5", add_special_tokens=False)["input_ids"]
+    nothing = tokenizer("Clear, 5 of 5", add_special_tokens=False)["input_ids"]
+    masked = [-100] * len(prompt)
+    assert tokens.find(prompt + answer, masked + answer) == FoundScore(len(prompt + answer) - 1, "5")
+    assert tokens.find(prompt + nothing, masked + nothing) is None
+    assert tokens.find(prompt + nothing) is not None  # it is the mask that hides it
+
+
+@pytest.mark.parametrize("text", ["", "5", "The answer is 5", PREFIX, PREFIX + "6", PREFIX + "good", "score is 3"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_without_prefix_and_label_holds_no_score(family, text):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, PREFIX, tokenizer)
+    assert tokens.find(tokenizer(text, add_special_tokens=False)["input_ids"]) is None
+
+
+@pytest.mark.parametrize("number", ["10", "45", "4.5", "3,7", "2nd"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_digit_of_another_number_is_not_the_score(family, number):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, PREFIX, tokenizer)
+    assert tokens.find(tokenizer(f"Clear. {PREFIX}{number}", add_special_tokens=False)["input_ids"]) is None
+
+
+@pytest.mark.parametrize("after", ["/5", ".", ", 3 at worst", " 3", ". 3", " out of 5", "**"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_label_may_be_followed_by_anything_that_ends_it(family, after):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, PREFIX, tokenizer)
+    found = tokens.find(tokenizer(f"Clear. {PREFIX}4{after}", add_special_tokens=False)["input_ids"])
+    assert found is not None and found.label == "4"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_multilingual_rationale_cut_inside_a_character_hides_nothing(family):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(FIVE, "Score: ", tokenizer)
+    ids = tokenizer("評価は良い。それは🙂🙂🙂Score: 3", add_special_tokens=False)["input_ids"]
+    assert tokens.find(ids) == FoundScore(len(ids) - 1, "3")

@@ -1,0 +1,141 @@
+"""Turns finished rationales into the stage-2 dataset, `train.parquet`, and a report of how they came out."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tract_trainer.errors import InputError
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.metrics import agreement
+from tract_trainer.records import Prompt, close
+from tract_trainer.report import save_results
+from tract_trainer.seeds import digest
+from tract_trainer.shards import Shards
+
+ROWS_AT_ONCE = 1000
+
+
+class Request(NamedTuple):
+    """One rationale to write: number `cot` for row `row`, which reads `prompt` and has gold score `score`."""
+
+    row: int
+    cot: int
+    prompt: Prompt
+    score: float
+
+    @property
+    def key(self) -> str:
+        return digest(self.row, self.cot, self.prompt)
+
+
+def write_stage2(
+    requests: Iterable[Request], shards: Shards, folder: Path, config: JudgeConfig, unfinished: str
+) -> dict[str, Any]:
+    """
+    Writes both files from the finished rows of `shards`, in the order of `requests`.
+
+    Returns:
+        `dict`: the report.
+
+    Raises:
+        InputError: not one rationale came to a score.
+    """
+    tally = _Tally(config, unfinished)
+    partial = folder / "train.parquet.tmp"
+    with _Writer(partial) as writer:
+        for request in requests:
+            written = shards[request.key]
+            if tally.add(request, written):
+                writer.add(_example(request, written["text"], config))
+    if not writer.count:
+        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"Not one of {len(tally.gold)} rationales came to {config.score_prefix!r} and a label; the longest has "
+            f"{tally.longest} tokens. Is the model trained to end so? Otherwise raise max_new_tokens, or set "
+            "unfinished='force'."
+        )
+    partial.replace(folder / "train.parquet")
+    report = tally.report()
+    save_results(folder / "report.json", report)
+    return report
+
+
+class _Tally:
+    """Counts how the rationales came out."""
+
+    def __init__(self, config: JudgeConfig, unfinished: str) -> None:
+        self.scale, self.unfinished = config.scale, unfinished
+        self.rows = self.first_try = self.retried = self.open = self.tokens = self.longest = 0
+        self.sampled: list[float] = []
+        self.gold: list[float] = []
+
+    def add(self, request: Request, written: dict[str, Any]) -> bool:
+        """Counts a rationale and tells whether it is kept."""
+        label = written["label"]
+        self.rows += request.cot == 0
+        self.first_try += label is not None and written["attempts"] == 1
+        self.retried += written["attempts"] > 1
+        self.open += label is None
+        self.tokens += written["num_tokens"]
+        self.longest = max(self.longest, written["num_tokens"])
+        self.sampled.append(math.nan if label is None else self.scale.value(label))
+        self.gold.append(request.score)
+        return label is not None or self.unfinished == "force"
+
+    def report(self) -> dict[str, Any]:
+        found = agreement(self.sampled, self.gold, n_resamples=0)
+        return {
+            "rows": self.rows,
+            "rationales": len(self.gold),
+            "finished_at_first_try": self.first_try,
+            "retried": self.retried,
+            "dropped": self.open if self.unfinished == "drop" else 0,
+            "forced": self.open if self.unfinished == "force" else 0,
+            "mean_tokens": self.tokens / len(self.gold),
+            "discarded_score_agreement": {
+                name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")
+            },
+        }
+
+
+class _Writer:
+    """Writes rows to a Parquet file, some at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+        self.rows: list[dict[str, Any]] = []
+        self.file: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._flush()
+        if self.file is not None:
+            self.file.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.count += 1
+        if len(self.rows) == ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.rows:
+            table = pa.Table.from_pylist(self.rows, schema=None if self.file is None else self.file.schema)
+            self.file = self.file or pq.ParquetWriter(self.path, table.schema)
+            self.file.write_table(table)
+            self.rows = []
+
+
+def _example(request: Request, rationale: str, config: JudgeConfig) -> dict[str, Any]:
+    completion = close(rationale, config.score_prefix, config.scale.nearest_label(request.score))
+    return {
+        "prompt": request.prompt,
+        "completion": completion if isinstance(request.prompt, str) else [{"role": "assistant", "content": completion}],
+        "score": request.score,
+    }
