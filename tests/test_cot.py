@@ -209,8 +209,8 @@ def test_a_model_that_never_comes_to_a_score_is_refused_and_may_be_forced(judge,
     settings = {"max_new_tokens": 2, "progress": False, "max_retries": 0}
     with pytest.raises(
         ValueError,
-        match=r"^Not one of 2 rationales came to 'So the overall score is ' and a label within 2 tokens\. Is the model "
-        r"trained to end so\? Otherwise raise max_new_tokens, or set unfinished='force'\.$",
+        match=r"^Not one of 2 rationales came to 'So the overall score is ' and a label; the longest has 2 tokens\. Is "
+        r"the model trained to end so\? Otherwise raise max_new_tokens, or set unfinished='force'\.$",
     ):
         generate_cot_dataset(judge, dataset, output_dir=tmp_path / "a", **settings)
     found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "b", unfinished="force", **settings)

@@ -68,7 +68,9 @@ def two_processes(folder, **options):
     return result
 
 
-@pytest.mark.parametrize("scored", ["all", "one", "none"])
+@pytest.mark.parametrize(
+    "scored", ["one", pytest.param("all", marks=pytest.mark.slow), pytest.param("none", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_and_evaluate_as_one_does(tmp_path, alone, scored):
     # "one": in each step one process has no score at all.
     together = two_processes(tmp_path, scored=scored)
@@ -159,8 +161,7 @@ def test_resuming_in_mid_epoch_gives_the_parameters_of_no_interruption(tmp_path)
         }
 
 
-@pytest.mark.parametrize("processes", [2])
-def test_processes_that_form_no_group_are_refused(tmp_path, processes, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+@pytest.mark.slow
+def test_processes_that_form_no_group_are_refused(tmp_path):
     with pytest.raises(AssertionError, match="the processes form no group, so each would train alone"):
-        launch(tmp_path, processes=processes, max_steps=1, use_cpu=False)
+        launch(tmp_path, processes=2, max_steps=1, use_cpu=False)

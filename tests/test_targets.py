@@ -313,6 +313,8 @@ def test_dropped_and_kept_rows_are_counted_in_the_log(train, missing_score, capl
         f"missing_score='{missing_score}': 1 of 8 training rows (12.5 %) have an empty `score`",
         f"missing_score='{missing_score}': 1 of 8 training rows (12.5 %) have a `score` off the scale of 1 to 5",
     ]
+    outcome = {"drop": "They are left out.", "keep": "They count in the cross-entropy alone."}[missing_score]
+    assert all(sentence.endswith(outcome) for sentence in said)
     gold = [math.nan if i in PROBLEM_ROWS else row["score"] for i, row in enumerate(make_rows(8))]
     if missing_score == "drop":
         gold = [score for score in gold if not math.isnan(score)]

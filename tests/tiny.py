@@ -174,7 +174,13 @@ def make_dataset(n: int = 8, **kwargs: Any) -> Dataset:
 
 
 def train_judge(
-    folder: Any, steps: int = 60, conversational: bool = True, model: Any = None, peft_config: Any = None, **kwargs: Any
+    folder: Any,
+    steps: int = 60,
+    conversational: bool = True,
+    model: Any = None,
+    peft_config: Any = None,
+    dataset: Any = None,
+    **kwargs: Any,
 ) -> Any:
     """A trainer that has overfitted a tiny model on the eight rows, so that it ends its rationales with a score."""
     from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
@@ -196,7 +202,7 @@ def train_judge(
     trainer = RegressionAwareSFTTrainer(
         model=model or make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, hidden_size=32),
         args=args,
-        train_dataset=make_dataset(8, conversational=conversational),
+        train_dataset=dataset or make_dataset(8, conversational=conversational),
         processing_class=tokenizer,
         peft_config=peft_config,
     )

@@ -1,0 +1,216 @@
+"""The command line: one message and exit code 2 for a mistake, a job done otherwise."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import RATIONALES, make_model, make_tokenizer, train_judge
+
+from tract_trainer.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def judge_folder(tmp_path_factory):
+    """A saved judge that has learned to close its rationales."""
+    folder = tmp_path_factory.mktemp("judge")
+    train_judge(folder).save_model()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records_file(tmp_path_factory):
+    """Eight records in the Prometheus format, with three scores and rationales each."""
+    records = [
+        {
+            "instruction": f"Rate the response from 1 to 5. The response names {i} facts.\n",
+            "gpt4_score": [1 + i % 5, 1 + i % 5, 1 + (i + 1) % 5],
+            "gpt4_feedback": [RATIONALES[i], RATIONALES[(i + 1) % 8], RATIONALES[(i + 2) % 8]],
+        }
+        for i in range(8)
+    ]
+    path = tmp_path_factory.mktemp("data") / "records.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def seed_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seed")
+    tokenizer = make_tokenizer("qwen")
+    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def refused(capsys, *argv):
+    """The message that a mistake ends with."""
+    assert main([str(argument) for argument in argv]) == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    return message[-1] if len(message) == 1 else "\n".join(message)
+
+
+DRAW = ["--max_new_tokens", "60", "--repetition_penalty", "1.0", "--top_p", "0.5"]
+
+
+# Start-up
+
+
+def test_importing_the_package_loads_no_torch():
+    def loaded(statement):
+        code = f"import sys; {statement}; print('torch' in sys.modules)"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert loaded("import tract_trainer, tract_trainer.cli") == "False"
+    assert loaded("from tract_trainer import expected_score") == "True"  # this test can fail
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(f"    {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_describes_its_settings(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and f"usage: tract {command}" in shown and "--config FILE.yaml" in shown
+
+
+# Mistakes
+
+
+def test_an_unknown_key_in_the_yaml_is_named_with_the_nearest_one(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("modle: judge\nmodel: judge\n")
+    message = refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+    assert message == (
+        "tract judge: error: '--modle' is not a setting of tract judge. Did you mean '--model'? --help lists them."
+    )
+
+
+def test_a_missing_yaml_is_named(capsys):
+    assert "nowhere.yaml" in refused(capsys, "judge", "--config", "nowhere.yaml")
+
+
+def test_a_value_that_the_config_refuses_is_a_mistake(capsys):
+    message = refused(capsys, "sft", "--output_dir", "x", "--use_cpu", "--bf16", "false", "--score_labels", "a", "b")
+    assert message.startswith("tract sft: error: The labels ['a', 'b'] are not all numbers")
+
+
+def test_a_folder_without_judge_config_is_named(seed_folder, tmp_path, capsys):
+    (tmp_path / "r.json").write_text('{"prompt": "x"}')
+    message = refused(capsys, "judge", "--model", seed_folder, "--record", tmp_path / "r.json")
+    assert message.startswith(f"tract judge: error: {str(seed_folder)!r} holds no judge_config.json")
+
+
+def test_missing_data_and_records_are_named(judge_folder, seed_folder, capsys):
+    sft = ["sft", "--output_dir", "x", "--use_cpu", "--bf16", "false", "--model_name_or_path", seed_folder]
+    assert "--data is missing" in refused(capsys, *sft)
+    assert "There is no data at 'nowhere.jsonl'" in refused(capsys, *sft, "--data", "nowhere.jsonl")
+    assert "Give either --record" in refused(capsys, "judge", "--model", judge_folder)
+    assert "Give either --benchmark" in refused(capsys, "evaluate", "--model", judge_folder)
+    absent = refused(capsys, "evaluate", "--model", judge_folder, "--benchmark", "flask", "--path", "nowhere")
+    assert "The benchmark 'flask' is not at 'nowhere'. Fetch flask_eval.json from" in absent
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    import tract_trainer.commands as commands
+
+    def broken(_argv):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(commands, "judge", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["judge"])
+
+
+# Jobs
+
+
+def test_one_record_is_judged_and_printed(judge_folder, tmp_path, capsys):
+    (tmp_path / "r.json").write_text('{"prompt": "Rate the response from 1 to 5. The response names 0 facts.\\n"}')
+    argv = [
+        "judge",
+        "--model",
+        str(judge_folder),
+        "--record",
+        str(tmp_path / "r.json"),
+        "--num_cots",
+        "3",
+        *DRAW,
+        "--temperature",
+        "0",
+    ]
+    assert main(argv) == 0
+    judgment = json.loads(capsys.readouterr().out)
+    assert 0 < judgment["score"] <= 5 and judgment["rationale"] and set(judgment["probs"]) == set("12345")
+    assert len(judgment["labels"]) == 3
+
+
+def test_a_file_of_records_is_judged_and_an_interrupted_one_goes_on(judge_folder, records_file, tmp_path):
+    output = tmp_path / "judged.jsonl"
+    argv = ["judge", "--model", str(judge_folder), "--input", str(records_file), "--output", str(output), *DRAW]
+    assert main(argv) == 0
+    whole = output.read_text()
+    assert len(whole.splitlines()) == 8
+    output.write_text(whole[: len(whole) // 2])  # killed in the middle of a line
+    assert main(argv) == 0
+    assert output.read_text() == whole
+
+
+def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, capsys):
+    output = tmp_path / "evaluation.json"
+    argv = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", records_file, "--output", output]
+    assert main([str(argument) for argument in [*argv, *DRAW]]) == 0
+    assert "Pearson" in capsys.readouterr().out
+    result = json.loads(output.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert result["figures"]["RAIL"]["n"] == 8 and len(result["judgments"]) == 8
+    gold = [judgment["gold"] for judgment in result["judgments"]]
+    assert gold[0] == pytest.approx(4 / 3) and gold[4] == pytest.approx(11 / 3)
+    scored = [j for j in result["judgments"] if j["score"] is not None]
+    expected = math.sqrt(sum((j["score"] - j["gold"]) ** 2 for j in scored) / len(scored))
+    assert result["figures"]["RAIL"]["rmse"] == pytest.approx(expected)
+
+
+def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
+    seed_folder, records_file, tmp_path, capsys, monkeypatch
+):
+    settings = {
+        "data": str(records_file),
+        "model_name_or_path": str(seed_folder),
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "dtype": "float32",
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "eval_fraction": 0.25,
+        "max_new_tokens": 12,
+        "max_retries": 0,
+        "unfinished": "force",
+        "max_cot_records": 10,
+    }
+    config = tmp_path / "run.yaml"
+    config.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
+    assert main(["run", "--config", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "Stage 1 on 18 annotated rationales of 6 records" in shown and "RAIL" in shown
+    folder = Path(settings["output_dir"])
+    first = json.loads((folder / "evaluation.json").read_text())
+    assert first["figures"]["RAIL"]["n"] == 2 and first["figures"]["RAIL"]["unscored"] == 0
+    assert json.loads((folder / "cots" / "report.json").read_text())["rationales"] == 10
+    saved = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert {path.parent.name for path in saved} >= {"stage1", "stage2"}
+
+    assert main(["run", "--config", str(config)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == saved
+    assert json.loads((folder / "evaluation.json").read_text()) == first
+
+    assert main(["run", "--config", str(config), "--max_steps", "4"]) == 2
+    assert "max_steps: 3 there, 4 now" in capsys.readouterr().err
