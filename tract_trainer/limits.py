@@ -18,6 +18,8 @@ def refuse_settings(args: RegressionAwareSFTConfig, compute_loss_func: Callable[
             "packing_strategy='wrapped' cuts rows anywhere, so scores are lost and judged in another row's context. "
             "Use packing_strategy='bfd' or 'bfd_split', or packing=False."
         )
+    if args.packing and args.max_length is None:
+        raise InputError("packing=True needs a max_length, the length of a packed row, and max_length is None.")
     if args.label_smoothing_factor:
         raise InputError(
             f"label_smoothing_factor={args.label_smoothing_factor} takes the loss from a second forward, without the "
