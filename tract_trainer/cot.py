@@ -78,6 +78,11 @@ def generate_cot_dataset(
         raise InputError(f"unfinished={unfinished!r} is not one of ['drop', 'force'].")
     if num_cots < 1 or max_retries < 0:
         raise InputError(f"Expected num_cots >= 1 and max_retries >= 0, got {num_cots} and {max_retries}.")
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"Expected a datasets.Dataset, found {type(dataset).__name__}: rationales are written longest prompt "
+            "first, so all rows must be at hand. Use Dataset.from_list(list(rows))."
+        )
     if len(dataset) == 0:
         raise InputError("The dataset has no rows, so there is nothing to write rationales for.")
     sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)

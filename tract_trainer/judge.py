@@ -117,10 +117,10 @@ class Judge:
         batch_size: int = 16,
     ) -> "Judge":
         """A judge from a model in memory, on the transformers engine."""
-        from tract_trainer.engines.transformers import TransformersEngine
+        from tract_trainer.engines.transformers import TransformersEngine, stop_ids
 
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
-        return cls(TransformersEngine(model, tokens, _stop_ids(model, tokens, config), batch_size), config)
+        return cls(TransformersEngine(model, tokens, stop_ids(model, tokens, config), batch_size), config)
 
     @overload
     def score(self, records: Record, num_cots: int = ..., **sampling: Any) -> Judgment: ...
@@ -261,23 +261,3 @@ class Judge:
             reason="",
             rationales=tuple(rationales),
         )
-
-
-def _stop_ids(model: "PreTrainedModel", tokens: ScoreTokens, config: JudgeConfig) -> list[int]:
-    """Tokens that end a turn: the model's, the tokenizer's, and the one the chat template puts after an answer."""
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = [*own] if isinstance(own, list) else [own]
-    ids.append(tokens.tokenizer.eos_token_id)
-    if config.conversational:
-        row = row_ids(
-            "", close("", tokens.prefix, tokens.scale.labels[0]), tokens.tokenizer, True, **config.chat_template_kwargs
-        )
-        found = tokens.find(row)
-        if found is not None and found.position + 1 < len(row):
-            after = row[found.position + 1]
-            if after in tokens.tokenizer.all_special_ids or after in tokens.tokenizer.added_tokens_decoder:
-                ids.append(after)
-    stop = sorted({int(i) for i in ids if i is not None})
-    if not stop:
-        raise InputError("Neither the model nor the tokenizer has an end-of-sequence token. Set tokenizer.eos_token.")
-    return stop

@@ -12,7 +12,7 @@ from tract_trainer.errors import InputError
 
 
 def refuse_settings(args: RegressionAwareSFTConfig, compute_loss_func: Callable[..., Any] | None) -> None:
-    """Raises `ValueError` for settings under which the score term would be missing or wrong."""
+    """Raises `InputError` for settings under which the score term would be missing or wrong."""
     if args.packing and args.packing_strategy == "wrapped":
         raise InputError(
             "packing_strategy='wrapped' cuts rows anywhere, so scores are lost and judged in another row's context. "
@@ -32,8 +32,11 @@ def refuse_settings(args: RegressionAwareSFTConfig, compute_loss_func: Callable[
         )
 
 
-def refuse_datasets(train_dataset: Any, eval_dataset: Any) -> None:
-    """Raises `ValueError` for a dataset without rows and for images."""
+def refuse_datasets(train_dataset: Any, eval_dataset: Any, text_field: str | None) -> None:
+    """
+    Raises `InputError` for a dataset without rows or without TRL's columns, and for images. `text_field` is the column
+    that holds text, `None` where a formatting function makes it.
+    """
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     for name, dataset in {"train": train_dataset, **evals}.items():
         if isinstance(dataset, Dataset) and len(dataset) == 0:
@@ -44,10 +47,21 @@ def refuse_datasets(train_dataset: Any, eval_dataset: Any) -> None:
             "The dataset holds images. Their rows are tokenised batch by batch, where a score cut off by max_length "
             "cannot be told from an earlier one, so images are not supported. Remove the image columns."
         )
+    if sample and text_field is not None and not any(columns <= set(sample) for columns in _forms(text_field)):
+        raise InputError(
+            f"The dataset has the columns {sorted(sample)}, which SFTTrainer cannot train on. It needs `prompt` and "
+            f"`completion`, `messages`, {text_field!r} or `input_ids`. `tract sft` and `tract run` turn judging "
+            "records (instruction, response, rubric, score, rationale) into such rows."
+        )
+
+
+def _forms(text_field: str) -> list[set[str]]:
+    """The columns of TRL's kinds of dataset."""
+    return [{"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"}]
 
 
 def refuse_topology(accelerator: Accelerator) -> None:
-    """Raises `ValueError` for context and sequence parallelism, and for processes that do not know each other."""
+    """Raises `InputError` for context and sequence parallelism, and for processes that do not know each other."""
     parallelism = accelerator.parallelism_config
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
         raise InputError(

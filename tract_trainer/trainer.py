@@ -92,7 +92,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         elif not isinstance(args, RegressionAwareSFTConfig):
             args = RegressionAwareSFTConfig.from_training_arguments(args)
         refuse_settings(args, compute_loss_func)
-        refuse_datasets(train_dataset, eval_dataset)
+        refuse_datasets(train_dataset, eval_dataset, args.dataset_text_field if formatting_func is None else None)
         self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
         self._sample = next(iter(train_dataset)) if train_dataset is not None else {}
         super().__init__(

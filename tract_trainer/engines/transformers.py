@@ -23,6 +23,8 @@ from transformers import (
 
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.errors import InputError
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.records import close, row_ids
 from tract_trainer.scale import IGNORE_INDEX, ScoreTokens
 from tract_trainer.seeds import digest
 
@@ -127,6 +129,26 @@ class TransformersEngine:
         input_ids = torch.tensor([[row[0]] * (width - len(row)) + row for row in rows])
         attention_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return input_ids.to(self.model.device), attention_mask.to(self.model.device)
+
+
+def stop_ids(model: PreTrainedModel, tokens: ScoreTokens, config: JudgeConfig) -> list[int]:
+    """Tokens that end a turn: the model's, the tokenizer's, and the one the chat template puts after an answer."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = [*own] if isinstance(own, list) else [own]
+    ids.append(tokens.tokenizer.eos_token_id)
+    if config.conversational:
+        row = row_ids(
+            "", close("", tokens.prefix, tokens.scale.labels[0]), tokens.tokenizer, True, **config.chat_template_kwargs
+        )
+        found = tokens.find(row)
+        if found is not None and found.position + 1 < len(row):
+            after = row[found.position + 1]
+            if after in tokens.tokenizer.all_special_ids or after in tokens.tokenizer.added_tokens_decoder:
+                ids.append(after)
+    stop = sorted({int(i) for i in ids if i is not None})
+    if not stop:
+        raise InputError("Neither the model nor the tokenizer has an end-of-sequence token. Set tokenizer.eos_token.")
+    return stop
 
 
 @contextmanager
