@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-oldest lint clean
 .DEFAULT_GOAL := test
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -20,9 +20,18 @@ test: $(VENV)/installed
 test-all: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+# The same tests on the oldest versions that setup.cfg allows.
+test-oldest: .venv-oldest/installed
+	HF_HUB_OFFLINE=1 .venv-oldest/bin/python -m pytest -m "not slow and not gpu"
+
+.venv-oldest/installed: setup.cfg constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
+	touch $@
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-oldest

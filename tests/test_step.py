@@ -220,7 +220,7 @@ def test_gradient_checkpointing_changes_nothing(make_trainer, lora, reentrant):
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
     )
     log, gradients = step_gradients(trainer)
-    assert trainer.model.is_activation_checkpointing
+    assert any(getattr(layer, "gradient_checkpointing", False) for layer in trainer.model.modules())
     assert_same_step(log, gradients, expected_step(make_rows(), build(lora=lora)))
 
 

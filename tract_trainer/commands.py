@@ -24,7 +24,7 @@ from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.errors import InputError
 
 
-def parse(command: str, description: str, argv: Sequence[str], *kinds: type) -> tuple[Any, ...]:
+def parse(command: str, description: str, argv: Sequence[str], *kinds: Any) -> tuple[Any, ...]:
     """The command's arguments, from the command line and from `--config FILE.yaml`."""
     parser = TrlParser(
         kinds, prog=f"tract {command}", description=f"{description} --config FILE.yaml sets any of these."

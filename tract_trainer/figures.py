@@ -83,5 +83,5 @@ class ScoreFigures:
         if len(rows):
             figures |= dict(zip(MEANS, rows[:, :3].mean(0).tolist(), strict=True))
             found = agreement(rows[:, 3].tolist(), rows[:, 4].tolist(), n_resamples=0)
-            figures |= {f"score_{name}": float(found[name]) for name in ("pearson", "spearman", "rmse")}
+            figures |= {f"score_{name}": found[name] for name in ("pearson", "spearman", "rmse")}
         return figures

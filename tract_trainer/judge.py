@@ -102,7 +102,7 @@ class Judge:
         config = JudgeConfig.load(name_or_path, revision)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         kwargs = {"dtype": "auto", **(model_kwargs or {})}
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **kwargs)
+        model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **kwargs)
         if "device_map" not in kwargs and torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())
         return cls.from_model(model, tokenizer, config, batch_size=batch_size)

@@ -41,7 +41,7 @@ def refuse_datasets(train_dataset: Any, eval_dataset: Any, text_field: str | Non
     for name, dataset in {"train": train_dataset, **evals}.items():
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise InputError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
-    sample = next(iter(train_dataset), {}) if train_dataset is not None else {}
+    sample: dict[str, Any] = next(iter(train_dataset), {}) if train_dataset is not None else {}
     if {"image", "images"} & set(sample):
         raise InputError(
             "The dataset holds images. Their rows are tokenised batch by batch, where a score cut off by max_length "

@@ -5,6 +5,7 @@ Knows nothing of models. `n` is the number of records; a prediction that is NaN 
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ def agreement(
     n_resamples: int = 1000,
     confidence_level: float = 0.95,
     seed: int = 42,
-) -> dict[str, float | int | tuple[float, float]]:
+) -> dict[str, Any]:
     """
     Agreement of predicted with gold scores over the records that were scored.
 
@@ -77,7 +78,7 @@ def agreement(
         raise InputError(f"Gold scores must be finite numbers; number {row} is {y[row]}. Leave such records out.")
     scored = np.isfinite(x)
     x, y = x[scored], y[scored]
-    result: dict[str, float | int | tuple[float, float]] = {"n": len(scored), "unscored": int((~scored).sum())}
+    result: dict[str, Any] = {"n": len(scored), "unscored": int((~scored).sum())}
     for name, figure in FIGURES.items():
         result[name] = figure(x, y) if len(x) else float("nan")
         if n_resamples:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
@@ -78,17 +78,17 @@ def train(
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        **(args.model_init_kwargs or {}),
+        **cast(dict[str, Any], args.model_init_kwargs or {}),
     }
     trainer = RegressionAwareSFTTrainer(
-        model=model_args.model_name_or_path,
+        model=str(model_args.model_name_or_path),
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    folder = Path(args.output_dir)
+    folder = Path(str(args.output_dir))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
     trainer.save_model()
     if args.push_to_hub:

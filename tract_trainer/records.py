@@ -171,7 +171,7 @@ def prompt_ids(
     """Tokens of a prompt, tokenised as TRL tokenises it for training."""
     if not conversational and isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    encoded = tokenizer.apply_chat_template(
+    encoded: Any = tokenizer.apply_chat_template(
         as_messages(prompt), tokenize=True, add_generation_prompt=True, return_dict=True, **template_kwargs
     )
     return list(encoded["input_ids"])
@@ -184,5 +184,5 @@ def row_ids(
     if not conversational and isinstance(prompt, str):
         return list(tokenizer(prompt + completion)["input_ids"])
     messages = [*as_messages(prompt), {"role": "assistant", "content": completion}]
-    encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **template_kwargs)
+    encoded: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **template_kwargs)
     return list(encoded["input_ids"])

@@ -41,7 +41,7 @@ def run_pipeline(
     """
     if model.model_name_or_path is None:
         raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
-    folder, console = Path(args.output_dir), Console(quiet=not PartialState().is_main_process)
+    folder, console = Path(str(args.output_dir)), Console(quiet=not PartialState().is_main_process)
     with PartialState().main_process_first():
         check_settings(folder, _settings(args, model, draw, settings, len(rows)))
     held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)

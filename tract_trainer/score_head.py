@@ -46,7 +46,8 @@ def add_score_head(model: PreTrainedModel, score_token_ids: Sequence[int]) -> No
         # Prompt learning puts virtual tokens before the row, hence from the end.
         hidden = seen[0].last_hidden_state[:, -score_labels.size(1) :][:, :-1]  # (B, T - 1, H)
         log_probs = head_logits(self, hidden[due.to(hidden.device)]).log_softmax(-1)  # (N, V)
-        return _with_score_log_probs(type(output))(**output, score_log_probs=log_probs[:, token_ids])  # (N, K)
+        output_class: Any = type(output)
+        return _with_score_log_probs(output_class)(**output, score_log_probs=log_probs[:, token_ids])  # (N, K)
 
     model.forward = types.MethodType(forward, model)
 
@@ -76,7 +77,7 @@ def _logit_scale(config: PretrainedConfig) -> float:
 
 
 @functools.cache
-def _with_score_log_probs(output_class: type) -> type:
+def _with_score_log_probs(output_class: Any) -> Any:
     """`output_class` with a declared field more. DDP and mixed precision rebuild an output from its declared fields."""
     return make_dataclass(
         "Scored" + output_class.__name__,

@@ -74,7 +74,7 @@ def _problem(row: dict[str, Any], found: FoundScore | None, scale: ScoreScale) -
             )
         if score is None or math.isnan(score):
             return "empty"
-        if not scale.low <= score <= scale.high:
+        if not scale.low <= float(score) <= scale.high:
             return "off_scale"
     if found is None:
         return "missing"
@@ -154,7 +154,7 @@ def add_score_labels(
 
     dataset = dataset.map(target_row, desc=f"Finding the scores of the {name} dataset", num_proc=num_proc, **kwargs)
     problems = dataset["score_problem"][:]
-    sentences = [
+    sentences: list[str] = [
         _sentence(problem, count, problems, dataset, tokens, cut, name, missing_score)
         for problem, count in Counter(filter(None, problems)).most_common()
     ]
@@ -212,7 +212,7 @@ def cut_or_pack(dataset: AnyDataset, args: SFTConfig, packing: bool, name: str) 
         if args.shuffle_dataset:
             dataset = dataset.shuffle(seed=args.seed)
         desc = {"desc": f"Packing {name} dataset"} if isinstance(dataset, Dataset) else {}
-        dataset = pack_dataset(dataset, args.max_length, args.packing_strategy, kwargs | desc)
+        dataset = pack_dataset(dataset, int(args.max_length or 0), args.packing_strategy, kwargs | desc)
     elif args.max_length is not None:
         span = slice(None, args.max_length) if args.truncation_mode == "keep_start" else slice(-args.max_length, None)
         dataset = dataset.map(_cut_row, fn_kwargs={"span": span}, **kwargs)

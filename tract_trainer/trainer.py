@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate.logging import get_logger
@@ -36,7 +36,7 @@ from tract_trainer.targets import COLUMNS, Cut, add_score_labels, cut_or_pack, u
 
 logger = get_logger(__name__)
 
-Datasets = Dataset | IterableDataset
+Datasets: TypeAlias = Dataset | IterableDataset
 
 
 class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
@@ -60,6 +60,9 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         ValueError: a combination of settings under which the score term would not be exact, or rows without a usable
             score (see `missing_score`).
     """
+
+    args: RegressionAwareSFTConfig
+    model: PreTrainedModel
 
     _tag_names = ["trl", "sft", "tract-trainer", "llm-as-a-judge"]
     _name = "TRACT"
@@ -94,7 +97,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         refuse_settings(args, compute_loss_func)
         refuse_datasets(train_dataset, eval_dataset, args.dataset_text_field if formatting_func is None else None)
         self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
-        self._sample = next(iter(train_dataset)) if train_dataset is not None else {}
+        self._sample: dict[str, Any] = next(iter(train_dataset)) if train_dataset is not None else {}
         super().__init__(
             model=model,
             args=args,
@@ -119,7 +122,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
                 score_token_in_ce=args.score_token_in_ce,
                 missing_score=args.missing_score,
             )
-        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         add_score_head(base, self.score_tokens.ids)
         self._values = torch.tensor(args.scale.values)
         self._scores_in_step: Tensor | None = None
@@ -173,8 +176,9 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if "score_labels" not in self._signature_columns:
-            self._signature_columns += ["score_labels", "score"]
+        columns: Any = self._signature_columns
+        if "score_labels" not in columns:
+            columns += ["score_labels", "score"]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
@@ -236,16 +240,15 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        output: EvalLoopOutput = super().evaluation_loop(
-            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
-        )
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output: EvalLoopOutput = super().evaluation_loop(dataloader, *args, **kwargs)
         figures = self._figures.evaluation(dataloader.dataset)
-        output.metrics.update({f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()})
-        return output
+        metrics = {f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()}
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
 
     # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.judge_config.save(output_dir or self.args.output_dir)
+            self.judge_config.save(str(output_dir or self.args.output_dir))

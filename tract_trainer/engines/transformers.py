@@ -7,6 +7,7 @@ from numbers of its own, whatever rows share its batch. Shape letters: `B` rows,
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -81,9 +82,8 @@ class TransformersEngine:
             pad_token_id=self.stop_ids[0],
         )
         with _generating(self.model, config):
-            sequences = self.model.generate(
-                input_ids=input_ids, attention_mask=attention_mask, logits_processor=processors
-            )
+            model: Any = self.model
+            sequences = model.generate(input_ids=input_ids, attention_mask=attention_mask, logits_processor=processors)
         log_probs = torch.stack(recorder.steps, dim=1).cpu()  # (B, S, K)
         written = [self._until_stop(row) for row in sequences[:, width:].tolist()]
         return [self._read(*row) for row in zip(prompts, written, log_probs, strict=True)]
@@ -94,7 +94,7 @@ class TransformersEngine:
     def _read(self, prompt: list[int], written: list[int], log_probs: Tensor) -> Rationale:
         """What a row of written tokens says. `log_probs` is `(S, K)`."""
         found = self.tokens.find(prompt + written, [IGNORE_INDEX] * len(prompt) + written)
-        tokenizer = self.tokens.tokenizer
+        tokenizer: Any = self.tokens.tokenizer
         # Decoded after the prompt's last tokens: a tokenizer may drop a space at the very start of a text.
         before = tokenizer.decode(prompt[-4:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         end = len(prompt) + len(written) if found is None else found.position + 1
