@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
@@ -28,6 +28,7 @@ def allow_fsdp_on_cpu():
         own_init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # each later state copies this
 
     AcceleratorState.__init__ = init
 
@@ -58,6 +59,8 @@ def main():
     if "fsdp" in options["args"]:
         allow_fsdp_on_cpu()
     tokenizer = make_tokenizer("qwen")
+    # Before the arguments: from then on, under ZeRO-3, a new model's parameters are empty.
+    model = make_model(options["model"], len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     args = RegressionAwareSFTConfig(
         **{
             "output_dir": options["folder"],
@@ -75,7 +78,7 @@ def main():
         }
     )
     trainer = RegressionAwareSFTTrainer(
-        model=make_model(options["model"], len(tokenizer), eos_token_id=tokenizer.eos_token_id),
+        model=model,
         args=args,
         train_dataset=rows(options["scored"]),
         eval_dataset=rows("all").select(range(5)),
@@ -95,6 +98,7 @@ def main():
             "evaluation": evaluation,
             "num_processes": trainer.accelerator.num_processes,
             "distributed_type": str(trainer.accelerator.distributed_type),
+            "sharded": any(hasattr(p, "full_tensor") for p in trainer.model.parameters()),
         }
         torch.save(result, Path(options["folder"]) / "result.pt")
     trainer.accelerator.wait_for_everyone()

@@ -45,7 +45,7 @@ class RegressionAwareSFTConfig(SFTConfig):
             write 3 as "0.6 on the token 5, the rest elsewhere", and its decoded score means nothing.
         missing_score (`str`, *optional*, defaults to `"error"`):
             What to do with rows whose score cannot be found or used: `"error"`, `"drop"` them, or `"keep"` them for
-            the cross-entropy alone. They are counted in every case.
+            the cross-entropy alone. They are counted and logged, but for a stream's, which are not known beforehand.
         prompt_template (`str`, *optional*):
             Jinja template that [`Judge`] renders records with, saved in `judge_config.json`. If `None`, the built-in
             one. Training reads the dataset's own prompts and does not use it.

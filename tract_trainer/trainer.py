@@ -46,9 +46,9 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
         `ce_loss_weight * cross-entropy + score_loss_weight * (yhat - y)^2`.
 
-    The arguments are those of [`~trl.SFTTrainer`]; `args` is a [`RegressionAwareSFTConfig`], and a plain
-    [`~trl.SFTConfig`] gets its defaults. The datasets are any of TRL's types, with an optional float column `score`:
-    with it, it is the target; without it, the value of the label in the text.
+    The arguments are those of [`~trl.SFTTrainer`]; a plain [`~trl.SFTConfig`] gets the defaults of
+    [`RegressionAwareSFTConfig`]. The datasets are any of TRL's types, with an optional float column `score` as target;
+    without it, the target is the value of the label in the text.
 
     Overridden are `_prepare_dataset` (finds the scores), `get_batch_samples` (counts them), `compute_loss` (adds the
     term), `evaluation_loop` and `log` (their figures) and `_save` (adds `judge_config.json`). The rest is inherited.
@@ -141,11 +141,8 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         else:
             messages = is_conversational(self._sample) or "conversations" in self._sample
             conversational = messages and self._formatting_func is None
-        return JudgeConfig.of(
-            self.args, conversational, chat_template_kwargs=self._sample.get("chat_template_kwargs") or {}
-        )
-
-    # Data
+        template_kwargs = self._sample.get("chat_template_kwargs") or {}
+        return JudgeConfig.of(self.args, conversational, chat_template_kwargs=template_kwargs)
 
     def _prepare_dataset(
         self,
@@ -195,8 +192,6 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         self._figures.steps += bool(batches)  # a stream that has ended gives steps without a batch
         return batches, num_items
 
-    # Loss
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -210,19 +205,19 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         ce_loss, outputs = result if return_outputs else (result, None)
         log_probs = seen[0].score_log_probs  # (N, K)
         gold = inputs["score_labels"][:, 1:][due].to(log_probs.device)  # (N,)
-        losses = score_loss(
-            log_probs, self._values, gold, self.args.score_loss_type, self.args.renormalize_scores
-        )  # (N,)
+        args = self.args
+        losses = score_loss(log_probs, self._values, gold, args.score_loss_type, args.renormalize_scores)  # (N,)
+        accumulated = 1
         if self.model.training:
             accumulated = self.current_gradient_accumulation_steps if self._trainer_divides(num_items_in_batch) else 1
             count = max(len(gold), 1) if self._scores_in_step is None else self._scores_in_step.to(losses.device)
             # Data parallelism averages the gradients over the processes, and the trainer may divide by the steps.
             score_term = losses.sum() / count * self.accelerator.num_processes * accumulated
         else:
-            accumulated = 1
             score_term = losses.sum() / max(len(gold), 1)
         self._figures.add(self.model.training, ce_loss / accumulated, losses, log_probs, gold)
-        weighted = ((self.args.ce_loss_weight, ce_loss), (self.args.score_loss_weight, score_term))
+        # A term of weight 0 is left out, not multiplied: it may be infinite.
+        weighted = ((args.ce_loss_weight, ce_loss), (args.score_loss_weight, score_term))
         loss = sum(weight * term for weight, term in weighted if weight)
         return (loss, outputs) if return_outputs else loss
 
@@ -231,8 +226,6 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         if self.loss_is_scaled_for_ga is not None:
             return not self.loss_is_scaled_for_ga
         return not (self.model_accepts_loss_kwargs and num_items_in_batch is not None)
-
-    # Figures
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._figures.steps:  # the trainer's own record of a window, which every process makes
@@ -243,10 +236,8 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         kwargs["metric_key_prefix"] = metric_key_prefix
         output: EvalLoopOutput = super().evaluation_loop(dataloader, *args, **kwargs)
         figures = self._figures.evaluation(dataloader.dataset)
-        metrics = {f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()}
-        return output._replace(metrics={**(output.metrics or {}), **metrics})
-
-    # Saving
+        named = {f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
