@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from tract_trainer.engines import Engine, Rationale, Sampling
@@ -103,8 +104,8 @@ class Judge:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         kwargs = {"dtype": "auto", **(model_kwargs or {})}
         model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **kwargs)
-        if "device_map" not in kwargs and torch.accelerator.is_available():
-            model.to(torch.accelerator.current_accelerator())
+        if "device_map" not in kwargs:
+            model.to(PartialState().device)  # under `accelerate launch`, the process's own
         return cls.from_model(model, tokenizer, config, batch_size=batch_size)
 
     @classmethod

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
@@ -158,18 +159,19 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
             return dataset
         # The score is found on whole rows, in their order: what cuts, shuffles and packs comes afterwards.
         dataset = super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
-        if "score_labels" not in columns:
-            dataset, lost = add_score_labels(
-                dataset,
-                self.score_tokens,
-                Cut.of(args, packing),
-                self._score_args.missing_score,
-                "training" if dataset_name == "train" else dataset_name,
-                args.dataset_num_proc,
-            )
-            for sentence in lost:
-                logger.warning(f"missing_score={self._score_args.missing_score!r}: {sentence}")
-        return cut_or_pack(dataset, args, packing, dataset_name)
+        with PartialState().local_main_process_first():  # the others read its cache
+            if "score_labels" not in columns:
+                dataset, lost = add_score_labels(
+                    dataset,
+                    self.score_tokens,
+                    Cut.of(args, packing),
+                    self._score_args.missing_score,
+                    "training" if dataset_name == "train" else dataset_name,
+                    args.dataset_num_proc,
+                )
+                for sentence in lost:
+                    logger.warning(f"missing_score={self._score_args.missing_score!r}: {sentence}")
+            return cut_or_pack(dataset, args, packing, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
