@@ -34,7 +34,8 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
             Whether an example whose score is not found here is refused (`"error"`) or kept for the cross-entropy alone
             (`"keep"`, and `"drop"`, since a batch cannot lose rows).
 
-    The other arguments are those of TRL's `DataCollatorForLanguageModeling`.
+    [`RegressionAwareSFTTrainer`] sets these three from its own arguments. The others are those of TRL's
+    `DataCollatorForLanguageModeling`.
     """
 
     score_tokens: ScoreTokens | None = None

@@ -117,12 +117,11 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         )
         refuse_topology(self.accelerator)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
-            self.data_collator = DataCollatorForScoredCompletion(
-                **vars(self.data_collator),
-                score_tokens=self.score_tokens,
-                score_token_in_ce=args.score_token_in_ce,
-                missing_score=args.missing_score,
-            )
+            self.data_collator = DataCollatorForScoredCompletion(**vars(self.data_collator))
+        if isinstance(self.data_collator, DataCollatorForScoredCompletion):
+            self.data_collator.score_tokens = self.score_tokens
+            self.data_collator.score_token_in_ce = args.score_token_in_ce
+            self.data_collator.missing_score = args.missing_score
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         add_score_head(base, self.score_tokens.ids)
         self._values = torch.tensor(args.scale.values)
