@@ -62,10 +62,22 @@ class JudgeArguments:
 
 
 @dataclass
-class GenerateArguments(JudgeArguments):
-    """The stage-1 judge, and where its rationales go."""
+class AskArguments(JudgeArguments):
+    """The judge, and what becomes of a rationale without a score when it judges."""
 
-    output_dir: str = field(default="cots", metadata={"help": "Folder of the result and of the work in progress."})
+    unfinished: str = field(
+        default="unscored",
+        metadata={
+            "help": "Rationales that never come to a score: leave unscored, or force: read the score where they end.",
+            "choices": ["unscored", "force"],
+        },
+    )
+
+
+@dataclass
+class CotArguments:
+    """What becomes of a rationale without a score when rationales are written."""
+
     max_retries: int = field(default=2, metadata={"help": "Further draws for a rationale that comes to no score."})
     unfinished: str = field(
         default="drop",
@@ -77,7 +89,14 @@ class GenerateArguments(JudgeArguments):
 
 
 @dataclass
-class RecordArguments(JudgeArguments):
+class GenerateArguments(CotArguments, JudgeArguments):
+    """The stage-1 judge, and where its rationales go."""
+
+    output_dir: str = field(default="cots", metadata={"help": "Folder of the result and of the work in progress."})
+
+
+@dataclass
+class RecordArguments(AskArguments):
     """The judge, and the records to judge."""
 
     record: str | None = field(default=None, metadata={"help": "JSON file with one record; its judgment is printed."})
@@ -85,17 +104,10 @@ class RecordArguments(JudgeArguments):
     output: str | None = field(
         default=None, metadata={"help": "JSONL file for the judgments of `input`. Lines that it has are not redone."}
     )
-    unfinished: str = field(
-        default="unscored",
-        metadata={
-            "help": "Rationales that never come to a score: leave unscored, or force: read the score where they end.",
-            "choices": ["unscored", "force"],
-        },
-    )
 
 
 @dataclass
-class EvaluateArguments(JudgeArguments):
+class EvaluateArguments(AskArguments):
     """The judge, and what it is compared with."""
 
     benchmark: str | None = field(
@@ -103,17 +115,10 @@ class EvaluateArguments(JudgeArguments):
     )
     path: str | None = field(default=None, metadata={"help": "File or folder of the benchmark."})
     output: str = field(default="evaluation.json", metadata={"help": "JSON file of the result."})
-    unfinished: str = field(
-        default="unscored",
-        metadata={
-            "help": "Rationales that never come to a score: leave unscored, or force: read the score where they end.",
-            "choices": ["unscored", "force"],
-        },
-    )
 
 
 @dataclass
-class RunArguments:
+class RunArguments(CotArguments):
     """What `tract run` adds to the arguments of training and of drawing rationales."""
 
     _argument_group_name = "run"
@@ -125,14 +130,6 @@ class RunArguments:
         default=None, metadata={"help": "Write own rationales for the first so many training rows only."}
     )
     max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on the first so many records."})
-    max_retries: int = field(default=2, metadata={"help": "Further draws for a rationale that comes to no score."})
-    unfinished: str = field(
-        default="drop",
-        metadata={
-            "help": "Rationales that never come to a score: drop, or close as they are.",
-            "choices": ["drop", "force"],
-        },
-    )
 
 
 @dataclass
