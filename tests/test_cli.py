@@ -118,6 +118,17 @@ def test_missing_data_and_records_are_named(judge_folder, seed_folder, capsys):
     assert "The benchmark 'flask' is not at 'nowhere'. Fetch flask_eval.json from" in absent
 
 
+def test_a_model_that_is_not_there_and_a_broken_record_are_mistakes(judge_folder, records_file, tmp_path, capsys):
+    sft = ["sft", "--output_dir", tmp_path / "x", "--use_cpu", "--bf16", "false", "--data", records_file]
+    assert "nowhere" in refused(capsys, *sft, "--model_name_or_path", tmp_path / "nowhere")
+    (tmp_path / "r.json").write_text("{")
+    assert "is not valid JSON" in refused(capsys, "judge", "--model", judge_folder, "--record", tmp_path / "r.json")
+    (tmp_path / "r.json").write_text("[]")
+    assert "must hold one record" in refused(capsys, "judge", "--model", judge_folder, "--record", tmp_path / "r.json")
+    (tmp_path / "x.yaml").write_text("model: [")
+    assert "x.yaml" in refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     import tract_trainer.commands as commands
 
@@ -161,6 +172,30 @@ def test_a_file_of_records_is_judged_and_an_interrupted_one_goes_on(judge_folder
     output.write_text(whole[: len(whole) // 2])  # killed in the middle of a line
     assert main(argv) == 0
     assert output.read_text() == whole
+    assert main([*argv, "--seed", "7"]) == 2  # other settings are not mixed in
+    assert output.read_text() == whole
+
+
+def test_training_into_a_folder_with_a_finished_stage_trains_anew(seed_folder, records_file, tmp_path):
+    argv = ["sft", "--model_name_or_path", seed_folder, "--data", records_file, "--output_dir", tmp_path / "judge"]
+    argv += ["--max_steps", "2", "--use_cpu", "--bf16", "false", "--report_to", "none", "--dtype", "float32"]
+    weights = tmp_path / "judge" / "model.safetensors"
+    assert main([str(argument) for argument in argv]) == 0
+    first = weights.read_bytes()
+    assert main([str(argument) for argument in [*argv, "--learning_rate", "0.01"]]) == 0
+    second = weights.read_bytes()
+    assert second != first
+    assert main([str(argument) for argument in [*argv, "--resume_from_checkpoint", "true"]]) == 0  # nothing left to do
+    assert weights.read_bytes() == second
+
+
+def test_parquet_files_are_read(tmp_path):
+    from datasets import Dataset
+
+    from tract_trainer.pipeline import load_rows
+
+    Dataset.from_list([{"prompt": "a", "completion": "b", "score": 1.0}]).to_parquet(tmp_path / "train.parquet")
+    assert load_rows(str(tmp_path / "train.parquet"))[0]["score"] == 1.0
 
 
 def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, capsys):

@@ -260,7 +260,6 @@ def test_a_row_without_a_gold_score_on_the_scale_is_refused_before_anything_is_w
     [
         ({"temperature": 0.5}, ["temperature: 1.0 there, 0.5 now"]),
         ({"seed": 7, "num_cots": 2}, ["num_cots: 1 there, 2 now", "seed: 42 there, 7 now"]),
-        ({"unfinished": "force"}, ["unfinished: 'drop' there, 'force' now"]),
         ({"dataset": make_dataset(3)}, ["rows: 4 there, 3 now"]),
     ],
 )
@@ -270,17 +269,34 @@ def test_other_settings_in_the_same_folder_are_refused_with_both_named(scripted,
     with pytest.raises(ValueError) as raised:
         generate_cot_dataset(scripted(finished), **{**first, **change})
     lines = str(raised.value).split("\n")
-    assert lines[0] == f"{tmp_path} holds rows made with other settings, which cannot be mixed:"
-    assert lines[-1] == "Use another output_dir, or delete this one to start over."
+    assert lines[0] == f"{tmp_path} holds work done with other settings (settings.json), which cannot be mixed:"
+    assert lines[-1] == "Give another place for the output, or delete this one to start over."
     assert set(said) <= {line.strip() for line in lines[1:-1]}
-    assert len(lines[1:-1]) == len(said) + ("dataset" in change)  # the last row's hash, too
+    assert len(lines[1:-1]) == len(said) + ("dataset" in change)  # the rows' hash, too
+
+
+def test_rationales_that_were_to_be_dropped_can_be_forced_without_writing_them_again(scripted, tmp_path):
+    judge = scripted(flaky({1: 2}))
+    settings = {"output_dir": tmp_path, "max_retries": 0, **SETTINGS}
+    assert len(generate_cot_dataset(judge, make_dataset(8), **settings)) == 7
+    calls = len(judge.engine.calls)
+    assert len(generate_cot_dataset(judge, make_dataset(8), unfinished="force", **settings)) == 8
+    assert len(judge.engine.calls) == calls
+
+
+def test_without_a_score_column_the_score_is_found_as_in_training(scripted, tmp_path):
+    rows = [{"prompt": "Rate it.\n", "completion": f"Fine. {PREFIX}4."}, {"prompt": "Rate.\n", "completion": "4"}]
+    found = generate_cot_dataset(scripted(finished), Dataset.from_list(rows[:1]), output_dir=tmp_path / "a", **SETTINGS)
+    assert found["score"][:] == [4.0]
+    with pytest.raises(ValueError, match=r"^Row 1 has no gold score"):
+        generate_cot_dataset(scripted(finished), Dataset.from_list(rows), output_dir=tmp_path / "b", **SETTINGS)
 
 
 def test_another_model_in_the_same_folder_is_refused(judge, tmp_path, folder):
     generate_cot_dataset(judge, make_dataset(2), output_dir=tmp_path, unfinished="force", **SETTINGS)
     other = Judge.from_pretrained(folder)
     other.engine.model.lm_head.weight.data += 0.01
-    with pytest.raises(ValueError, match=r"\n  model: 'llama-\w{16}' there, 'llama-\w{16}' now\n"):
+    with pytest.raises(ValueError, match=r"\n  judge: 'llama-\w{16}-\w{16}' there, 'llama-\w{16}-\w{16}' now\n"):
         generate_cot_dataset(other, make_dataset(2), output_dir=tmp_path, unfinished="force", **SETTINGS)
 
 

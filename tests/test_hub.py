@@ -101,3 +101,8 @@ def test_a_missing_key_is_refused_by_name(tmp_path, key):
         match=rf"judge_config\.json lacks \['{key}'\]\. Add them, or train the judge again to have the file written\.$",
     ):
         JudgeConfig.load(tmp_path)
+
+
+def test_labels_written_as_numbers_are_read_as_text():
+    config = JudgeConfig(score_labels=[1, 2], score_values=[1, 2], score_prefix="Score: ")
+    assert config.score_labels == ["1", "2"] and config.scale.value(config.score_labels[1]) == 2.0

@@ -225,3 +225,9 @@ def test_a_file_that_holds_no_records_is_refused(tmp_path, name, text, message):
 def test_the_built_in_template_survives_a_round_of_jinja_defaults():
     # The saved judge_config.json holds this text: a change here changes what saved judges were trained on.
     assert DEFAULT_TEMPLATE.count("{{") == 8
+
+
+def test_only_the_last_answer_of_a_conversation_is_left_out_of_the_prompt():
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    assert prompt_of({"messages": turns}, ScoreScale.integers(1, 5), "Score: ") == turns[:3]
+    assert prompt_of({"messages": turns[:3]}, ScoreScale.integers(1, 5), "Score: ") == turns[:3]

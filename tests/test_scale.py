@@ -164,7 +164,10 @@ def test_labels_that_the_tokenizer_does_not_know_are_refused():
     words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
-    assert ScoreTokens.resolve(ScoreScale.integers(1, 2), "Score: ", tokenizer).ids == (3, 4)
+    assert ScoreTokens.resolve(ScoreScale.integers(1, 2), "Score : ", tokenizer).ids == (3, 4)
+    kept = r"^This tokenizer does not keep the prefix: of 'Score: 1' it makes 'Score : 1'\. Set score_prefix to text"
+    with pytest.raises(ValueError, match=kept):
+        ScoreTokens.resolve(ScoreScale.integers(1, 2), "Score: ", tokenizer)
     with pytest.raises(ValueError, match=r"^score 'B' is written as '<unk>' in this tokenizer after 'Score: '"):
         ScoreTokens.resolve(ScoreScale(["1", "B"], [0, 1]), "Score: ", tokenizer)
 

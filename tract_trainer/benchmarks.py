@@ -1,5 +1,6 @@
 """Turns a benchmark's name, or a file of records, into records with gold scores, and judgments of them into results."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
     scored = []
     for number, record in enumerate(records):
         gold = gold_score(record)
-        if gold is None:
-            raise InputError(f"Record {number} has no gold score to compare with; found {sorted(record)}.")
+        if gold is None or not math.isfinite(gold):
+            raise InputError(f"Record {number} has no gold score to compare with, but {gold}; found {sorted(record)}.")
         scored.append({**record, "score": gold})
     return scored
 

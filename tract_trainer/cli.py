@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         getattr(import_module("tract_trainer.commands"), command)(arguments[1:])
-    except (InputError, FileNotFoundError) as error:
+    except (InputError, OSError) as error:
         print(f"tract {command}: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from trl import ModelConfig, TrlParser
 
@@ -31,7 +32,7 @@ def parse(command: str, description: str, argv: Sequence[str], *kinds: Any) -> t
     )
     try:
         *arguments, unknown = parser.parse_args_and_config(args=list(argv), return_remaining_strings=True)
-    except ValueError as error:  # a value that a config refuses, or a YAML file that holds no mapping
+    except (ValueError, yaml.YAMLError) as error:  # a value that a config refuses, or a YAML file that is none
         raise InputError(str(error)) from error
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -67,7 +68,7 @@ def sft(argv: Sequence[str]) -> None:
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
-    rows, conversational = _rows(data), pipeline.has_chat_template(model)
+    rows, conversational = _rows(data), pipeline.has_chat_template(model, args)
     held_out = None if data.eval_data is None else pipeline.load_rows(data.eval_data)
     pipeline.train(
         model,
@@ -105,13 +106,13 @@ def judge(argv: Sequence[str]) -> None:
     args, draw = parse("judge", "Judges one record, or a file of them.", argv, RecordArguments, SamplingArguments)
     from tract_trainer import pipeline
     from tract_trainer.judge import Judge
-    from tract_trainer.records import read_records
+    from tract_trainer.records import read_record, read_records
 
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
     loaded = Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size)
     if args.record is not None:
-        record = json.loads(Path(args.record).read_text(encoding="utf-8"))
+        record = read_record(args.record)
         judgment = loaded.score(record, draw.num_cots, seed=args.seed, unfinished=args.unfinished, **draw.sampling)
         probs = dict(zip(loaded.config.score_labels, (round(p, 4) for p in judgment.probs), strict=True))
         print(json.dumps({**pipeline.as_json(judgment), "probs": probs}, indent=2, ensure_ascii=False))

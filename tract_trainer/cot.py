@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
-from tract_trainer.records import Prompt, prompt_ids
+from tract_trainer.limits import refuse_lone_process
+from tract_trainer.records import Prompt, gold_score, prompt_ids, unanswered
 from tract_trainer.seeds import derive_seed, digest
 from tract_trainer.shards import Shards, check_settings
 from tract_trainer.stage2 import Request, write_stage2
@@ -88,12 +89,12 @@ def generate_cot_dataset(
     sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
     judge = model if isinstance(model, Judge) else Judge.from_pretrained(model, engine, batch_size=batch_size)
     work = _Work(judge, dataset, num_cots, sampling, seed, max_retries)
-    for row in range(len(dataset)):  # a row that cannot be used is refused now, not hours later
-        work.request(row, 0)
+    settings = work.settings()  # reads every row: one that cannot be used is refused now, not hours later
     folder = Path(output_dir)
     state = PartialState()
+    refuse_lone_process(state.num_processes)
     with state.main_process_first():
-        check_settings(folder, work.settings(unfinished))
+        check_settings(folder / "settings.json", settings)
     shards = Shards(folder / ".shards", state.process_index)
     batches = [batch for batch in work.batches(batch_size) if not all(r.key in shards for r in work.requests(batch))]
     state.wait_for_everyone()  # every process has read the shards before one writes
@@ -126,18 +127,17 @@ class _Work:
         self.judge, self.dataset, self.num_cots = judge, dataset, num_cots
         self.sampling, self.seed, self.max_retries = sampling, seed, max_retries
 
-    def settings(self, unfinished: str) -> dict[str, Any]:
-        """Everything that the result depends on."""
-        first, last = self.request(0, 0), self.request(len(self.dataset) - 1, 0)
+    def settings(self) -> dict[str, Any]:
+        """Everything that the rationales depend on."""
+        requests = (self.request(row, 0) for row in range(len(self.dataset)))
         return {
             **asdict(self.sampling),
             "num_cots": self.num_cots,
             "seed": self.seed,
             "max_retries": self.max_retries,
-            "unfinished": unfinished,
-            "model": self.judge.engine.identity,
+            "judge": self.judge.identity,
             "rows": len(self.dataset),
-            "first_and_last_row": digest(first, last),
+            "data": digest([(request.key, request.score) for request in requests]),
         }
 
     def batches(self, batch_size: int) -> Iterator[list[tuple[int, int]]]:
@@ -157,12 +157,13 @@ class _Work:
 
     def _gold(self, values: Mapping[str, Any], row: int) -> float:
         config = self.judge.config
-        score = values.get("score")
+        score = gold_score(values)
         if score is None and "score" not in values:
             completion = values.get("completion", values.get("messages"))
             text = completion if isinstance(completion, str) else completion[-1]["content"] if completion else ""
-            label = text.rpartition(config.score_prefix)[2].strip()
-            score = config.scale.value(label) if label in config.score_labels else None
+            tokens = self.judge.engine.tokens  # the rule that training finds it with
+            found = tokens.find(tokens.tokenizer(text, add_special_tokens=False)["input_ids"])
+            score = None if found is None else config.scale.value(found.label)
         if score is None or not config.scale.low <= score <= config.scale.high:
             raise InputError(
                 f"Row {row} has no gold score on the scale of {config.scale.low:g} to {config.scale.high:g}: its score "
@@ -177,7 +178,8 @@ class _Work:
             prompt_ids(r.prompt, tokenizer, config.conversational, **config.chat_template_kwargs) for r in requests
         ]
         drawn: dict[int, tuple[Rationale, int]] = {}
-        for attempt in range(self.max_retries + 1):
+        attempts = self.max_retries + 1 if self.sampling.temperature > 0 else 1  # the likeliest text stays the same
+        for attempt in range(attempts):
             todo = [i for i in range(len(requests)) if i not in drawn or drawn[i][0].label is None]
             if not todo:
                 break
@@ -194,6 +196,5 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
     if row.get("prompt"):
         return row["prompt"]  # type: ignore[no-any-return]
     if row.get("messages"):
-        messages: list[dict[str, str]] = row["messages"]
-        return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        return unanswered(row["messages"])
     raise InputError(f"A row needs `prompt` or `messages` to write a rationale for; found the columns {sorted(row)}.")

@@ -44,6 +44,11 @@ class JudgeConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     tract_trainer_version: str = field(default_factory=lambda: version("tract-trainer"))
 
+    def __post_init__(self) -> None:
+        scale = ScoreScale(self.score_labels, self.score_values)  # labels as text, values as floats, or an error
+        object.__setattr__(self, "score_labels", list(scale.labels))
+        object.__setattr__(self, "score_values", list(scale.values))
+
     @classmethod
     def of(cls, args: "RegressionAwareSFTConfig", conversational: bool, **kwargs: Any) -> "JudgeConfig":
         """The config of a judge trained with `args`."""

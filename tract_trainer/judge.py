@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -20,7 +20,7 @@ from tract_trainer.hub import JudgeConfig
 from tract_trainer.losses import expected_score
 from tract_trainer.records import Record, close, prompt_ids, prompt_of, row_ids
 from tract_trainer.scale import ScoreTokens
-from tract_trainer.seeds import derive_seed
+from tract_trainer.seeds import derive_seed, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,6 +70,13 @@ class Judge:
     def __init__(self, engine: Engine, config: JudgeConfig) -> None:
         self.engine, self.config = engine, config
         self._values = torch.tensor(config.scale.values)
+
+    @property
+    def identity(self) -> str:
+        """A fingerprint of the weights and of how they are asked."""
+        config = {name: value for name, value in asdict(self.config).items() if name != "tract_trainer_version"}
+        template = self.engine.tokens.tokenizer.chat_template
+        return f"{self.engine.identity}-{digest(config, template)[:16]}"
 
     @classmethod
     def from_pretrained(

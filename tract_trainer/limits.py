@@ -68,8 +68,13 @@ def refuse_topology(accelerator: Accelerator) -> None:
             "Context and sequence parallelism split a row over processes, and the score's row with it. "
             "Set cp_size=1 and sp_size=1; FSDP, DeepSpeed ZeRO and tensor parallelism keep rows whole."
         )
+    refuse_lone_process(accelerator.num_processes)
+
+
+def refuse_lone_process(num_processes: int) -> None:
+    """Raises `InputError` for one of several launched processes that does not know the others."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and accelerator.num_processes == 1:
+    if world > 1 and num_processes == 1:
         raise InputError(
             f"WORLD_SIZE is {world}, but the processes form no group, so each would train alone. "
             "On CPU, set use_cpu=True in the training arguments; on GPUs, check that each process sees one."

@@ -20,6 +20,8 @@ from tract_trainer.hub import JudgeConfig
 from tract_trainer.judge import Judge, Judgment
 from tract_trainer.records import Record, as_messages, gold_score, prompt_of, read_records, training_examples
 from tract_trainer.report import save_results, without_nan
+from tract_trainer.seeds import digest
+from tract_trainer.shards import check_settings
 from tract_trainer.trainer import RegressionAwareSFTTrainer
 
 logger = get_logger(__name__)
@@ -28,14 +30,18 @@ READY_COLUMNS = ("completion", "messages", "text", "input_ids")
 
 
 def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Dataset:
-    """Rows of a `.json` or `.jsonl` file, of a folder with data files, or of a Hub data set."""
-    if Path(source).is_file():
+    """Rows of a `.json`, `.jsonl`, `.parquet` or `.csv` file, of a folder with data files, or of a Hub data set."""
+    suffix = Path(source).suffix
+    if suffix in (".json", ".jsonl") and Path(source).is_file():
         return read_records(source)
     try:
+        if suffix in (".parquet", ".csv"):
+            return load_dataset(suffix[1:], data_files=source, split="train")
         return load_dataset(source, split=split)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise InputError(
-            f"There is no data at {source!r} ({error}). Give a .json or .jsonl file, a folder, or a Hub data set."
+            f"There is no data at {source!r} ({error}). Give a .json, .jsonl, .parquet or .csv file, a folder, or a data "
+            "set of the Hub."
         ) from error
 
 
@@ -50,7 +56,7 @@ def training_data(rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConf
 
 def prompts_of(rows: Sequence[Record] | Dataset, config: JudgeConfig) -> Dataset:
     """A dataset to write rationales for: TRL rows as they are, records as their prompts and gold scores."""
-    if isinstance(rows, Dataset) or any(column in rows[0] for column in READY_COLUMNS):
+    if any(column in rows[0] for column in READY_COLUMNS):
         return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
     prompts = [prompt_of(row, config.scale, config.score_prefix, config.prompt_template) for row in rows]
     return Dataset.from_list(
@@ -61,8 +67,10 @@ def prompts_of(rows: Sequence[Record] | Dataset, config: JudgeConfig) -> Dataset
     )
 
 
-def has_chat_template(model_args: ModelConfig) -> bool:
-    """Whether the model's tokenizer has a chat template, so that records become chat messages."""
+def has_chat_template(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> bool:
+    """Whether the model's tokenizer has a chat template, or is given one, so that records become chat messages."""
+    if args.chat_template_path is not None:
+        return True
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
     return tokenizer.chat_template is not None
 
@@ -72,8 +80,11 @@ def train(
     args: RegressionAwareSFTConfig,
     train_dataset: Dataset,
     eval_dataset: Dataset | None = None,
-) -> RegressionAwareSFTTrainer:
-    """Trains one stage and saves it to `args.output_dir`. An interrupted stage goes on from its last checkpoint."""
+) -> None:
+    """
+    Trains one stage and saves it to `args.output_dir`. It goes on from `args.resume_from_checkpoint`, where `"true"` is
+    the last checkpoint in the folder, if there is one.
+    """
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -88,12 +99,13 @@ def train(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    folder = Path(str(args.output_dir))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
-    trainer.save_model()
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    return trainer
+    checkpoint = args.resume_from_checkpoint
+    if str(checkpoint).lower() == "true":
+        folder = Path(str(args.output_dir))
+        checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()  # and pushes, with push_to_hub
+    trainer.accelerator.wait_for_everyone()  # the first process saves, and all may load
 
 
 def is_trained(folder: Path) -> bool:
@@ -110,6 +122,13 @@ def evaluate(
     Returns:
         `dict` with `benchmark`, `settings`, `figures` and `judgments`.
     """
+    scale = judge.config.scale
+    for number, record in enumerate(records):
+        if not scale.low <= record["score"] <= scale.high:
+            raise InputError(
+                f"The gold score of record {number} is {record['score']}, off the judge's scale of {scale.low:g} to "
+                f"{scale.high:g}. Convert the gold scores to that scale."
+            )
     judgments = list(judge.stream(records, num_cots, **settings))
     values = dict(zip(judge.config.scale.labels, judge.config.scale.values, strict=True))
     result = {
@@ -128,8 +147,16 @@ def evaluate(
 
 
 def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: int, **settings: Any) -> None:
-    """Appends a line for each record to the JSONL file `path`. Whole lines that are there already are not redone."""
+    """
+    Appends a line for each record to the JSONL file `path`. Whole lines that are there already are not redone; a file
+    beside it tells what they were made with.
+
+    Raises:
+        InputError: they were made with another judge, other records or other settings.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}
+    check_settings(path.with_name(path.name + ".settings.json"), made_with)
     done = path.read_bytes() if path.exists() else b""
     whole = done[: done.rfind(b"\n") + 1]
     with path.open("r+b" if path.exists() else "wb") as file:

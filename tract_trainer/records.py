@@ -76,6 +76,17 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Reads one record from a JSON file."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path} must hold one record, found {type(record).__name__}. Give a list with --input.")
+    return record
+
+
 def prompt_of(record: Record, scale: ScoreScale, prefix: str, template: str = DEFAULT_TEMPLATE) -> Prompt:
     """
     The prompt a judge is asked with.
@@ -91,7 +102,7 @@ def prompt_of(record: Record, scale: ScoreScale, prefix: str, template: str = DE
     if record.get("prompt"):
         return record["prompt"]  # type: ignore[no-any-return]
     if record.get("messages"):
-        return [message for message in record["messages"] if message["role"] != "assistant"]
+        return unanswered(record["messages"])
     if record.get("response") is not None and record.get("instruction") and record.get("rubric"):
         return _compiled(template).render(
             {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
@@ -101,6 +112,11 @@ def prompt_of(record: Record, scale: ScoreScale, prefix: str, template: str = DE
     raise InputError(
         f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {sorted(record)}."
     )
+
+
+def unanswered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """`messages` without the assistant's last turn: the prompt of a conversation that ends with the judgment."""
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ Each step leaves a folder and is skipped when its folder is complete, so an inte
 """
 
 import copy
+import json
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from tract_trainer.cot import generate_cot_dataset
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
 from tract_trainer.records import Record
+from tract_trainer.seeds import digest
 from tract_trainer.shards import check_settings
 
 
@@ -43,11 +45,11 @@ def run_pipeline(
         raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
     folder, console = Path(str(args.output_dir)), Console(quiet=not PartialState().is_main_process)
     with PartialState().main_process_first():
-        check_settings(folder, _settings(args, model, draw, settings, len(rows)))
+        check_settings(folder / "settings.json", _settings(rows, eval_data, args, model, draw, settings))
     held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
     if settings.max_eval_records is not None:
         held_out = held_out[: settings.max_eval_records]
-    dataset = pipeline.training_data(training, args, pipeline.has_chat_template(model))
+    dataset = pipeline.training_data(training, args, pipeline.has_chat_template(model, args))
     console.print(f"[1/4] Stage 1 on {len(dataset):,} annotated rationales of {len(training):,} records")
     _stage(folder / "stage1", model, args, dataset)
     prompts = dataset
@@ -73,15 +75,26 @@ def run_pipeline(
     return result, path
 
 
-def _settings(*parts: Any) -> dict[str, Any]:
-    """What a folder's results depend on, as JSON. Fields that only say how to log or where to run are left out."""
-    args, model, draw, settings, records = parts
-    kept = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "max_length", "seed",
-            "gradient_accumulation_steps", "score_labels", "score_values", "score_prefix", "score_loss_weight",
-            "ce_loss_weight", "score_loss_type", "renormalize_scores", "score_token_in_ce",
-            "missing_score")  # fmt: skip
-    chosen = {name: getattr(args, name) for name in kept}
-    return {**chosen, "model": model.model_name_or_path, "records": records, **asdict(draw), **asdict(settings)}
+# Words in the names of training arguments that say how to log, save or place, not what is learned.
+ASIDE = ("log", "report", "hub", "save", "eval", "dataloader", "output_dir", "run_name", "tqdm", "use_cpu", "resume",
+         "num_proc", "ddp", "fsdp", "deepspeed", "local_rank", "accelerator", "tracking", "trackio")  # fmt: skip
+
+
+def _settings(
+    rows: list[Record],
+    eval_data: str | None,
+    args: RegressionAwareSFTConfig,
+    model: ModelConfig,
+    draw: SamplingArguments,
+    settings: RunArguments,
+) -> dict[str, Any]:
+    """What a folder's results depend on, as JSON."""
+    found = {name: value for name, value in args.to_dict().items() if not any(word in name for word in ASIDE)}
+    found |= asdict(model) | asdict(draw) | asdict(settings)
+    for name in ("batch_size", "max_eval_records", "unfinished"):  # these may change when a run goes on
+        del found[name]
+    found |= {"data": digest(rows), "eval_data": eval_data}
+    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]
 
 
 def _split(
@@ -105,7 +118,7 @@ def _stage(folder: Path, model: ModelConfig, args: RegressionAwareSFTConfig, dat
     if pipeline.is_trained(folder):
         return
     args = copy.copy(args)
-    args.output_dir = str(folder)
+    args.output_dir, args.resume_from_checkpoint = str(folder), "true"  # the settings have been compared
     pipeline.train(model, args, dataset)
 
 

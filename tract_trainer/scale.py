@@ -137,7 +137,13 @@ class ScoreTokens:
                 f"This tokenizer writes two of the labels {list(scale.labels)} with the same token after {prefix!r}. "
                 "Use labels that differ in more than case or spacing."
             )
-        return cls(scale, prefix, tokenizer, ids, window=shared + 9)
+        tokens = cls(scale, prefix, tokenizer, ids, window=shared + 9)
+        if tokens.find(rows[0]) is None:
+            raise InputError(
+                f"This tokenizer does not keep the prefix: of {prefix + scale.labels[0]!r} it makes "
+                f"{_decode(tokenizer, rows[0])!r}. Set score_prefix to text that it keeps."
+            )
+        return tokens
 
     def find(self, input_ids: Sequence[int], labels: Sequence[int] | None = None) -> FoundScore | None:
         """
@@ -165,7 +171,7 @@ class ScoreTokens:
     def _goes_on(self, label: str, ids: Sequence[int]) -> bool:
         """Whether `label`, written by the first of `ids`, is only the start of a word or number: 4.5, 10."""
         after = _decode(self.tokenizer, ids).lstrip().removeprefix(label)
-        return re.match(r"\w|[.,]\d", after) is not None
+        return re.match(r"[A-Za-z0-9_]|[.,]\d", after) is not None
 
 
 def _values_of(labels: tuple[str, ...]) -> tuple[float, ...]:

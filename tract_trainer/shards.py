@@ -63,14 +63,13 @@ class Shards:
             os.fsync(file.fileno())
 
 
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
     """
-    Writes `settings.json` into a new folder; in an old one, compares.
+    Writes the settings of a piece of work to `path`; where they stand there already, compares.
 
     Raises:
-        ValueError: the folder's settings differ. Each difference is named.
+        InputError: they differ. Each difference is named.
     """
-    path = folder / "settings.json"
     if path.is_file():
         before = json.loads(path.read_text())
         changed = [
@@ -80,13 +79,12 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
         ]
         if changed:
             raise InputError(
-                f"{folder} holds rows made with other settings, which cannot be mixed:\n  "
+                f"{path.parent} holds work done with other settings ({path.name}), which cannot be mixed:\n  "
                 + "\n  ".join(changed)
-                + "\n"
-                "Use another output_dir, or delete this one to start over."
+                + "\nGive another place for the output, or delete this one to start over."
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(settings, indent=2) + "\n")
     temporary.replace(path)

@@ -98,7 +98,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         refuse_settings(args, compute_loss_func)
         refuse_datasets(train_dataset, eval_dataset, args.dataset_text_field if formatting_func is None else None)
         self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
-        self._sample: dict[str, Any] = next(iter(train_dataset)) if train_dataset is not None else {}
+        self._sample: dict[str, Any] = next(iter(train_dataset), {}) if train_dataset is not None else {}
         super().__init__(
             model=model,
             args=args,
