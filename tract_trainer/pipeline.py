@@ -40,8 +40,8 @@ def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Datas
         return load_dataset(source, split=split)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise InputError(
-            f"There is no data at {source!r} ({error}). Give a .json, .jsonl, .parquet or .csv file, a folder, or a data "
-            "set of the Hub."
+            f"There is no data at {source!r} ({error}). Give a .json, .jsonl, .parquet or .csv file, a folder, or a "
+            "data set of the Hub."
         ) from error
 
 
