@@ -393,3 +393,12 @@ def test_the_files_of_the_result_are_a_dataset_by_themselves(scripted, tmp_path)
     found = generate_cot_dataset(scripted(finished), make_dataset(8), output_dir=tmp_path, **SETTINGS)
     loaded = load_dataset(str(tmp_path), split="train")
     assert loaded.to_list() == found.to_list()
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launch_that_shards_the_model_is_refused(scripted, tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(
+        ValueError, match=f"^Rationales are written by whole models, and this launch shards them with {name}"
+    ):
+        generate_cot_dataset(scripted(finished), make_dataset(2), output_dir=tmp_path, **SETTINGS)

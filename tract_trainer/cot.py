@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
-from tract_trainer.limits import refuse_lone_process
+from tract_trainer.limits import refuse_lone_process, refuse_sharding
 from tract_trainer.records import Prompt, gold_score, prompt_ids, unanswered
 from tract_trainer.seeds import derive_seed, digest
 from tract_trainer.shards import Shards, check_settings
@@ -93,6 +93,7 @@ def generate_cot_dataset(
     folder = Path(output_dir)
     state = PartialState()
     refuse_lone_process(state.num_processes)
+    refuse_sharding()
     with state.main_process_first():
         check_settings(folder / "settings.json", settings)
     shards = Shards(folder / ".shards", state.process_index)

@@ -36,7 +36,8 @@ class Judgment:
         probs (`tuple[float, ...]`): probability of each label, the mean over the finished rationales, `(K,)`.
         std (`float`): standard deviation of `probs` over the scale: how undecided the judge is.
         mass (`float`): probability on the scale, the sum of `probs`.
-        label (`str`, *optional*): the label the judge wrote at the end of the first finished rationale.
+        label (`str`, *optional*):
+            The label the judge wrote at the end of the first finished rationale; the likeliest one where it was forced.
         rationale (`str`): the first finished rationale.
         reason (`str`): why there is no score; empty if there is one.
         rationales (`tuple[Rationale, ...]`): every rationale with its own label and log-probabilities.

@@ -71,6 +71,16 @@ def refuse_topology(accelerator: Accelerator) -> None:
     refuse_lone_process(accelerator.num_processes)
 
 
+def refuse_sharding() -> None:
+    """Raises `InputError` under a launch that would shard a model which is to write rationales."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(
+                f"Rationales are written by whole models, and this launch shards them with {name}. Launch "
+                "`tract sft` that way, and `tract generate` with `accelerate launch --multi_gpu`."
+            )
+
+
 def refuse_lone_process(num_processes: int) -> None:
     """Raises `InputError` for one of several launched processes that does not know the others."""
     world = int(os.environ.get("WORLD_SIZE", "1"))

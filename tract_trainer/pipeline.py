@@ -154,6 +154,8 @@ def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: in
     Raises:
         InputError: they were made with another judge, other records or other settings.
     """
+    if PartialState().num_processes > 1:
+        raise InputError("One process writes the judgments of a file: launch tract judge without accelerate launch.")
     path.parent.mkdir(parents=True, exist_ok=True)
     made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}
     check_settings(path.with_name(path.name + ".settings.json"), made_with)

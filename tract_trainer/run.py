@@ -22,6 +22,7 @@ from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.cot import generate_cot_dataset
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
+from tract_trainer.limits import refuse_sharding
 from tract_trainer.records import Record
 from tract_trainer.seeds import digest
 from tract_trainer.shards import check_settings
@@ -43,6 +44,7 @@ def run_pipeline(
     """
     if model.model_name_or_path is None:
         raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
+    refuse_sharding()
     folder, console = Path(str(args.output_dir)), Console(quiet=not PartialState().is_main_process)
     with PartialState().main_process_first():
         check_settings(folder / "settings.json", _settings(rows, eval_data, args, model, draw, settings))
