@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from tract_trainer.config import RegressionAwareSFTConfig
     from tract_trainer.cot import generate_cot_dataset
     from tract_trainer.hub import JudgeConfig
-    from tract_trainer.judge import Judge, Judgment
+    from tract_trainer.judge import Judge
+    from tract_trainer.judgment import Judgment
     from tract_trainer.losses import expected_score
     from tract_trainer.metrics import agreement
     from tract_trainer.scale import ScoreScale
@@ -19,7 +20,7 @@ _MODULES = {
     "DataCollatorForScoredCompletion": "collator",
     "Judge": "judge",
     "JudgeConfig": "hub",
-    "Judgment": "judge",
+    "Judgment": "judgment",
     "RegressionAwareSFTConfig": "config",
     "RegressionAwareSFTTrainer": "trainer",
     "ScoreScale": "scale",

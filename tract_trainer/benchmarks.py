@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tract_trainer.errors import InputError
-from tract_trainer.judge import Judgment
+from tract_trainer.judgment import Judgment
 from tract_trainer.metrics import agreement
 from tract_trainer.records import Record, gold_score, read_records
 

@@ -1,56 +1,24 @@
-"""Turns records into judgments.
+"""Turns records into judgments."""
 
-`K` is the number of labels of the scale.
-"""
-
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from tract_trainer.engines import Engine, Rationale, Sampling
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
-from tract_trainer.losses import expected_score
+from tract_trainer.judgment import Judgment, judgment
 from tract_trainer.records import Record, close, prompt_ids, prompt_of, row_ids
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.seeds import derive_seed, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Judgment:
-    """
-    What a judge says of one record.
-
-    Attributes:
-        score (`float`): the RAIL score, the mean over the finished rationales, in units of the scale; NaN if unscored.
-        probs (`tuple[float, ...]`): probability of each label, the mean over the finished rationales, `(K,)`.
-        std (`float`): standard deviation of `probs` over the scale: how undecided the judge is.
-        mass (`float`): probability on the scale, the sum of `probs`.
-        label (`str`, *optional*):
-            The label the judge wrote at the end of the first finished rationale; the likeliest one where it was forced.
-        rationale (`str`): the first finished rationale.
-        reason (`str`): why there is no score; empty if there is one.
-        rationales (`tuple[Rationale, ...]`): every rationale with its own label and log-probabilities.
-    """
-
-    score: float
-    probs: tuple[float, ...]
-    std: float
-    mass: float
-    label: str | None
-    rationale: str
-    reason: str
-    rationales: tuple[Rationale, ...]
 
 
 class Judge:
@@ -70,7 +38,6 @@ class Judge:
 
     def __init__(self, engine: Engine, config: JudgeConfig) -> None:
         self.engine, self.config = engine, config
-        self._values = torch.tensor(config.scale.values)
 
     @property
     def identity(self) -> str:
@@ -246,27 +213,4 @@ class Judge:
 
     def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0) -> Judgment:
         """The judgment that the rationales of one record make together."""
-        finished = [rationale for rationale in rationales if rationale.log_probs is not None]
-        if not finished:
-            cut = sum(rationale.num_tokens >= max_new_tokens for rationale in rationales)
-            reason = (
-                f"None of {len(rationales)} rationales came to {self.config.score_prefix!r} and a label; {cut} were "
-                f"cut at max_new_tokens={max_new_tokens}."
-            )
-            nothing = (math.nan,) * len(self.config.score_labels)
-            return Judgment(math.nan, nothing, math.nan, math.nan, None, rationales[0].text, reason, tuple(rationales))
-        log_probs = torch.tensor([rationale.log_probs for rationale in finished])  # (finished, K)
-        score = expected_score(log_probs, self._values, self.config.renormalize_scores).mean()
-        probs = log_probs.exp().mean(0)  # (K,)
-        share = probs / probs.sum()
-        variance = share @ self._values.square() - (share @ self._values).square()
-        return Judgment(
-            score=float(score),
-            probs=tuple(probs.tolist()),
-            std=math.sqrt(max(0.0, float(variance))),
-            mass=float(probs.sum()),
-            label=finished[0].label,
-            rationale=finished[0].text.strip(),
-            reason="",
-            rationales=tuple(rationales),
-        )
+        return judgment(rationales, self.config, max_new_tokens)

@@ -17,7 +17,8 @@ from tract_trainer.benchmarks import figures
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
-from tract_trainer.judge import Judge, Judgment
+from tract_trainer.judge import Judge
+from tract_trainer.judgment import Judgment
 from tract_trainer.records import Record, as_messages, gold_score, prompt_of, read_records, training_examples
 from tract_trainer.report import save_results, without_nan
 from tract_trainer.seeds import digest
