@@ -1,53 +1,24 @@
-"""Turns predicted and gold scores into figures of agreement, each with a confidence interval.
+"""Turns predicted and gold scores into figures of how good a judge is, with intervals from resampled records.
 
-Knows nothing of models. `n` is the number of records; a prediction that is NaN is unscored.
+Knows nothing of models. A prediction of NaN is unscored. `n` records, `K` values of the scale, `B` bins.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from tract_trainer.errors import InputError
+from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, Ints, chunks, interval, p_value, resamples
 
-Floats = NDArray[np.float64]
-
-
-def pearson(x: Floats, y: Floats) -> float:
-    """Pearson's r; NaN if either side is constant."""
-    return float(stats.pearsonr(x, y).statistic) if _varies(x) and _varies(y) else float("nan")
-
-
-def spearman(x: Floats, y: Floats) -> float:
-    """Spearman's rho; NaN if either side is constant."""
-    return float(stats.spearmanr(x, y).statistic) if _varies(x) and _varies(y) else float("nan")
-
-
-def kendall(x: Floats, y: Floats) -> float:
-    """Kendall's tau-b; NaN if either side is constant."""
-    return float(stats.kendalltau(x, y).statistic) if _varies(x) and _varies(y) else float("nan")
-
-
-def rmse(x: Floats, y: Floats) -> float:
-    """Root mean squared error, in units of the scale."""
-    return float(np.sqrt(np.mean((x - y) ** 2)))
-
-
-def mae(x: Floats, y: Floats) -> float:
-    """Mean absolute error, in units of the scale."""
-    return float(np.mean(np.abs(x - y)))
-
-
-FIGURES: dict[str, Callable[[Floats, Floats], float]] = {f.__name__: f for f in (pearson, spearman, kendall, rmse, mae)}
+Scores = Sequence[float] | Floats
 
 
 def agreement(
-    predictions: Sequence[float] | Floats,
-    gold: Sequence[float] | Floats,
+    predictions: Scores,
+    gold: Scores,
     *,
+    values: Sequence[float] | None = None,
     n_resamples: int = 1000,
     confidence_level: float = 0.95,
     seed: int = 42,
@@ -57,54 +28,223 @@ def agreement(
 
     Args:
         predictions (`Sequence[float]`): predicted scores, `(n,)`, in units of the scale; NaN where unscored.
-        gold (`Sequence[float]`): gold scores, `(n,)`.
+        gold (`Sequence[float]`): gold scores, `(n,)`; they may lie between the values of the scale.
+        values (`Sequence[float]`, *optional*): values of the scale, `(K,)`; they bring in the figures that need them.
         n_resamples (`int`, *optional*, defaults to `1000`): bootstrap resamples of records; 0 for no intervals.
-        confidence_level (`float`, *optional*, defaults to `0.95`): coverage of the percentile intervals.
+        confidence_level (`float`, *optional*, defaults to `0.95`): what the percentile intervals are to cover; with
+            some 200 records, those of 95 % cover 94 %, and that of a share that is found to be 1 has no width.
         seed (`int`, *optional*, defaults to `42`): seed of the bootstrap.
 
     Returns:
-        `dict` with `pearson`, `spearman`, `kendall` (tau-b), `rmse`, `mae`, each also as `<name>_ci`, a `(low, high)`
-        pair; `n`, the number of records; `unscored`, how many of them have no prediction and count in no figure. A
-        figure that is not defined (constant scores, fewer than two records) is NaN.
+        `dict` with the figures, each also as `<name>_ci`, a `(low, high)` pair; `n`, the number of records; `unscored`,
+        how many of them have no prediction and count in no figure. A figure that is not defined is NaN: a correlation
+        with constant scores, `ccc` and `qwk` where both sides are the same constant, any figure of no record.
+
+        - `pearson`, `spearman`; `rmse` and `mae` in units of the scale.
+        - `kendall`: tau-b, which a pair of records lowers that is tied on one side only. RAIL's continuous scores are
+          hardly ever tied, so that against whole gold scores they come out lower than the same scores rounded.
+        - `ccc`: Lin's concordance correlation, `2 cov / (var x + var y + (mean x - mean y)^2)`, over `n`, not `n - 1`,
+          as in Lin (1989), Biometrics 45, 255-268.
+        - `kendall_rounded`: tau-b of predictions rounded to the nearest of `values` (of two as near, the first).
+        - `qwk`: kappa of predictions and gold, both so rounded, with the squared distance of values as the weight of a
+          disagreement, as in Cohen (1968), Psychological Bulletin 70, 213-220.
+        - `within_one`: share of rounded predictions at most one step from gold. A step leads from a value to the next,
+          whatever the gap; a gold score part of the way is that part of a step off.
+        - `<name>_worst`: each of these over all records, if those unscored had been given the end of the scale that is
+          farther from their gold score (of two as far, the lower). Like the three before, it comes with `values` only.
 
     Raises:
-        ValueError: the lengths differ, or a gold score is not finite.
+        InputError: the lengths differ, a gold score is not finite, or `values` are not those of a scale.
     """
-    x, y = np.asarray(predictions, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    x, y = _paired(predictions, gold)
+    scale = None if values is None else _scale(values)
+    names = PLAIN if scale is None else PLAIN + ROUNDED
+    scored = np.isfinite(x)
+    records = Agreement(x[scored], y[scored], scale)
+    found: dict[str, Any] = {"n": len(x), "unscored": int((~scored).sum())} | records.overall(names)
+    if n_resamples:
+        drawn = resamples(len(records.gold), n_resamples, np.random.default_rng(seed))
+        resampled = [records.figures(names, weights) for weights in drawn]
+        found |= {f"{name}_ci": interval([chunk[name] for chunk in resampled], confidence_level) for name in names}
+    if scale is not None:
+        farther = np.where(scale.max() - y > y - scale.min(), scale.max(), scale.min())
+        worst = Agreement(np.where(scored, x, farther), y, scale).overall(names)
+        found |= {f"{name}_worst": figure for name, figure in worst.items()}
+    return found
+
+
+def pearson(predictions: Scores, gold: Scores) -> float:
+    """Pearson's r; NaN if either side is constant."""
+    return float(agreement(predictions, gold, n_resamples=0)["pearson"])
+
+
+def paired_difference(
+    a: Scores,
+    b: Scores,
+    gold: Scores,
+    *,
+    figure: str = "pearson",
+    values: Sequence[float] | None = None,
+    n_resamples: int = 1000,
+    n_permutations: int = 10_000,
+    confidence_level: float = 0.95,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """
+    A figure of judge `a` less that of judge `b`, over the records that both scored.
+
+    The p-value is of the hypothesis that the judges are interchangeable: in any record their predictions could as well
+    be swapped. Judges whose scores differ in spread are not, even where a correlation is the same for both.
+
+    Args:
+        a, b, gold (`Sequence[float]`): scores of either judge, `(n,)`, NaN where unscored, and gold scores, `(n,)`.
+        figure (`str`, *optional*, defaults to `"pearson"`): name of a figure of [`agreement`].
+        n_permutations (`int`, *optional*, defaults to `10000`): times that predictions are swapped at random.
+        values, n_resamples, confidence_level, seed: as in [`agreement`]; each resample is the same for both judges.
+
+    Returns:
+        `dict` with `a` and `b`, their figures; `difference` and `difference_ci`, a `(low, high)` pair; `p_value`,
+        two-sided, `(1 + permutations with as large a difference) / (1 + permutations)`; `n`, the number of records;
+        `unscored`, how many of them are left out since a judge gave no score. What is not defined is NaN.
+
+    Raises:
+        InputError: as [`agreement`], or `figure` is not known or needs `values`.
+    """
+    scale = None if values is None else _scale(values)
+    if figure not in PLAIN + ROUNDED:
+        raise InputError(f"figure {figure!r} is not known; known are {[*PLAIN, *ROUNDED]}.")
+    if figure in ROUNDED and scale is None:
+        raise InputError(f"figure {figure!r} rounds to the scale. Give its values, e.g. values=[1, 2, 3, 4, 5].")
+    (first, y), (second, _) = _paired(a, gold), _paired(b, gold)
+    both = np.isfinite(first) & np.isfinite(second)
+    n, rng = int(both.sum()), np.random.default_rng(seed)
+    pool = Agreement(np.concatenate([first[both], second[both]]), np.concatenate([y[both], y[both]]), scale)
+
+    def figures(weights: Floats, others: Floats) -> Floats:
+        """Figures `(2, R)` of the pool, where `a` has `weights` and `b` has `others`, `(n, R)`, and the reverse."""
+        columns = np.block([[weights, others], [others, weights]])
+        # Rounded, since the place of a column moves the last digits, and the same judge twice must not differ.
+        return pool.figures([figure], columns)[figure].reshape(2, -1).round(12)
+
+    of_a, of_b = figures(np.ones((n, 1)), np.zeros((n, 1)))[:, 0].tolist()
+    resampled = [np.subtract(*figures(drawn, 0 * drawn)) for drawn in resamples(n, n_resamples, rng)]
+    swaps = chunks(lambda: rng.integers(2, size=n), n, n_permutations)
+    permuted = [np.subtract(*figures(kept, 1 - kept)) for kept in swaps]
+    found = {"n": len(both), "unscored": len(both) - n, "a": of_a, "b": of_b, "difference": of_a - of_b}
+    tests = {"difference_ci": interval(resampled, confidence_level), "p_value": p_value(of_a - of_b, permuted)}
+    return found | tests
+
+
+def pairwise_accuracy(
+    first: Scores, second: Scores, *, n_resamples: int = 1000, confidence_level: float = 0.95, seed: int = 42
+) -> dict[str, Any]:
+    """
+    How often a judge gives the preferred response of a pair the higher score.
+
+    Args:
+        first, second (`Sequence[float]`): scores of the preferred and of the other responses, `(n,)`; NaN if unscored.
+        n_resamples, confidence_level, seed: as in [`agreement`].
+
+    Returns:
+        `dict` with `accuracy`, a tie being half right, and `accuracy_ci`, a `(low, high)` pair, over the pairs with two
+        scores; `accuracy_worst`, over all pairs, the others being wrong; `n`, the number of pairs; `ties`;
+        `unscored`, how many lack a score. What is not defined is NaN.
+
+    Raises:
+        InputError: the lengths differ.
+    """
+    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise InputError(f"Expected one second score per first score, got shapes {x.shape} and {y.shape}.")
+    scored = np.isfinite(x) & np.isfinite(y)
+    right, n = (1 + np.sign(x[scored] - y[scored])) / 2, int(scored.sum())
+    found: dict[str, Any] = {"n": len(x), "ties": int((right == 0.5).sum()), "unscored": len(x) - n}
+    found["accuracy"] = float(right.mean()) if n else np.nan
+    found["accuracy_worst"] = float(right.sum() / len(x)) if len(x) else np.nan
+    if n_resamples:
+        drawn = resamples(n, n_resamples, np.random.default_rng(seed))
+        found["accuracy_ci"] = interval([right @ weights / n for weights in drawn], confidence_level)
+    return found
+
+
+class ReliabilityCurve(NamedTuple):
+    """How often a score is at or below each threshold, predicted and observed; NaN in a bin without records."""
+
+    thresholds: Floats  # (K - 1,), values of the scale, ascending, without the highest
+    predicted: Floats  # (K - 1, B), mean predicted probability
+    observed: Floats  # (K - 1, B), share of gold scores
+    counts: Ints  # (K - 1, B), records
+
+
+def reliability_curve(
+    probs: Sequence[Sequence[float]] | Floats, gold: Scores, values: Sequence[float], n_bins: int = 10
+) -> ReliabilityCurve:
+    """
+    The points of a reliability diagram for each threshold of the scale.
+
+    Args:
+        probs (`Sequence[Sequence[float]]`):
+            Probability of each value, `(n, K)`. Rows are divided by their sum; those with a NaN are unscored, left out.
+        gold (`Sequence[float]`): gold scores, `(n,)`. One between two values is above the lower and below the higher.
+        values (`Sequence[float]`): values of the scale, `(K,)`, in the order of the columns of `probs`.
+        n_bins (`int`, *optional*, defaults to `10`): bins of equal width between 0 and 1.
+
+    Raises:
+        InputError: shapes do not fit, a gold score is not finite, a row is no distribution, or `values` no scale.
+    """
+    scale, p, y = _scale(values), np.asarray(probs, dtype=np.float64), _gold(gold)
+    if p.shape != (len(y), len(scale)) and p.size + len(y):
+        raise InputError(f"Expected a row for each gold score, shape {(len(y), len(scale))}, got shape {p.shape}.")
+    p = p.reshape(len(y), len(scale))  # where there is no row, whatever the shape
+    bad = np.flatnonzero((p < 0).any(1) | np.isinf(p).any(1) | (p == 0).all(1))
+    if len(bad):
+        raise InputError(f"Expected probabilities or NaN (unscored), got {p[bad[0]].tolist()} in row {bad[0]}.")
+    scored, order = ~np.isnan(p).any(1), np.argsort(scale)
+    cumulative = np.cumsum(p[scored][:, order], axis=1)
+    predicted = cumulative[:, :-1] / cumulative[:, -1:]  # (n, K - 1)
+    reached = y[scored, None] <= scale[order][:-1]
+    bins = np.minimum((predicted * n_bins).astype(np.int64), n_bins - 1)
+    inside = (bins[:, :, None] == np.arange(n_bins)).astype(np.float64)  # (n, K - 1, B)
+    counts = inside.sum(0)
+    sums = (np.einsum("nk,nkb->kb", side, inside) for side in (predicted, reached))
+    means = [total / np.where(counts, counts, np.nan) for total in sums]
+    return ReliabilityCurve(scale[order][:-1], means[0], means[1], counts.astype(np.int64))
+
+
+def calibration_error(
+    probs: Sequence[Sequence[float]] | Floats, gold: Scores, values: Sequence[float], n_bins: int = 10
+) -> float:
+    """
+    Expected calibration error of the probabilities that a score is at or below each value but the highest.
+
+    `1 / (K - 1) sum_k sum_b n_kb / n |mean predicted P(score <= v_k) - share of gold <= v_k|`, over thresholds `v_k`
+    and bins `b` of [`reliability_curve`], whose arguments these are. It is the classwise error of Kull et al. (2019),
+    "Beyond temperature scaling", but of cumulative probabilities: a gold score between two values is of no class.
+    0 is best, 1 is worst, NaN is of no scored row; bins of few records raise it by chance.
+    """
+    curve = reliability_curve(probs, gold, values, n_bins)
+    gaps = np.where(curve.counts, np.abs(curve.predicted - curve.observed), 0.0)
+    n = curve.counts[0].sum()
+    return float((gaps * curve.counts).sum(1).mean() / n) if n else np.nan
+
+
+def _paired(predictions: Scores, gold: Scores) -> tuple[Floats, Floats]:
+    x, y = np.asarray(predictions, dtype=np.float64), _gold(gold)
     if x.shape != y.shape or x.ndim != 1:
         raise InputError(f"Expected one gold score per prediction, got shapes {x.shape} and {y.shape}.")
+    return x, y
+
+
+def _gold(gold: Scores) -> Floats:
+    y = np.asarray(gold, dtype=np.float64)
     if not np.isfinite(y).all():
         row = int(np.flatnonzero(~np.isfinite(y))[0])
         raise InputError(f"Gold scores must be finite numbers; number {row} is {y[row]}. Leave such records out.")
-    scored = np.isfinite(x)
-    x, y = x[scored], y[scored]
-    result: dict[str, Any] = {"n": len(scored), "unscored": int((~scored).sum())}
-    for name, figure in FIGURES.items():
-        result[name] = figure(x, y) if len(x) else float("nan")
-        if n_resamples:
-            result[f"{name}_ci"] = _interval(figure, x, y, n_resamples, confidence_level, seed)
-    return result
+    return y
 
 
-def _interval(
-    figure: Callable[[Floats, Floats], float], x: Floats, y: Floats, n_resamples: int, level: float, seed: int
-) -> tuple[float, float]:
-    if len(x) < 2 or np.isnan(figure(x, y)):
-        return float("nan"), float("nan")
-    with warnings.catch_warnings():  # a resample of one record repeated has no correlation: its NaN is left out below
-        warnings.simplefilter("ignore")
-        resampled = stats.bootstrap(
-            (x, y),
-            figure,
-            paired=True,
-            vectorized=False,
-            n_resamples=n_resamples,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _varies(x: Floats) -> bool:
-    return len(x) > 1 and bool(np.ptp(x) > 0)
+def _scale(values: Sequence[float]) -> Floats:
+    scale = np.asarray(values, dtype=np.float64)
+    if scale.ndim != 1 or len(set(scale.tolist())) < max(2, len(scale)) or not np.isfinite(scale).all():
+        raise InputError(f"Expected values of a scale, different numbers as in [1, 2, 3, 4, 5], got {list(values)}.")
+    return scale
