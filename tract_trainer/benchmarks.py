@@ -1,14 +1,23 @@
-"""Turns a benchmark's name, or a file of records, into records with gold scores, and judgments of them into results."""
+"""Turns the name of a benchmark, or a data set of one's own, into scored records or pairs, and judgments into results.
 
+A scored record is a judging record with its gold `score`; a pair is a mapping as `pairwise` has it, with `chosen` and
+`rejected`. Nothing here needs torch.
+"""
+
+import csv
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tract_trainer.errors import InputError
-from tract_trainer.judgment import Judgment
-from tract_trainer.metrics import agreement
-from tract_trainer.records import Record, gold_score, read_records
+from tract_trainer.pairwise import check_reward_bench, pair_figures, read_pairs, ready_prompt
+from tract_trainer.records import SCORE_COLUMNS, Record, gold_score, read_records
+
+if TYPE_CHECKING:
+    from tract_trainer.judgment import Judgment
 
 PROMETHEUS_FILES = {
     "feedback_bench": "feedback_collection_test.json",
@@ -16,44 +25,201 @@ PROMETHEUS_FILES = {
     "vicuna": "vicuna_eval.json",
     "mt_bench": "mt_bench_eval.json",
 }
-"""Files of the Prometheus repository (prometheus-eval/prometheus, folder evaluation/benchmark/data)."""
+PAIR_FILES = {"hhh_alignment": "hhh_alignment_eval.json", "reward_bench": "filtered-00000-of-00001.parquet"}
+HUB_SETS = {
+    "feedback_bench": ("prometheus-eval/Feedback-Bench", "train"),
+    "reward_bench": ("allenai/reward-bench", "filtered"),
+}
+BENCHMARKS = tuple(sorted({**PROMETHEUS_FILES, **PAIR_FILES}))
+
+ORIGIN = "the folder eval/benchmark/data of github.com/prometheus-eval/prometheus-eval"
+ORIGINS = {"reward_bench": "the folder data of huggingface.co/datasets/allenai/reward-bench"}
+PROMETHEUS_SCALE = (1, 5)
 
 
 def load_benchmark(name: str, path: str | Path | None = None) -> list[dict[str, Any]]:
     """
-    The records of a benchmark, each with its gold `score`: the mean of several reference scores where there are.
+    The scored records, or the pairs, of a benchmark.
 
     Args:
-        name (`str`): `"feedback_bench"`, `"flask"`, `"vicuna"` or `"mt_bench"`.
-        path (`str`, *optional*): its file in the Prometheus format, or the folder that holds it.
+        name (`str`): one of [`BENCHMARKS`].
+        path (`str`, *optional*):
+            Its file, or the folder that holds it under its public name. By default it is looked for in the working
+            folder and then, where it has a data set there, on the Hub.
+
+    Returns:
+        `list[dict]`: pairs of those of [`PAIR_FILES`]; of the others records with their gold `score`, the mean of
+        several reference scores where there are.
 
     Raises:
-        InputError: the name is not known, the file is not there, or a record has no gold score.
+        InputError: the name is not known, the data is not there, or it is not what the benchmark holds.
     """
-    if name not in PROMETHEUS_FILES:
-        raise InputError(f"benchmark {name!r} is not known; known are {sorted(PROMETHEUS_FILES)}.")
-    file = Path(path) if path is not None else Path(PROMETHEUS_FILES[name])
-    file = file / PROMETHEUS_FILES[name] if file.is_dir() else file
-    if not file.is_file():
+    if name not in BENCHMARKS:
+        raise InputError(f"benchmark {name!r} is not known; known are {list(BENCHMARKS)}.")
+    rows = _benchmark_rows(name, path)
+    if name in PROMETHEUS_FILES:
+        records = scored_records([_prometheus_record(row, number) for number, row in enumerate(rows)])
+        check_scale(records, *PROMETHEUS_SCALE)
+        return records
+    pairs = read_pairs(rows)
+    if name == "reward_bench":
+        check_reward_bench(pairs)
+    return pairs
+
+
+def _benchmark_rows(name: str, path: str | Path | None) -> list[dict[str, Any]]:
+    file_name = {**PROMETHEUS_FILES, **PAIR_FILES}[name]
+    file = Path(path or file_name)
+    file = file / file_name if file.is_dir() else file
+    if file.is_file():
+        return read_rows(file)
+    tried = ""
+    if path is None and name in HUB_SETS:
+        try:
+            return read_rows(*HUB_SETS[name])
+        except InputError as error:
+            tried = f", nor could its Hub data set be loaded: {error.__cause__ or error}"
+    raise InputError(
+        f"The benchmark {name!r} is not at {str(file)!r}{tried}. Fetch {file_name} from {ORIGINS.get(name, ORIGIN)} "
+        "and give its path, or put it into the working folder."
+    )
+
+
+def _prometheus_record(row: Record, number: int) -> dict[str, Any]:
+    """A row of the Prometheus format, its `instruction` a clean prompt, with its other columns."""
+    if not isinstance(row.get("instruction"), str):
+        raise InputError(f"Record {number} has no prompt in `instruction`; found {sorted(row)}.")
+    kept = {name: value for name, value in row.items() if name != "messages"}  # of the Hub; would be asked instead
+    return {**kept, "instruction": ready_prompt(row["instruction"])}
+
+
+def own_benchmark(
+    source: str | Path, columns: Mapping[str, str] | None = None, split: str = "train"
+) -> list[dict[str, Any]]:
+    """
+    The scored records, or the pairs, of a data set of one's own.
+
+    Args:
+        source (`str`): .json, .jsonl, .csv or .parquet file, folder with such files, or Hub data set.
+        columns (`Mapping[str, str]`, *optional*):
+            What columns are called here by what they are called there, e.g. `{"question": "instruction", "answer":
+            "response", "human": "score"}`. Other columns stay as they are.
+        split (`str`, *optional*, defaults to `"train"`): split of a folder or Hub data set.
+
+    Returns:
+        `list[dict]`: pairs where the columns are those of [`read_pairs`], and otherwise scored records.
+
+    Raises:
+        InputError: there is no data, a column is missing, or a record has no gold score.
+    """
+    rows = read_rows(source, split)
+    renames = columns or {}
+    found = sorted(set().union(*rows))
+    if absent := sorted(renames.keys() - set(found)):
+        raise InputError(f"{source} has no column {', '.join(map(repr, absent))} to rename; found {found}.")
+    rows = [_renamed(row, renames) for row in rows]
+    names = set().union(*rows)
+    if names & {"chosen", "rejected", "targets", "chosen_instruction"}:
+        return read_pairs(rows)
+    if {"prompt", "response"} <= names:
         raise InputError(
-            f"The benchmark {name!r} is not at {str(file)!r}. Fetch {PROMETHEUS_FILES[name]} from the folder "
-            "evaluation/benchmark/data of github.com/prometheus-eval/prometheus and give its path."
+            f"{source} has a `response` and a `prompt`, which is asked as it is. If it is the instruction that was "
+            'responded to, name it so: columns={"prompt": "instruction"}.'
         )
-    return scored_records(read_records(file))
+    if missing := _missing(names):
+        raise InputError(
+            f"{source} has no column {', '.join(map(repr, missing))}; found {found}. Records need `instruction`, "
+            "`response` and `rubric`, or a ready `prompt`, and `score`; pairs need `instruction`, `chosen` and "
+            f'`rejected`. If yours has another name, give it: columns={{"yours": "{missing[0]}"}}.'
+        )
+    return scored_records(rows)
+
+
+def _renamed(row: Record, renames: Mapping[str, str]) -> dict[str, Any]:
+    """`row` with its columns renamed; a column that has a new name already gives way to it."""
+    kept = {name: value for name, value in row.items() if name not in renames}
+    return kept | {new: row[old] for old, new in renames.items() if old in row}
+
+
+def _missing(names: set[str]) -> list[str]:
+    """What of a scored record is not among the column `names`."""
+    fields = ["instruction", "response", "rubric"] if names & {"response", "rubric"} else ["instruction"]
+    needed = ([] if names & {"prompt", "messages"} else fields) + ([] if names & set(SCORE_COLUMNS) else ["score"])
+    return [name for name in needed if name not in names]
+
+
+def read_rows(source: str | Path, split: str = "train") -> list[dict[str, Any]]:
+    """Rows of a .json, .jsonl, .csv (all text) or .parquet file, a folder with such files, or a Hub data set."""
+    file = Path(source)
+    try:
+        if file.is_file() or file.suffix in (".json", ".jsonl", ".csv", ".parquet"):
+            rows = _file_rows(file)
+        else:
+            from datasets import load_dataset
+
+            rows = cast(Any, load_dataset(str(source), split=split)).to_list()
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, csv.Error) as error:  # also not UTF-8, not Parquet, no such split
+        kinds = "a .json, .jsonl, .csv or .parquet file, a folder with such files, or a Hub data set"
+        raise InputError(f"There is no data to read at {str(source)!r} ({error}). Give {kinds}.") from error
+    if not rows:
+        raise InputError(f"{source} holds no records.")
+    return rows
+
+
+def _file_rows(file: Path) -> list[dict[str, Any]]:
+    if file.suffix == ".parquet":
+        import pyarrow.parquet  # not at start-up, where --help waits for it
+
+        return pyarrow.parquet.read_table(file).to_pylist()
+    if file.suffix == ".csv":
+        return _csv_rows(file)
+    if file.suffix not in (".json", ".jsonl"):
+        raise InputError(f"{file} must be a .json, .jsonl, .csv or .parquet file, found {file.suffix!r}.")
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".json" and re.match(r"{.*}\s*\n{", text):  # public files that are JSON lines for all their name
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return read_records(file)
+
+
+def _csv_rows(file: Path) -> list[dict[str, Any]]:
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text)
+        rows = list(reader)
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():  # DictReader's key of cells too many, and value of cells too few
+            raise InputError(
+                f"Row {number} of {file} must have {len(reader.fieldnames or ())} cells. Quote those that hold commas."
+            )
+    return rows
 
 
 def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
     """`records`, each with its gold score as `score`."""
     scored = []
     for number, record in enumerate(records):
-        gold = gold_score(record)
+        try:
+            gold = gold_score(record)
+        except InputError as error:
+            raise InputError(f"Record {number}: {error}") from error
         if gold is None or not math.isfinite(gold):
             raise InputError(f"Record {number} has no gold score to compare with, but {gold}; found {sorted(record)}.")
         scored.append({**record, "score": gold})
     return scored
 
 
-def figures(judgments: Sequence[Judgment], records: Sequence[Record], values: dict[str, float]) -> dict[str, Any]:
+def check_scale(records: Sequence[Record], low: float, high: float) -> None:
+    """Raises an InputError where the gold `score` of a record is not on the scale from `low` to `high`."""
+    for number, record in enumerate(records):
+        if not low <= record["score"] <= high:
+            raise InputError(
+                f"The gold score of record {number} is {record['score']:g}, off the scale of {low:g} to {high:g}. "
+                "Convert the gold scores to that scale."
+            )
+
+
+def figures(judgments: Sequence["Judgment"], records: Sequence[Record], values: dict[str, float]) -> dict[str, Any]:
     """
     Agreement with gold of the decoded label and of the expected score.
 
@@ -64,6 +230,20 @@ def figures(judgments: Sequence[Judgment], records: Sequence[Record], values: di
     Returns:
         `dict` with what [`agreement`] returns under `"decoded"` and `"RAIL"`.
     """
+    from tract_trainer.metrics import agreement  # not at start-up: scipy takes a second
+
     gold = [record["score"] for record in records]
+    return {kind: agreement(scores, gold) for kind, scores in _scores(judgments, values).items()}
+
+
+def figures_of_pairs(
+    judgments: Sequence["Judgment"], pairs: Sequence[Record], values: dict[str, float]
+) -> dict[str, Any]:
+    """Like [`figures`], but with what [`pair_figures`] returns; `judgments` are of what [`pair_records`] returns."""
+    subsets = [pair["subset"] for pair in pairs]
+    return {kind: pair_figures(scores, subsets) for kind, scores in _scores(judgments, values).items()}
+
+
+def _scores(judgments: Sequence["Judgment"], values: dict[str, float]) -> dict[str, list[float]]:
     decoded = [float("nan") if j.label is None else values[j.label] for j in judgments]
-    return {"decoded": agreement(decoded, gold), "RAIL": agreement([j.score for j in judgments], gold)}
+    return {"decoded": decoded, "RAIL": [j.score for j in judgments]}
