@@ -7,10 +7,12 @@ A record is a mapping with `instruction`, `response`, `rubric` and optionally `r
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tract_trainer.controls import neutral
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
 
@@ -36,7 +38,7 @@ You are judging a response to an instruction. Go by the rubric alone.
 
 ### Rubric
 {% if rubric is mapping -%}
-{% for key, text in rubric.items() -%}
+{% for key, text in rubric.items() if text is not none -%}
 {{ key }}: {{ text }}
 {% endfor %}
 {%- else -%}
@@ -87,14 +89,21 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def prompt_of(record: Record, scale: ScoreScale, prefix: str, template: str = DEFAULT_TEMPLATE) -> Prompt:
+def prompt_of(
+    record: Record,
+    scale: ScoreScale,
+    prefix: str,
+    template: str = DEFAULT_TEMPLATE,
+    controls: re.Pattern[str] | None = None,
+) -> Prompt:
     """
-    The prompt a judge is asked with.
+    The prompt a judge is asked with. A ready prompt is taken as it is.
 
     Args:
         record (`Mapping`): see the module's docstring.
         scale ([`ScoreScale`]), prefix (`str`): named in the built-in template's last sentence.
         template (`str`): Jinja template over `instruction`, `response`, `rubric`, `reference`, `prefix` and `labels`.
+        controls (`re.Pattern`, *optional*): control texts to defuse, see [`~tract_trainer.controls.control_pattern`].
 
     Raises:
         ValueError: the record has no prompt and too few fields to make one.
@@ -103,6 +112,8 @@ def prompt_of(record: Record, scale: ScoreScale, prefix: str, template: str = DE
         return record["prompt"]  # type: ignore[no-any-return]
     if record.get("messages"):
         return unanswered(record["messages"])
+    if controls is not None:
+        record = neutral(record, controls)
     if record.get("response") is not None and record.get("instruction") and record.get("rubric"):
         return _compiled(template).render(
             {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
@@ -147,7 +158,12 @@ def close(rationale: str, prefix: str, label: str) -> str:
 
 
 def training_examples(
-    records: Iterable[Record], scale: ScoreScale, prefix: str, template: str | None = None, conversational: bool = False
+    records: Iterable[Record],
+    scale: ScoreScale,
+    prefix: str,
+    template: str | None = None,
+    conversational: bool = False,
+    controls: re.Pattern[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """
     One prompt-completion example for each annotated rationale of each record, with the gold score as `score`. The
@@ -164,7 +180,7 @@ def training_examples(
                 f"Record {number} cannot be trained on: it needs a score (one of {list(SCORE_COLUMNS)}) and a "
                 f"rationale (one of {list(RATIONALE_COLUMNS)}); found {sorted(record)}."
             )
-        prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE)
+        prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
         for rationale in found if isinstance(found, list) else [found]:
             text = str(rationale).split("[RESULT]")[0]
             text = text.rpartition(prefix)[0] if prefix in text else text
