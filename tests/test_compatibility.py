@@ -309,7 +309,7 @@ def test_parallelism_that_splits_rows_is_refused(split):
 def test_a_process_that_knows_no_other_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     text = (
-        "WORLD_SIZE is 2, but the processes form no group, so each would train alone. "
+        "WORLD_SIZE is 2, but the processes form no group, so each would work alone. "
         "On CPU, set use_cpu=True in the training arguments; on GPUs, check that each process sees one."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):

@@ -38,10 +38,10 @@ class Scripted:
 
     def __init__(self, engine, write):
         self.tokens, self.batch_size, self.identity, self.write = engine.tokens, 4, "scripted", write
-        self.calls = []
+        self.asked, self.calls, self.max_length = [], 1, None
 
     def generate(self, prompts, seeds, sampling):
-        self.calls.append(list(seeds))
+        self.asked.append(list(seeds))
         texts = [self.tokens.tokenizer.decode(prompt) for prompt in prompts]
         return [self.write(text, seed) for text, seed in zip(texts, seeds, strict=True)]
 
@@ -194,14 +194,14 @@ def test_a_rationale_without_score_is_drawn_again_then_dropped_or_closed_by_forc
     assert (written["dropped"], written["forced"]) == ((1, 0) if unfinished == "drop" else (0, 1))
     assert written["mean_tokens"] == (5 * 10 + 30 + 30 + 20) / 8
     assert written["discarded_score_agreement"]["unscored"] == 1
-    seeds = [seed for call in judge.engine.calls for seed in call]
+    seeds = [seed for call in judge.engine.asked for seed in call]
     assert len(seeds) == len(set(seeds)) == 8 + 3 + 2  # each attempt has a seed of its own
 
 
 def test_no_retries_means_one_draw(scripted, tmp_path):
     judge = scripted(flaky({1: 2}))
     found = generate_cot_dataset(judge, make_dataset(8), output_dir=tmp_path, max_retries=0, **SETTINGS)
-    assert len(found) == 7 and sum(map(len, judge.engine.calls)) == 8
+    assert len(found) == 7 and sum(map(len, judge.engine.asked)) == 8
 
 
 def test_a_model_that_never_comes_to_a_score_is_refused_and_may_be_forced(judge, tmp_path):
@@ -252,7 +252,7 @@ def test_a_row_without_a_gold_score_on_the_scale_is_refused_before_anything_is_w
         ValueError, match=rf"^Row 3 has no gold score on the scale of 1 to 5: its score is {shown}\. Fill in the column"
     ):
         generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, batch_size=2, **SETTINGS)
-    assert judge.engine.calls == []
+    assert judge.engine.asked == []
 
 
 @pytest.mark.parametrize(
@@ -279,9 +279,9 @@ def test_rationales_that_were_to_be_dropped_can_be_forced_without_writing_them_a
     judge = scripted(flaky({1: 2}))
     settings = {"output_dir": tmp_path, "max_retries": 0, **SETTINGS}
     assert len(generate_cot_dataset(judge, make_dataset(8), **settings)) == 7
-    calls = len(judge.engine.calls)
+    calls = len(judge.engine.asked)
     assert len(generate_cot_dataset(judge, make_dataset(8), unfinished="force", **settings)) == 8
-    assert len(judge.engine.calls) == calls
+    assert len(judge.engine.asked) == calls
 
 
 def test_without_a_score_column_the_score_is_found_as_in_training(scripted, tmp_path):
@@ -306,9 +306,9 @@ def test_another_model_in_the_same_folder_is_refused(judge, tmp_path, folder):
 def test_a_second_call_generates_nothing_and_gives_the_same(scripted, tmp_path):
     judge = scripted(finished)
     first = generate_cot_dataset(judge, make_dataset(8), output_dir=tmp_path, **SETTINGS)
-    calls = len(judge.engine.calls)
+    calls = len(judge.engine.asked)
     again = generate_cot_dataset(judge, make_dataset(8), output_dir=tmp_path, **SETTINGS)
-    assert len(judge.engine.calls) == calls
+    assert len(judge.engine.asked) == calls
     assert again.to_list() == first.to_list()
 
 
@@ -402,3 +402,16 @@ def test_a_launch_that_shards_the_model_is_refused(scripted, tmp_path, monkeypat
         ValueError, match=f"^Rationales are written by whole models, and this launch shards them with {name}"
     ):
         generate_cot_dataset(scripted(finished), make_dataset(2), output_dir=tmp_path, **SETTINGS)
+
+
+@pytest.mark.slow
+def test_the_bookkeeping_of_ten_times_the_rows_takes_a_little_more_memory(tmp_path):
+    script, found = Path(__file__).parent / "bookkeeping.py", []
+    for rows in (10_000, 100_000):
+        done = subprocess.run(
+            [sys.executable, script, str(rows), tmp_path / str(rows)], capture_output=True, text=True, check=True
+        )
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print(found[-1])
+    assert [run["rows"] for run in found] == [10_000, 100_000]
+    assert found[1]["peak_kib"] <= 1.2 * found[0]["peak_kib"]

@@ -156,5 +156,5 @@ def test_resuming_in_mid_epoch_gives_the_parameters_of_no_interruption(tmp_path)
 
 @pytest.mark.slow
 def test_processes_that_form_no_group_are_refused(tmp_path):
-    with pytest.raises(AssertionError, match="the processes form no group, so each would train alone"):
+    with pytest.raises(AssertionError, match="the processes form no group, so each would work alone"):
         launch(tmp_path, processes=2, max_steps=1, use_cpu=False)

@@ -1,6 +1,10 @@
 """The transformers engine: every draw is the model's own distribution, whatever shares the batch."""
 
 import copy
+import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +15,25 @@ from transformers import GenerationConfig
 
 from tract_trainer import Judge, ScoreScale
 from tract_trainer.engines import Sampling
-from tract_trainer.engines.transformers import TransformersEngine, _SeededDraw
+from tract_trainer.engines import transformers as transformers_engine
+from tract_trainer.engines.draw import SeededDraw
+from tract_trainer.engines.transformers import TransformersEngine
+from tract_trainer.engines.written import read_written
+from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
 TOKENIZER = make_tokenizer()
 TOKENS = ScoreTokens.resolve(ScoreScale.integers(1, 5), PREFIX, TOKENIZER)
 PROMPTS = [TOKENIZER(row["prompt"] + "Clear. " * i)["input_ids"] for i, row in enumerate(make_rows(6))]
+CONFIG = JudgeConfig(["1", "2", "3", "4", "5"], [1, 2, 3, 4, 5], PREFIX, conversational=False)
 PLAIN = {"top_p": 1.0, "repetition_penalty": 1.0}
 
 
 @pytest.fixture
 def engine():
-    return TransformersEngine(make_model(vocab_size=len(TOKENIZER)), TOKENS, [TOKENIZER.eos_token_id])
+    return TransformersEngine(
+        make_model(vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id), TOKENS, CONFIG
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,25 +54,23 @@ def prompts():
 def steps(engine, monkeypatch, *args):
     """What `generate` saw: for each row in the engine's order, its prompt, the tokens written and `(S, K)`."""
     seen = []
-    read = engine._read
 
-    def spy(prompt, written, log_probs):
-        seen.append((prompt, written, log_probs))
-        return read(prompt, written, log_probs)
+    def spy(tokens, prompt, written, stop_ids, log_probs):
+        kept = list(itertools.takewhile(lambda token: token not in stop_ids, written))
+        seen.append((prompt, kept, torch.tensor([log_probs(step) for step in range(len(kept))])))
+        return read_written(tokens, prompt, written, stop_ids, log_probs)
 
-    monkeypatch.setattr(engine, "_read", spy)
-    rationales = engine.generate(*args)
-    monkeypatch.setattr(engine, "_read", read)
-    return seen, rationales
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers_engine, "read_written", spy)
+        return seen, engine.generate(*args)
 
 
 def first_tokens(engine, monkeypatch, prompt, n, sampling):
     """The first token drawn with each of `n` seeds."""
     rows = []
-    until_stop = engine._until_stop
-    monkeypatch.setattr(engine, "_until_stop", lambda row: rows.append(row[0]) or until_stop(row))
-    engine.generate([prompt] * n, range(n), sampling)
-    monkeypatch.setattr(engine, "_until_stop", until_stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers_engine, "read_written", lambda *args: rows.append(args[2][0]))
+        engine.generate([prompt] * n, range(n), sampling)
     return torch.tensor(rows)
 
 
@@ -128,7 +137,7 @@ def test_scoring_given_rows_is_a_fresh_forward_whatever_the_padding(engine):
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "qwen3", "mistral", "gpt2", "phi_bias"])
 def test_both_ways_to_score_agree_for_every_family(kind, monkeypatch):
-    engine = TransformersEngine(make_model(kind, len(TOKENIZER)), TOKENS, [TOKENIZER.eos_token_id])
+    engine = TransformersEngine(make_model(kind, len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id), TOKENS, CONFIG)
     seen, _ = steps(engine, monkeypatch, PROMPTS, range(6), Sampling(max_new_tokens=1))
     again = torch.tensor(engine.score([prompt for prompt, _, _ in seen]))
     torch.testing.assert_close(torch.stack([log_probs[0] for _, _, log_probs in seen]), again, rtol=0, atol=1e-5)
@@ -177,8 +186,8 @@ def test_the_seed_and_nothing_else_decides_the_draw(engine):
 def test_a_seeded_draw_follows_the_distribution():
     p = torch.tensor([0.0, 0.4, 0.05, 0.0, 0.3, 0.2, 0.05, 0.0])
     n = 20_000
-    draw = _SeededDraw(range(n), max_new_tokens=2, width=3)
-    edge = _SeededDraw([0], max_new_tokens=1, width=3)
+    draw = SeededDraw(range(n), max_new_tokens=2, width=3)
+    edge = SeededDraw([0], max_new_tokens=1, width=3)
     edge.uniforms.zero_()  # the smallest number that can be drawn is not for a token of probability 0
     assert edge(torch.zeros(1, 3), p.log()[None]).argmax().item() == 1
     counts = []
@@ -256,6 +265,61 @@ def test_the_models_own_generation_config_has_no_say(engine):
     assert engine.generate(PROMPTS, range(6), sampling) == free
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
+def test_prompts_side_by_side_are_read_once_and_give_what_each_gives_alone(kind, monkeypatch):
+    engine = TransformersEngine(make_model(kind, len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id), TOKENS, CONFIG)
+    repeats = [3, 1, 4, 1, 1, 2]  # not the same for each
+    prompts = [prompt for prompt, times in zip(PROMPTS, repeats, strict=True) for _ in range(times)]
+    sampling = Sampling(max_new_tokens=12)
+    shapes = []
+    engine.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    seen, _ = steps(engine, monkeypatch, prompts, range(12), sampling)
+    width = max(map(len, PROMPTS))
+    assert shapes[:2] == [(6, width - 1), (12, 1)]  # six different prompts are read, then every row goes on by a token
+    order = sorted(range(12), key=lambda i: -len(prompts[i]))
+    for i, (prompt, written, log_probs) in zip(order, seen, strict=True):
+        ((_, alone, expected),), _ = steps(engine, monkeypatch, [prompts[i]], [i], sampling)
+        assert prompt == prompts[i] and written == alone
+        torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-5)
+
+
+# Memory
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path):
+    """In a process that may not have more memory than it has plus 400 MB: 512 rows of logits need 800 MB a copy."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import resource, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import torch\n"
+        "from test_engine import CONFIG, TOKENS, PROMPTS, TOKENIZER, make_model\n"
+        "from tract_trainer.engines.transformers import TransformersEngine\n"
+        "model = make_model(vocab_size=400_000, eos_token_id=TOKENIZER.eos_token_id)\n"
+        "engine = TransformersEngine(model, TOKENS, CONFIG, batch_size=512)\n"
+        "free = TransformersEngine(model, TOKENS, CONFIG, batch_size=4)\n"
+        "few = free.score(PROMPTS)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, -1))\n"
+        "many = engine.score(PROMPTS * 100)\n"
+        "assert engine.batch_size < 256, engine.batch_size\n"
+        "torch.testing.assert_close(torch.tensor(many), torch.tensor(few).repeat(100, 1))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Out of memory with 512 rows; going on with batch_size=256." in done.stderr
+
+
+def test_an_error_that_is_no_lack_of_memory_is_raised(engine, monkeypatch):
+    monkeypatch.setattr(engine.model, "forward", lambda **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.score(PROMPTS)
+    assert engine.batch_size == 16
+
+
 # Stopping and leaving no trace
 
 
@@ -295,9 +359,9 @@ def test_the_model_is_left_as_it_was_found_also_after_an_error(engine, monkeypat
 def test_an_adapter_in_memory_is_used_and_left_as_it_was_found():
     base = make_model(vocab_size=len(TOKENIZER))
     own = base.generation_config
-    bare = TransformersEngine(base, TOKENS, [TOKENIZER.eos_token_id]).score(PROMPTS)
+    bare = TransformersEngine(base, TOKENS, CONFIG).score(PROMPTS)
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    engine = TransformersEngine(model, TOKENS, [TOKENIZER.eos_token_id])
+    engine = TransformersEngine(model, TOKENS, CONFIG)
     scored = engine.score(PROMPTS)
     assert scored[0] != pytest.approx(bare[0], abs=1e-3)
     engine.generate(PROMPTS, range(6), Sampling(max_new_tokens=2))
@@ -320,11 +384,11 @@ def test_settings_out_of_range_are_refused(settings):
 
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"^batch_size must be at least 1, got 0\.$"):
-        TransformersEngine(make_model(vocab_size=len(TOKENIZER)), TOKENS, [2], batch_size=0)
+        TransformersEngine(make_model(vocab_size=len(TOKENIZER)), TOKENS, CONFIG, batch_size=0)
 
 
 def test_the_identity_names_the_weights(engine):
-    same = TransformersEngine(make_model(vocab_size=len(TOKENIZER)), TOKENS, [2])
-    other = TransformersEngine(make_model(vocab_size=len(TOKENIZER), seed=1), TOKENS, [2])
+    same = TransformersEngine(make_model(vocab_size=len(TOKENIZER)), TOKENS, CONFIG)
+    other = TransformersEngine(make_model(vocab_size=len(TOKENIZER), seed=1), TOKENS, CONFIG)
     assert engine.identity == same.identity != other.identity
     assert engine.identity.startswith("llama-")

@@ -38,8 +38,8 @@ def test_the_ids_at_training_and_at_judging_are_the_same_row_by_row(tmp_path, fa
     for i, row in enumerate(trainer.train_dataset):  # row 2 holds a decoy of the closing phrase
         trained = row["input_ids"][: score_position(row)]
         record = {"prompt": make_rows(8, conversational)[i]["prompt"]}
-        assert judge.scored_ids(record, RATIONALES[i]) == trained
-        prompt = judge.prompt_ids(record)
+        assert judge.rows.scored_ids(record, RATIONALES[i]) == trained
+        prompt = judge.rows.prompt_ids(record)
         assert trained[: len(prompt)] == prompt
         assert tokenizer_text(judge, prompt).endswith("assistant\n" if conversational else " facts.\n")
         assert RATIONALES[i] in tokenizer_text(judge, trained[len(prompt) :])
@@ -50,7 +50,7 @@ def test_a_prompt_given_as_text_is_the_user_turn_of_a_conversational_judge(tmp_p
     trainer, judge = build(tmp_path, family, make_rows(2, conversational=True))
     record = {"prompt": make_rows(2)[0]["prompt"]}
     row = trainer.train_dataset[0]
-    assert judge.scored_ids(record, RATIONALES[0]) == row["input_ids"][: score_position(row)]
+    assert judge.rows.scored_ids(record, RATIONALES[0]) == row["input_ids"][: score_position(row)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,7 +59,7 @@ def test_a_messages_column_trains_on_the_ids_that_the_judge_scores(tmp_path, fam
     trainer, judge = build(tmp_path, family, rows)
     for i, row in enumerate(trainer.train_dataset):
         trained = row["input_ids"][: score_position(row)]
-        assert judge.scored_ids({"messages": rows[i]["messages"]}, RATIONALES[i]) == trained
+        assert judge.rows.scored_ids({"messages": rows[i]["messages"]}, RATIONALES[i]) == trained
 
 
 @pytest.mark.parametrize("conversational", [True, False], ids=["messages", "text"])
@@ -81,7 +81,7 @@ def test_a_beginning_of_sequence_token_stands_once_at_training_and_at_judging(tm
     for i, row in enumerate(trainer.train_dataset):
         trained = row["input_ids"][: score_position(row)]
         assert trained.count(bos) == 1 and trained[0] == bos
-        assert judge.scored_ids({"prompt": make_rows(8, conversational)[i]["prompt"]}, RATIONALES[i]) == trained
+        assert judge.rows.scored_ids({"prompt": make_rows(8, conversational)[i]["prompt"]}, RATIONALES[i]) == trained
 
 
 def test_what_a_template_adds_before_the_answer_is_the_same_at_training_and_at_judging(tmp_path):
@@ -106,8 +106,8 @@ def test_what_a_template_adds_before_the_answer_is_the_same_at_training_and_at_j
     for i, row in enumerate(trainer.train_dataset):
         trained = row["input_ids"][: score_position(row)]
         assert "<think>" in tokenizer.decode(trained)
-        assert judge.scored_ids({"prompt": rows[i]["prompt"]}, RATIONALES[i]) == trained
-        prompt = judge.prompt_ids({"prompt": rows[i]["prompt"]})
+        assert judge.rows.scored_ids({"prompt": rows[i]["prompt"]}, RATIONALES[i]) == trained
+        prompt = judge.rows.prompt_ids({"prompt": rows[i]["prompt"]})
         assert trained[: len(prompt)] == prompt
         assert tokenizer.decode(prompt).endswith("<think>\n\n</think>\n\n")
 
@@ -115,5 +115,5 @@ def test_what_a_template_adds_before_the_answer_is_the_same_at_training_and_at_j
 def test_a_rationale_that_holds_the_closing_phrase_is_scored_at_its_end(tmp_path):
     _, judge = build(tmp_path, "qwen", make_rows(2))
     record = {"prompt": "Rate. "}
-    with_decoy = judge.scored_ids(record, f"{PREFIX}2 at first sight.")
+    with_decoy = judge.rows.scored_ids(record, f"{PREFIX}2 at first sight.")
     assert judge.engine.tokens.tokenizer.decode(with_decoy).endswith(f"{PREFIX}2 at first sight. {PREFIX}")

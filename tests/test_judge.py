@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
 
 from tract_trainer import Judge, JudgeConfig
 from tract_trainer.engines import Rationale
+from tract_trainer.judgment import comparison
 
 RECORDS = [{"prompt": row["prompt"]} for row in make_rows(8, conversational=True)]
 SETTINGS = {"max_new_tokens": 60, "progress": False}
@@ -123,6 +125,66 @@ def test_a_record_whose_rationales_come_to_no_score_is_unscored_with_the_reason(
     )
 
 
+def test_a_prompt_longer_than_the_model_reads_is_unscored_with_the_reason(judge):
+    long = {"prompt": [{"role": "user", "content": "Rate 3. " * 200}]}
+    for unfinished in ("unscored", "force"):
+        settings = {"temperature": 0, "unfinished": unfinished, **SETTINGS}
+        first, middle, last = judge.score([RECORDS[0], long, RECORDS[1]], 2, **settings)
+        assert math.isnan(middle.score) and middle.rationales == ()
+        count = len(judge.rows.prompt_ids(long))
+        assert middle.reason == f"The prompt has {count} tokens, the model reads 512."
+        alone = judge.score([RECORDS[0], RECORDS[1]], 2, **settings)
+        assert [first.score, last.score] == pytest.approx([j.score for j in alone], abs=1e-5, nan_ok=True)
+
+
+def test_a_dataset_is_judged_like_its_rows(judge, judgments):
+    found = judge.score(Dataset.from_list(RECORDS), num_cots=4, **SETTINGS)
+    assert [j.score for j in found] == pytest.approx([j.score for j in judgments], abs=1e-5, nan_ok=True)
+
+
+# Two records against each other
+
+
+def settled(judge, *probs):
+    """A judgment with these probabilities."""
+    return judge.judgment([Rationale("", "3", tuple(math.log(max(p, 1e-30)) for p in probs), 1)])
+
+
+def test_a_comparison_by_hand(judge):
+    a, b = settled(judge, 0, 0, 0.2, 0.3, 0.5), settled(judge, 0, 0, 0.5, 0.5, 0)
+    # a beats b: 4 over 3, .3 * .5; 5 over 3 and 4, .5. They tie: .2 * .5 + .3 * .5. b wins: 4 over 3, .5 * .2.
+    found = comparison(a, b, judge.config)
+    assert (found.win, found.tie, found.loss) == pytest.approx((0.65, 0.25, 0.10))
+    assert found.verdict == "a"  # 4.3 over 3.5
+    # One step apart is a tie now: only 5 over 3 is left.
+    wide = comparison(a, b, judge.config, tie_width=1)
+    assert (wide.win, wide.tie, wide.loss, wide.verdict) == pytest.approx((0.25, 0.75, 0.0, "tie"))
+    assert comparison(b, a, judge.config).verdict == "b"
+    assert comparison(a, a, judge.config).verdict == "tie"
+
+
+def test_missing_mass_does_not_count_as_a_tie(judge):
+    # Half of the mass is off the scale: as a distribution over the scale, a is 5 for sure.
+    found = comparison(settled(judge, 0, 0, 0, 0, 0.5), settled(judge, 0, 0, 1, 0, 0), judge.config)
+    assert (found.win, found.tie, found.loss) == pytest.approx((1, 0, 0))
+
+
+def test_compare_judges_both_records(judge):
+    settings = {"temperature": 0, "unfinished": "force", "tie_width": 0.1, **SETTINGS}
+    found = judge.compare(RECORDS[3], RECORDS[4], **settings)  # learned as 5 and 1
+    assert found.verdict == "a" and found.win > found.loss
+    assert found.win + found.tie + found.loss == pytest.approx(1)
+    del settings["tie_width"]
+    assert [found.a.score, found.b.score] == pytest.approx([j.score for j in judge.score(RECORDS[3:5], **settings)])
+
+
+def test_an_unscored_side_leaves_the_comparison_open(judge):
+    found = judge.compare(RECORDS[0], RECORDS[1], max_new_tokens=1)
+    assert found.verdict is None and all(map(math.isnan, (found.win, found.tie, found.loss)))
+    with pytest.raises(ValueError, match=r"^tie_width must be at least 0, got -1\.$"):
+        judge.compare(RECORDS[0], RECORDS[1], tie_width=-1, max_new_tokens=1)
+
+
 def test_no_records_give_no_judgments(judge):
     assert judge.score([]) == []
 
@@ -167,8 +229,8 @@ def test_rescoring_a_rationale_gives_the_score_it_was_given(judge, judgments):
                 continue
             (again,) = judge.rescore([record], [rationale.text])
             # Sampled tokens are not always those of their own text; where they are, the score is the same number.
-            ids = judge.scored_ids(record, rationale.text)
-            written = len(ids) + 1 - len(judge.prompt_ids(record))
+            ids = judge.rows.scored_ids(record, rationale.text)
+            written = len(ids) + 1 - len(judge.rows.prompt_ids(record))
             if tokens.decode(ids).endswith(PREFIX) and written in (rationale.num_tokens, rationale.num_tokens - 1):
                 compared += 1
                 assert again.score == pytest.approx(rail(rationale.log_probs), abs=1e-5)
@@ -264,7 +326,7 @@ def test_a_template_that_drops_the_answer_is_refused(judge, trainer):
     with pytest.raises(
         ValueError, match=r"^The chat template drops the closing phrase of a completion ending 'Clear\.'\.$"
     ):
-        broken.scored_ids(RECORDS[0], "Clear.")
+        broken.rows.scored_ids(RECORDS[0], "Clear.")
 
 
 def test_a_model_without_any_end_token_is_refused(trainer):

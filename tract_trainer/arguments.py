@@ -1,9 +1,11 @@
 """The arguments of the commands that are not TRL's: dataclasses for its parser, so YAML files work too."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from tract_trainer.benchmarks import PROMETHEUS_FILES
+from tract_trainer.engines import ENGINES
 
 
 @dataclass
@@ -42,7 +44,9 @@ class SamplingArguments:
     top_p: float = field(default=0.9, metadata={"help": "Probability mass that is kept at each step."})
     repetition_penalty: float = field(default=1.03, metadata={"help": "Penalty on tokens that stand there already."})
     max_new_tokens: int = field(default=1024, metadata={"help": "Most tokens of a rationale with its score."})
-    batch_size: int = field(default=16, metadata={"help": "Rationales generated together."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Rationales generated together; 16 by default, and 512 with vLLM."}
+    )
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -51,13 +55,44 @@ class SamplingArguments:
 
 
 @dataclass
-class JudgeArguments:
+class EngineArguments:
+    """What runs a judge."""
+
+    _argument_group_name = "engine"
+
+    engine: str = field(
+        default="transformers",
+        metadata={"help": "What runs the judge: in this process, or a running server.", "choices": list(ENGINES)},
+    )
+    base_url: list[str] | None = field(
+        default=None, metadata={"help": "Servers for --engine server, e.g. http://localhost:8000/v1."}
+    )
+    model_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Settings of the engine as JSON, e.g. \'{"dtype": "bfloat16"}\'; see Judge.from_pretrained.'},
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model_kwargs, str):
+            self.model_kwargs = json.loads(self.model_kwargs)
+        if (self.engine == "server") != (self.base_url is not None):
+            raise ValueError("--engine server and --base_url http://HOST:PORT/v1 belong together.")
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        given = self.model_kwargs if isinstance(self.model_kwargs, dict) else {}
+        return given if self.base_url is None else {"base_url": self.base_url, **given}
+
+
+@dataclass
+class JudgeArguments(EngineArguments):
     """The judge, and what it judges."""
 
     _argument_group_name = "judge"
 
-    model: str = field(metadata={"help": "Folder or Hub repository of a judge, with its judge_config.json."})
-    engine: str = field(default="transformers", metadata={"help": "What runs the judge.", "choices": ["transformers"]})
+    model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub repository of a judge, with its judge_config.json."}
+    )
     seed: int = field(default=42, metadata={"help": "Seed of all draws."})
 
 
@@ -118,7 +153,7 @@ class EvaluateArguments(AskArguments):
 
 
 @dataclass
-class RunArguments(CotArguments):
+class RunArguments(CotArguments, EngineArguments):
     """What `tract run` adds to the arguments of training and of drawing rationales."""
 
     _argument_group_name = "run"

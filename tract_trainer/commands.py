@@ -15,6 +15,7 @@ from tract_trainer.arguments import (
     DemoArguments,
     EvaluateArguments,
     GenerateArguments,
+    JudgeArguments,
     RecordArguments,
     RunArguments,
     SamplingArguments,
@@ -55,6 +56,14 @@ def _first(rows: Any, count: int) -> Any:
     return rows[:count] if isinstance(rows, list) else rows.select(range(min(count, len(rows))))
 
 
+def _judge(args: JudgeArguments, draw: SamplingArguments) -> Any:
+    from tract_trainer.judge import Judge
+
+    if args.model is None:
+        raise InputError("--model is missing: the folder or Hub repository of a judge.")
+    return Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size, model_kwargs=args.engine_settings)
+
+
 def sft(argv: Sequence[str]) -> None:
     data, args, model = parse(
         "sft",
@@ -68,13 +77,13 @@ def sft(argv: Sequence[str]) -> None:
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
-    rows, conversational = _rows(data), pipeline.has_chat_template(model, args)
+    rows = _rows(data)
     held_out = None if data.eval_data is None else pipeline.load_rows(data.eval_data)
     pipeline.train(
         model,
         args,
-        pipeline.training_data(rows, args, conversational),
-        None if held_out is None else pipeline.training_data(held_out, args, conversational),
+        pipeline.training_data(rows, args, model),
+        None if held_out is None else pipeline.training_data(held_out, args, model),
     )
 
 
@@ -84,10 +93,9 @@ def generate(argv: Sequence[str]) -> None:
     )
     from tract_trainer import pipeline
     from tract_trainer.cot import generate_cot_dataset
-    from tract_trainer.judge import Judge
 
-    judge = Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size)
-    dataset = pipeline.prompts_of(_rows(data), judge.config)
+    rows, judge = _rows(data), _judge(args, draw)
+    dataset = pipeline.prompts_of(rows, judge)
     generate_cot_dataset(
         judge,
         dataset,
@@ -95,7 +103,6 @@ def generate(argv: Sequence[str]) -> None:
         **draw.sampling,
         seed=args.seed,
         output_dir=args.output_dir,
-        batch_size=draw.batch_size,
         max_retries=args.max_retries,
         unfinished=args.unfinished,
     )
@@ -105,12 +112,11 @@ def generate(argv: Sequence[str]) -> None:
 def judge(argv: Sequence[str]) -> None:
     args, draw = parse("judge", "Judges one record, or a file of them.", argv, RecordArguments, SamplingArguments)
     from tract_trainer import pipeline
-    from tract_trainer.judge import Judge
     from tract_trainer.records import read_record, read_records
 
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
-    loaded = Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size)
+    loaded = _judge(args, draw)
     if args.record is not None:
         record = read_record(args.record)
         judgment = loaded.score(record, draw.num_cots, seed=args.seed, unfinished=args.unfinished, **draw.sampling)
@@ -133,13 +139,12 @@ def evaluate(argv: Sequence[str]) -> None:
         "evaluate", "Compares a judge with gold scores.", argv, DataArguments, EvaluateArguments, SamplingArguments
     )
     from tract_trainer import pipeline
-    from tract_trainer.judge import Judge
 
     if (args.benchmark is None) == (data.data is None):
         raise InputError("Give either --benchmark NAME (with --path), or --data FILE with your own scored records.")
     records = scored_records(list(_rows(data))) if data.data else load_benchmark(args.benchmark, args.path)
     records = records[: data.max_records]
-    loaded = Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size)
+    loaded = _judge(args, draw)
     result = pipeline.evaluate(
         loaded,
         records,

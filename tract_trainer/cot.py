@@ -4,23 +4,25 @@ Work is cut into batches that depend on the dataset alone, never on what is alre
 appended to a shard at once. So a run that was killed goes on where it stopped, and ends with the same dataset.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
 from tract_trainer.limits import refuse_lone_process, refuse_sharding
+from tract_trainer.parallel import as_finished, process_state
 from tract_trainer.records import Prompt, gold_score, prompt_ids, unanswered
-from tract_trainer.seeds import derive_seed, digest
+from tract_trainer.seeds import derive_seed
 from tract_trainer.shards import Shards, check_settings
 from tract_trainer.stage2 import Request, write_stage2
 
@@ -39,7 +41,8 @@ def generate_cot_dataset(
     seed: int = 42,
     output_dir: str | Path = "cots",
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     max_retries: int = 2,
     unfinished: str = "drop",
     progress: bool = True,
@@ -60,7 +63,8 @@ def generate_cot_dataset(
         output_dir (`str`, *optional*, defaults to `"cots"`):
             Folder of the result (`train.parquet`, `report.json`) and of the work in progress. A second call with the
             same settings generates what is missing; one with other settings is refused.
-        batch_size (`int`, *optional*, defaults to `16`): rationales generated together.
+        batch_size (`int`, *optional*): rationales generated together; by default, as many as the engine does.
+        model_kwargs (`dict`, *optional*): arguments of the engine, see [`Judge.from_pretrained`].
         max_retries (`int`, *optional*, defaults to `2`): further draws for a rationale that comes to no score.
         unfinished (`str`, *optional*, defaults to `"drop"`):
             What to do with a rationale that never came to a score: `"drop"` it, or `"force"`: close it where it ends.
@@ -87,29 +91,34 @@ def generate_cot_dataset(
     if len(dataset) == 0:
         raise InputError("The dataset has no rows, so there is nothing to write rationales for.")
     sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
-    judge = model if isinstance(model, Judge) else Judge.from_pretrained(model, engine, batch_size=batch_size)
+    judge = (
+        model
+        if isinstance(model, Judge)
+        else Judge.from_pretrained(model, engine, batch_size=batch_size, model_kwargs=model_kwargs)
+    )
     work = _Work(judge, dataset, num_cots, sampling, seed, max_retries)
     settings = work.settings()  # reads every row: one that cannot be used is refused now, not hours later
     folder = Path(output_dir)
-    state = PartialState()
+    state = process_state()
     refuse_lone_process(state.num_processes)
     refuse_sharding()
     with state.main_process_first():
         check_settings(folder / "settings.json", settings)
     shards = Shards(folder / ".shards", state.process_index)
-    batches = [batch for batch in work.batches(batch_size) if not all(r.key in shards for r in work.requests(batch))]
+    batches = work.batches(batch_size or judge.engine.batch_size)
+    missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
     state.wait_for_everyone()  # every process has read the shards before one writes
-    pending = batches[state.process_index :: state.num_processes]
+    pending = missing[state.process_index :: state.num_processes]
     with tqdm(
         total=sum(map(len, pending)),
         desc="Writing rationales",
         unit="cot",
         disable=not progress or not state.is_main_process,
     ) as bar:
-        for batch in pending:
-            requests = list(work.requests(batch))
-            shards.append(zip((r.key for r in requests), work.write(requests), strict=True))
-            bar.update(len(batch))
+        requested = (list(work.requests(batch)) for batch in pending)
+        for _, rows in as_finished(work.write, requested, judge.engine.calls):
+            shards.append(rows)
+            bar.update(len(rows))
     state.wait_for_everyone()
     if state.is_main_process:
         places = ((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
@@ -130,7 +139,10 @@ class _Work:
 
     def settings(self) -> dict[str, Any]:
         """Everything that the rationales depend on."""
-        requests = (self.request(row, 0) for row in range(len(self.dataset)))
+        data = hashlib.sha256()
+        for row in range(len(self.dataset)):
+            request = self.request(row, 0)
+            data.update(f"{request.key} {request.score} ".encode())
         return {
             **asdict(self.sampling),
             "num_cots": self.num_cots,
@@ -138,19 +150,19 @@ class _Work:
             "max_retries": self.max_retries,
             "judge": self.judge.identity,
             "rows": len(self.dataset),
-            "data": digest([(request.key, request.score) for request in requests]),
+            "data": data.hexdigest()[:32],
         }
 
-    def batches(self, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-        """Row and rationale numbers, longest prompts first: rows of a batch are of like length."""
+    def batches(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
+        """Row and rationale numbers, `(batch_size, 2)`, longest prompts first: rows of a batch are of like length."""
         lengths = np.array([len(str(_prompt(row))) for row in self.dataset])
         order = np.argsort(-lengths, kind="stable")
-        places = [(int(row), cot) for row in order for cot in range(self.num_cots)]
+        places = np.stack([order.repeat(self.num_cots), np.tile(np.arange(self.num_cots), len(order))], axis=1)
         for start in range(0, len(places), batch_size):
             yield places[start : start + batch_size]
 
-    def requests(self, batch: Iterable[tuple[int, int]]) -> Iterator[Request]:
-        return (self.request(row, cot) for row, cot in batch)
+    def requests(self, batch: Iterable[Iterable[int]]) -> Iterator[Request]:
+        return (self.request(*map(int, place)) for place in batch)
 
     def request(self, row: int, cot: int) -> Request:
         values = self.dataset[row]
@@ -172,24 +184,25 @@ class _Work:
             )
         return float(score)
 
-    def write(self, requests: list[Request]) -> list[dict[str, Any]]:
-        """One finished row for each request; rationales that come to no score are drawn again."""
+    def write(self, requests: list[Request]) -> list[tuple[str, dict[str, Any]]]:
+        """Key and finished row of each request; rationales that come to no score are drawn again."""
         config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
         prompts = [
             prompt_ids(r.prompt, tokenizer, config.conversational, **config.chat_template_kwargs) for r in requests
         ]
-        drawn: dict[int, tuple[Rationale, int]] = {}
+        todo = [i for i, prompt in enumerate(prompts) if self.judge.fits(prompt)]
+        drawn = {i: (Rationale("", None, None, 0), 0) for i in range(len(requests))}
         attempts = self.max_retries + 1 if self.sampling.temperature > 0 else 1  # the likeliest text stays the same
-        for attempt in range(attempts):
-            todo = [i for i in range(len(requests)) if i not in drawn or drawn[i][0].label is None]
-            if not todo:
-                break
+        for attempt in range(1, attempts + 1):
             seeds = [derive_seed(self.seed, requests[i].key, attempt) for i in todo]
             rationales = self.judge.engine.generate([prompts[i] for i in todo], seeds, self.sampling)
             drawn.update({i: (rationale, attempt) for i, rationale in zip(todo, rationales, strict=True)})
+            todo = [i for i in todo if drawn[i][0].label is None]
+            if not todo:
+                break
         return [
-            {"text": r.text, "label": r.label, "num_tokens": r.num_tokens, "attempts": attempt + 1}
-            for r, attempt in (drawn[i] for i in range(len(requests)))
+            (request.key, {"text": r.text, "label": r.label, "num_tokens": r.num_tokens, "attempts": attempt})
+            for request, (r, attempt) in zip(requests, drawn.values(), strict=True)
         ]
 
 

@@ -1,23 +1,26 @@
 """Turns records into judgments."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from tract_trainer.engines import Engine, Rationale, Sampling
+from tract_trainer.asking import RecordRows
+from tract_trainer.engines import Engine, Rationale, Sampling, engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
-from tract_trainer.judgment import Judgment, judgment
-from tract_trainer.records import Record, close, prompt_ids, prompt_of, row_ids
+from tract_trainer.judgment import Comparison, Judgment, comparison, judgment, unscored
+from tract_trainer.parallel import in_order
+from tract_trainer.records import Record
+from tract_trainer.reward import reward_func
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.seeds import derive_seed, digest
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -38,6 +41,7 @@ class Judge:
 
     def __init__(self, engine: Engine, config: JudgeConfig) -> None:
         self.engine, self.config = engine, config
+        self.rows = RecordRows(engine.tokens, config)
 
     @property
     def identity(self) -> str:
@@ -53,7 +57,7 @@ class Judge:
         engine: str = "transformers",
         *,
         revision: str | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> "Judge":
         """
@@ -61,27 +65,30 @@ class Judge:
 
         Args:
             name_or_path (`str`): folder or Hub repository with a `judge_config.json`.
-            engine (`str`, *optional*, defaults to `"transformers"`): what runs it.
+            engine (`str`, *optional*, defaults to `"transformers"`): what runs it. `"vllm"` runs in this process,
+                `"server"` asks a running `vllm serve`, or what speaks its protocol.
             revision (`str`, *optional*): Hub revision.
-            batch_size (`int`, *optional*, defaults to `16`): rows generated together.
+            batch_size (`int`, *optional*): rationales generated together; by default 16, and 512 with vLLM.
             model_kwargs (`dict`, *optional*):
-                Arguments of `AutoModelForCausalLM.from_pretrained`, e.g. `{"dtype": "bfloat16", "device_map": "auto"}`.
+                Arguments of the engine: of `AutoModelForCausalLM.from_pretrained`, e.g. `{"dtype": "bfloat16"}`; of
+                `vllm.LLM`, e.g. `{"tensor_parallel_size": 2}`; or of
+                [`~tract_trainer.engines.server.ServerEngine.from_pretrained`], e.g.
+                `{"base_url": "http://localhost:8000/v1"}`.
 
         Raises:
             FileNotFoundError: there is no `judge_config.json`.
-            ValueError: the engine is not known.
+            ValueError: the engine is not known or not installed.
         """
-        if engine != "transformers":
-            raise InputError(f"engine={engine!r} is not known; known is 'transformers'.")
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
+        kind = engine_class(engine)
         config = JudgeConfig.load(name_or_path, revision)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-        kwargs = {"dtype": "auto", **(model_kwargs or {})}
-        model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **kwargs)
-        if "device_map" not in kwargs:
-            model.to(PartialState().device)  # under `accelerate launch`, the process's own
-        return cls.from_model(model, tokenizer, config, batch_size=batch_size)
+        tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
+        loaded = kind.from_pretrained(
+            name_or_path, tokens, config, revision=revision, batch_size=batch_size, **(model_kwargs or {})
+        )
+        return cls(loaded, config)
 
     @classmethod
     def from_model(
@@ -90,22 +97,22 @@ class Judge:
         tokenizer: "PreTrainedTokenizerBase",
         config: JudgeConfig,
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
     ) -> "Judge":
         """A judge from a model in memory, on the transformers engine."""
-        from tract_trainer.engines.transformers import TransformersEngine, stop_ids
+        from tract_trainer.engines.transformers import TransformersEngine
 
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
-        return cls(TransformersEngine(model, tokens, stop_ids(model, tokens, config), batch_size), config)
+        return cls(TransformersEngine(model, tokens, config, batch_size), config)
 
     @overload
     def score(self, records: Record, num_cots: int = ..., **sampling: Any) -> Judgment: ...
     @overload
-    def score(self, records: Sequence[Record], num_cots: int = ..., **sampling: Any) -> list[Judgment]: ...
+    def score(self, records: "Sequence[Record] | Dataset", num_cots: int = ..., **sampling: Any) -> list[Judgment]: ...
 
     def score(
         self,
-        records: Record | Sequence[Record],
+        records: "Record | Sequence[Record] | Dataset",
         num_cots: int = 1,
         *,
         seed: int = 42,
@@ -117,7 +124,8 @@ class Judge:
         Judges one record or many.
 
         Args:
-            records (`Mapping` or `Sequence[Mapping]`): `instruction`, `response`, `rubric`, or a ready `prompt`.
+            records (`Mapping`, `Sequence[Mapping]` or [`~datasets.Dataset`]):
+                `instruction`, `response`, `rubric`, or a ready `prompt`.
             num_cots (`int`, *optional*, defaults to `1`): rationales per record, whose scores are averaged.
             seed (`int`, *optional*, defaults to `42`):
                 Seed. A record's rationales depend on its prompt and this number, not on the records beside it.
@@ -137,7 +145,7 @@ class Judge:
 
     def stream(
         self,
-        records: Sequence[Record],
+        records: "Sequence[Record] | Dataset",
         num_cots: int = 1,
         *,
         seed: int = 42,
@@ -150,66 +158,94 @@ class Judge:
             raise InputError(f"num_cots must be at least 1, got {num_cots}.")
         if unfinished not in ("unscored", "force"):
             raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
-        settings = Sampling(**sampling)
-        chunk = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
-        shown = len(records) > chunk if progress is None else progress
+        settings, force = Sampling(**sampling), unfinished == "force"
+        size = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
+        starts = range(0, len(records), size)
+        pieces = ([records[i] for i in range(start, min(start + size, len(records)))] for start in starts)
+
+        def judged(piece: Sequence[Record]) -> list[Judgment]:
+            return self._judged(piece, num_cots, seed, settings, force)
+
+        shown = len(records) > size if progress is None else progress
         with tqdm(total=len(records), desc="Judging", unit="record", disable=not shown) as bar:
-            for start in range(0, len(records), chunk):
-                rows = [self.prompt_ids(record) for record in records[start : start + chunk]]
-                requests = [row for row in rows for _ in range(num_cots)]
-                seeds = [derive_seed(seed, row, cot) for row in rows for cot in range(num_cots)]
-                rationales = self.engine.generate(requests, seeds, settings)
-                if unfinished == "force":
-                    owners = [record for record in records[start : start + chunk] for _ in range(num_cots)]
-                    rationales = self._forced(owners, rationales)
-                for i in range(len(rows)):
-                    yield self.judgment(rationales[i * num_cots : (i + 1) * num_cots], settings.max_new_tokens)
+            for judgments in in_order(judged, pieces, self.engine.calls):
+                for judgment in judgments:
+                    yield judgment
                     bar.update()
+
+    def _judged(
+        self, records: Sequence[Record], num_cots: int, seed: int, sampling: Sampling, force: bool
+    ) -> list[Judgment]:
+        rows = [self.rows.prompt_ids(record) for record in records]
+        fitting = [i for i, row in enumerate(rows) if self.fits(row)]
+        requests = [(i, cot) for i in fitting for cot in range(num_cots)]
+        seeds = [derive_seed(seed, rows[i], cot) for i, cot in requests]
+        rationales = self.engine.generate([rows[i] for i, _ in requests], seeds, sampling)
+        if force:
+            rationales = self._forced([records[i] for i, _ in requests], rationales)
+        of_record = {i: rationales[n * num_cots : (n + 1) * num_cots] for n, i in enumerate(fitting)}
+        return [
+            self.judgment(of_record[i], sampling.max_new_tokens) if i in of_record else self._too_long(row)
+            for i, row in enumerate(rows)
+        ]
+
+    def fits(self, row: Sequence[int]) -> bool:
+        """Whether the model has room to write after the tokens of `row`."""
+        return self.engine.max_length is None or len(row) < self.engine.max_length
+
+    def _too_long(self, row: Sequence[int]) -> Judgment:
+        return unscored(f"The prompt has {len(row)} tokens, the model reads {self.engine.max_length}.", self.config)
 
     def _forced(self, records: Sequence[Record], rationales: Sequence[Rationale]) -> list[Rationale]:
         """`rationales`, one per record, with a score read where those end that came to none."""
-        open_ends = [i for i, rationale in enumerate(rationales) if rationale.log_probs is None]
-        forced = self._read([records[i] for i in open_ends], [rationales[i].text for i in open_ends])
-        read = {
-            i: rationales[i]._replace(label=r.label, log_probs=r.log_probs, forced=True)
-            for i, r in zip(open_ends, forced, strict=True)
+        rows = {
+            i: self.rows.scored_ids(records[i], rationale.text)
+            for i, rationale in enumerate(rationales)
+            if rationale.log_probs is None
         }
-        return [read.get(i, rationale) for i, rationale in enumerate(rationales)]
-
-    def _read(self, records: Sequence[Record], rationales: Sequence[str]) -> list[Rationale]:
-        """Given rationales, one per record, with the log-probabilities of the scale and its most likely label."""
-        rows = [self.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
-        labels = self.config.score_labels
+        rows = {i: row for i, row in rows.items() if self.fits(row)}
+        read = dict(zip(rows, self._read(list(rows.values())), strict=True))
         return [
-            Rationale(text, labels[int(np.argmax(row))], row, 0)
-            for text, row in zip(rationales, self.engine.score(rows), strict=True)
+            rationale._replace(label=read[i][0], log_probs=read[i][1], forced=True) if i in read else rationale
+            for i, rationale in enumerate(rationales)
         ]
+
+    def _read(self, rows: Sequence[list[int]]) -> list[tuple[str, tuple[float, ...]]]:
+        """The most likely label after each row of tokens, and the log-probabilities of the scale there."""
+        labels = self.config.score_labels
+        return [(labels[int(np.argmax(found))], found) for found in self.engine.score(rows)]
 
     def rescore(self, records: Sequence[Record], rationales: Sequence[str]) -> list[Judgment]:
         """Scores given rationales, one per record, on the tokens that training would see. Draws nothing."""
-        return [self.judgment([rationale]) for rationale in self._read(records, rationales)]
+        rows = [self.rows.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
+        read = zip(rationales, self._read(rows), strict=True)
+        return [self.judgment([Rationale(text, label, found, 0)]) for text, (label, found) in read]
 
-    def prompt_ids(self, record: Record) -> list[int]:
-        """Tokens of the record's prompt, up to where the judge starts to write."""
-        prompt = prompt_of(record, self.config.scale, self.config.score_prefix, self.config.prompt_template)
-        return prompt_ids(
-            prompt, self.engine.tokens.tokenizer, self.config.conversational, **self.config.chat_template_kwargs
-        )
+    def compare(
+        self, a: Record, b: Record, num_cots: int = 1, *, tie_width: float = 0.0, **settings: Any
+    ) -> Comparison:
+        """
+        Judges two records, such as two responses to one instruction, and weighs the judgments against each other.
 
-    def scored_ids(self, record: Record, rationale: str) -> list[int]:
-        """Tokens of the record's prompt, the rationale and the prefix, up to where the score is due."""
-        config = self.config
-        row = row_ids(
-            prompt_of(record, config.scale, config.score_prefix, config.prompt_template),
-            close(rationale, config.score_prefix, config.score_labels[0]),
-            self.engine.tokens.tokenizer,
-            config.conversational,
-            **config.chat_template_kwargs,
-        )
-        found = self.engine.tokens.find(row)
-        if found is None:
-            raise InputError(f"The chat template drops the closing phrase of a completion ending {rationale[-80:]!r}.")
-        return row[: found.position]
+        Args:
+            num_cots (`int`, *optional*, defaults to `1`): rationales per record.
+            tie_width (`float`, *optional*, defaults to `0.0`): scores no further apart, in units of the scale, tie.
+            **settings: as in [`score`].
+        """
+        first, second = self.score([a, b], num_cots, **settings)
+        return comparison(first, second, self.config, tie_width)
+
+    def as_reward_func(self, rubric: Any = None, num_cots: int = 1, **settings: Any) -> Callable[..., list[float]]:
+        """
+        A function for `reward_funcs` of TRL's GRPO trainer. The reward is the expected score, in units of the scale.
+
+        Args:
+            rubric (`str` or `dict`, *optional*): what to judge completions by; by default, the column `rubric`.
+            num_cots (`int`, *optional*, defaults to `1`): rationales per completion.
+            **settings:
+                As in [`score`]. `unfinished` is `"force"` by default, so that every completion has a reward.
+        """
+        return reward_func(self, rubric, num_cots, {"unfinished": "force", **settings})
 
     def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0) -> Judgment:
         """The judgment that the rationales of one record make together."""

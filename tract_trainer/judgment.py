@@ -1,4 +1,4 @@
-"""Turns the rationales of a record into a judgment.
+"""Turns the rationales of a record into a judgment, and two judgments into a comparison.
 
 `K` is the number of labels of the scale.
 """
@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tract_trainer.engines import Rationale
+from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.losses import expected_score
 
@@ -50,8 +52,7 @@ def judgment(rationales: Sequence[Rationale], config: JudgeConfig, max_new_token
             f"None of {len(rationales)} rationales came to {config.score_prefix!r} and a label; {cut} were "
             f"cut at max_new_tokens={max_new_tokens}."
         )
-        nothing = (math.nan,) * len(config.score_labels)
-        return Judgment(math.nan, nothing, math.nan, math.nan, None, rationales[0].text, reason, tuple(rationales))
+        return unscored(reason, config, rationales)
     values = torch.tensor(config.scale.values)  # (K,)
     log_probs = torch.tensor([rationale.log_probs for rationale in finished])  # (finished, K)
     score = expected_score(log_probs, values, config.renormalize_scores).mean()
@@ -68,3 +69,48 @@ def judgment(rationales: Sequence[Rationale], config: JudgeConfig, max_new_token
         reason="",
         rationales=tuple(rationales),
     )
+
+
+def unscored(reason: str, config: JudgeConfig, rationales: Sequence[Rationale] = ()) -> Judgment:
+    """The judgment of a record that has no score."""
+    nothing = (math.nan,) * len(config.score_labels)
+    text = rationales[0].text if rationales else ""
+    return Judgment(math.nan, nothing, math.nan, math.nan, None, text, reason, tuple(rationales))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Two judgments against each other, their scores taken as independent draws from `probs`, divided by their mass.
+
+    Attributes:
+        win (`float`): probability that the score of `a` is more than the tie width above that of `b`; NaN if either is
+            unscored, as are the next two.
+        tie (`float`): probability that the two are within the tie width of each other.
+        loss (`float`): probability that `b` is more than the tie width above.
+        verdict (`str`, *optional*): `"a"`, `"b"`, or `"tie"` where the expected scores are within the tie width of each
+            other; `None` if either is unscored.
+        a ([`Judgment`]), b ([`Judgment`]): the judgments.
+    """
+
+    win: float
+    tie: float
+    loss: float
+    verdict: str | None
+    a: Judgment
+    b: Judgment
+
+
+def comparison(a: Judgment, b: Judgment, config: JudgeConfig, tie_width: float = 0.0) -> Comparison:
+    """`a` against `b`. `tie_width` is in units of the scale."""
+    if tie_width < 0:
+        raise InputError(f"tie_width must be at least 0, got {tie_width}.")
+    if a.reason or b.reason:
+        return Comparison(math.nan, math.nan, math.nan, None, a, b)
+    values = np.array(config.scale.values)  # (K,)
+    joint = np.outer(np.divide(a.probs, a.mass), np.divide(b.probs, b.mass))  # (K, K)
+    gaps = values[:, None] - values  # (K, K)
+    win, loss = float(joint[gaps > tie_width].sum()), float(joint[gaps < -tie_width].sum())
+    gap = a.score - b.score
+    verdict = "tie" if abs(gap) <= tie_width else "a" if gap > 0 else "b"
+    return Comparison(win, max(0.0, 1 - win - loss), loss, verdict, a, b)

@@ -86,6 +86,6 @@ def refuse_lone_process(num_processes: int) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and num_processes == 1:
         raise InputError(
-            f"WORLD_SIZE is {world}, but the processes form no group, so each would train alone. "
+            f"WORLD_SIZE is {world}, but the processes form no group, so each would work alone. "
             "On CPU, set use_cpu=True in the training arguments; on GPUs, check that each process sees one."
         )

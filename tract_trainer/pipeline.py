@@ -15,11 +15,12 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tract_trainer.benchmarks import figures
 from tract_trainer.config import RegressionAwareSFTConfig
+from tract_trainer.controls import control_pattern
 from tract_trainer.errors import InputError
-from tract_trainer.hub import JudgeConfig
 from tract_trainer.judge import Judge
 from tract_trainer.judgment import Judgment
-from tract_trainer.records import Record, as_messages, gold_score, prompt_of, read_records, training_examples
+from tract_trainer.parallel import process_state
+from tract_trainer.records import Record, as_messages, gold_score, read_records, training_examples
 from tract_trainer.report import save_results, without_nan
 from tract_trainer.seeds import digest
 from tract_trainer.shards import check_settings
@@ -46,34 +47,46 @@ def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Datas
         ) from error
 
 
-def training_data(rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, conversational: bool) -> Dataset:
-    """A dataset for the trainer: rows that are ready for TRL as they are, records rendered and closed."""
+def training_data(rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, model_args: ModelConfig) -> Dataset:
+    """
+    A dataset for the trainer: rows that are ready for TRL as they are, records rendered and closed, as chat messages
+    where the model's tokenizer has, or is given, a chat template.
+    """
     columns = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
     if any(column in columns for column in READY_COLUMNS):
         return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
-    examples = training_examples(rows, args.scale, args.score_prefix, args.prompt_template, conversational)
+    tokenizer = _tokenizer(model_args, args)
+    conversational = tokenizer.chat_template is not None
+    controls = control_pattern(tokenizer)
+    examples = training_examples(rows, args.scale, args.score_prefix, args.prompt_template, conversational, controls)
     return Dataset.from_list(list(examples))
 
 
-def prompts_of(rows: Sequence[Record] | Dataset, config: JudgeConfig) -> Dataset:
+def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    path = args.chat_template_path
+    if path is not None:
+        file = Path(path)
+        template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(path).chat_template
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def prompts_of(rows: Sequence[Record] | Dataset, judge: Judge) -> Dataset:
     """A dataset to write rationales for: TRL rows as they are, records as their prompts and gold scores."""
     if any(column in rows[0] for column in READY_COLUMNS):
         return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
-    prompts = [prompt_of(row, config.scale, config.score_prefix, config.prompt_template) for row in rows]
     return Dataset.from_list(
         [
-            {"prompt": as_messages(prompt) if config.conversational else prompt, "score": gold_score(row)}
-            for prompt, row in zip(prompts, rows, strict=True)
+            {
+                "prompt": as_messages(judge.rows.prompt(row))
+                if judge.config.conversational
+                else judge.rows.prompt(row),
+                "score": gold_score(row),
+            }
+            for row in rows
         ]
     )
-
-
-def has_chat_template(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> bool:
-    """Whether the model's tokenizer has a chat template, or is given one, so that records become chat messages."""
-    if args.chat_template_path is not None:
-        return True
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
-    return tokenizer.chat_template is not None
 
 
 def train(
@@ -155,7 +168,7 @@ def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: in
     Raises:
         InputError: they were made with another judge, other records or other settings.
     """
-    if PartialState().num_processes > 1:
+    if process_state().num_processes > 1:
         raise InputError("One process writes the judgments of a file: launch tract judge without accelerate launch.")
     path.parent.mkdir(parents=True, exist_ok=True)
     made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from rich.console import Console
-from trl import ModelConfig
+from trl import ModelConfig, get_quantization_config
 
 from tract_trainer import pipeline
 from tract_trainer.arguments import RunArguments, SamplingArguments
@@ -44,6 +45,11 @@ def run_pipeline(
     """
     if model.model_name_or_path is None:
         raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
+    if settings.engine == "server":
+        raise InputError(
+            "tract run loads each stage's judge itself: use engine transformers or vllm. To write the "
+            "rationales with servers, run tract sft, tract generate and tract sft again."
+        )
     refuse_sharding()
     folder, console = Path(str(args.output_dir)), Console(quiet=not PartialState().is_main_process)
     with PartialState().main_process_first():
@@ -51,18 +57,27 @@ def run_pipeline(
     held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
     if settings.max_eval_records is not None:
         held_out = held_out[: settings.max_eval_records]
-    dataset = pipeline.training_data(training, args, pipeline.has_chat_template(model, args))
+    dataset = pipeline.training_data(training, args, model)
     console.print(f"[1/4] Stage 1 on {len(dataset):,} annotated rationales of {len(training):,} records")
     _stage(folder / "stage1", model, args, dataset)
     prompts = dataset
     if settings.max_cot_records is not None:
         prompts = dataset.select(range(min(settings.max_cot_records, len(dataset))))
     console.print(f"[2/4] {draw.num_cots * len(prompts):,} rationales of its own")
-    cots = _own_rationales(folder, prompts, args, draw, settings)
+    cots = generate_cot_dataset(
+        _judge(folder / "stage1", model, draw, settings),
+        prompts,
+        num_cots=draw.num_cots,
+        **draw.sampling,
+        seed=args.seed,
+        output_dir=folder / "cots",
+        max_retries=settings.max_retries,
+        unfinished=settings.unfinished,
+    )
     console.print(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
     _stage(folder / "stage2", model, args, cots)
     console.print(f"[4/4] Evaluation on {len(held_out):,} held-out records")
-    judge = Judge.from_pretrained(folder / "stage2", batch_size=draw.batch_size)
+    judge = _judge(folder / "stage2", model, draw, settings)
     path = folder / "evaluation.json"
     result = pipeline.evaluate(
         judge,
@@ -122,24 +137,13 @@ def _stage(folder: Path, model: ModelConfig, args: RegressionAwareSFTConfig, dat
     args = copy.copy(args)
     args.output_dir, args.resume_from_checkpoint = str(folder), "true"  # the settings have been compared
     pipeline.train(model, args, dataset)
+    clear_device_cache(garbage_collection=True)  # the next step loads a model of its own
 
 
-def _own_rationales(
-    folder: Path,
-    prompts: Dataset,
-    args: RegressionAwareSFTConfig,
-    draw: SamplingArguments,
-    settings: RunArguments,
-) -> Dataset:
-    judge = Judge.from_pretrained(folder / "stage1", batch_size=draw.batch_size)
-    return generate_cot_dataset(
-        judge,
-        prompts,
-        num_cots=draw.num_cots,
-        **draw.sampling,
-        seed=args.seed,
-        output_dir=folder / "cots",
-        batch_size=draw.batch_size,
-        max_retries=settings.max_retries,
-        unfinished=settings.unfinished,
-    )
+def _judge(folder: Path, model: ModelConfig, draw: SamplingArguments, settings: RunArguments) -> Judge:
+    """The judge saved in `folder`, quantised as it was trained where Transformers runs it."""
+    kwargs = settings.engine_settings
+    quantization = get_quantization_config(model)
+    if settings.engine == "transformers" and quantization is not None:
+        kwargs = {"quantization_config": quantization, **kwargs}
+    return Judge.from_pretrained(folder, settings.engine, batch_size=draw.batch_size, model_kwargs=kwargs)

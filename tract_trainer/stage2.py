@@ -1,6 +1,7 @@
 """Turns finished rationales into the stage-2 dataset, `train.parquet`, and a report of how they came out."""
 
 import math
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,9 +70,8 @@ class _Tally:
 
     def __init__(self, config: JudgeConfig, unfinished: str) -> None:
         self.scale, self.unfinished = config.scale, unfinished
-        self.rows = self.first_try = self.retried = self.open = self.tokens = self.longest = 0
-        self.sampled: list[float] = []
-        self.gold: list[float] = []
+        self.rows = self.first_try = self.retried = self.too_long = self.open = self.tokens = self.longest = 0
+        self.sampled, self.gold = array("d"), array("d")
 
     def add(self, request: Request, written: dict[str, Any]) -> bool:
         """Counts a rationale and tells whether it is kept."""
@@ -79,12 +79,14 @@ class _Tally:
         self.rows += request.cot == 0
         self.first_try += label is not None and written["attempts"] == 1
         self.retried += written["attempts"] > 1
-        self.open += label is None
+        fits = written["attempts"] > 0  # no attempt is made at a prompt that leaves no room
+        self.too_long += not fits
+        self.open += fits and label is None
         self.tokens += written["num_tokens"]
         self.longest = max(self.longest, written["num_tokens"])
         self.sampled.append(math.nan if label is None else self.scale.value(label))
         self.gold.append(request.score)
-        return label is not None or self.unfinished == "force"
+        return fits and (label is not None or self.unfinished == "force")
 
     def report(self) -> dict[str, Any]:
         found = agreement(self.sampled, self.gold, n_resamples=0)
@@ -92,9 +94,11 @@ class _Tally:
             "rows": self.rows,
             "rationales": len(self.gold),
             "finished_at_first_try": self.first_try,
+            "share_finished_at_first_try": self.first_try / len(self.gold),
             "retried": self.retried,
             "dropped": self.open if self.unfinished == "drop" else 0,
             "forced": self.open if self.unfinished == "force" else 0,
+            "prompt_too_long": self.too_long,
             "mean_tokens": self.tokens / len(self.gold),
             "discarded_score_agreement": {
                 name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")

@@ -5,10 +5,14 @@ A judge and `generate_cot_dataset` see nothing else of an engine. `K` is the num
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
 
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreTokens
+
+ENGINES = {"transformers": "TransformersEngine", "vllm": "VLLMEngine", "server": "ServerEngine"}
+"""Name of the class in the module of an engine's name."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,42 @@ class Rationale(NamedTuple):
 
 
 class Engine(Protocol):
-    """A model that writes rationales."""
+    """
+    A model that writes rationales. It never re-orders: the n-th result belongs to the n-th prompt.
+
+    Attributes:
+        tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as the model's tokenizer writes it.
+        batch_size (`int`): rationales that are worth asking for in one call.
+        calls (`int`): calls of `generate` and `score` that may run at the same time, in threads.
+        max_length (`int`, *optional*): most tokens of a prompt with its rationale, as far as it is known.
+    """
 
     tokens: ScoreTokens
     batch_size: int
+    calls: int
+    max_length: int | None
 
     @property
     def identity(self) -> str:
         """Names the weights: two engines with the same identity draw from the same distribution."""
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
-        """One rationale for each prompt's tokens, drawn with its seed."""
+        """
+        One rationale for each prompt's tokens, drawn with its seed. Every prompt is shorter than `max_length`. Prompts
+        that are the same and stand side by side share the work of reading them.
+        """
 
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
         """Log-probability of each label, `(K,)`, as the next token after each row."""
+
+
+def engine_class(name: str) -> Any:
+    """The class of an engine. Each is imported when it is asked for: vLLM and the client are optional."""
+    if name not in ENGINES:
+        raise InputError(f"engine={name!r} is not known; known are {sorted(ENGINES)}.")
+    try:
+        return getattr(import_module(f"tract_trainer.engines.{name}"), ENGINES[name])
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"engine={name!r} needs {error.name}, which is not installed: pip install 'tract-trainer[{name}]'."
+        ) from error

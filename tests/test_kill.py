@@ -1,0 +1,100 @@
+"""`generate_cot_dataset` killed at random moments ends with the dataset of an undisturbed run."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from tiny import RATIONALES, train_judge
+
+from tract_trainer import Judge, generate_cot_dataset
+
+ROWS, KILLS = 500, 30
+SETTINGS = {"max_new_tokens": 60, "unfinished": "force", "batch_size": 4, "progress": False}
+
+
+def make_prompts():
+    prompts = [f"Rate response {i} from 1 to 5. {RATIONALES[i % 7]}\n" for i in range(ROWS)]
+    rows = [{"prompt": [{"role": "user", "content": text}], "score": 1 + i % 9 / 2} for i, text in enumerate(prompts)]
+    return Dataset.from_list(rows)
+
+
+def write(judge, folder, rank=0, processes=1, port=0):
+    """One process of a launch."""
+    if processes > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), ACCELERATE_USE_CPU="true")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    generate_cot_dataset(Judge.from_pretrained(judge), make_prompts(), output_dir=folder, **SETTINGS)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def finished_rows(folder):
+    return sum(path.read_bytes().count(b"\n") for path in Path(folder, ".shards").glob("*.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    train_judge(folder).save_model()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(judge, tmp_path_factory):
+    """The dataset of an undisturbed run, and how long it takes."""
+    folder, started = tmp_path_factory.mktemp("whole"), time.monotonic()
+    write(judge, folder)
+    return (
+        (folder / "train.parquet").read_bytes(),
+        json.loads((folder / "report.json").read_text()),
+        (time.monotonic() - started),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_thirty_kills_leave_the_dataset_of_an_undisturbed_run(judge, undisturbed, tmp_path, processes):
+    expected, report, duration = undisturbed
+    context = multiprocessing.get_context("forkserver")  # has the imports done once, so kills hit the work
+    context.set_forkserver_preload(["tract_trainer.cot", "tract_trainer.judge", "test_kill"])
+    draw, at = random.Random(0), []
+    while len(at) < KILLS:
+        port = free_port()
+        running = [
+            context.Process(target=write, args=(judge, tmp_path, rank, processes, port)) for rank in range(processes)
+        ]
+        for process in running:
+            process.start()
+        before = finished_rows(tmp_path)
+        while finished_rows(tmp_path) == before and all(process.is_alive() for process in running):
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 1.2 * duration / KILLS))
+        draw.shuffle(running)  # the first to die leaves the others waiting for it
+        for process in running:
+            assert process.exitcode is None, "the run ended before it was killed"
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        at.append(finished_rows(tmp_path))
+    print(f"{processes} processes, {KILLS} kills, with so many of {ROWS} rows finished: {at}")
+    assert at[0] > 0 and at[-1] < ROWS and len(set(at)) > KILLS / 2
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", __file__]
+    subprocess.run([*command, str(judge), str(tmp_path)], check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    assert (tmp_path / "train.parquet").read_bytes() == expected
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+if __name__ == "__main__":  # a process of the last run, whose environment torchrun has set
+    write(sys.argv[1], sys.argv[2])

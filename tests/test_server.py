@@ -1,0 +1,309 @@
+"""The server engine against a server on loopback that answers as vLLM does, and fails on purpose."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from attacks import check_attacks
+from tiny import make_dataset, make_model, make_rows, make_tokenizer, train_judge
+
+from tract_trainer import Judge, generate_cot_dataset
+from tract_trainer.engines import Sampling
+
+RECORDS = [{"prompt": row["prompt"]} for row in make_rows(8, conversational=True)]
+SAMPLING = {"max_new_tokens": 60}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_args):
+        pass
+
+    def do_GET(self):
+        self.reply({"object": "list", "data": [self.server.card]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            number = len(self.server.asked)
+            self.server.asked.append(asked)
+            self.server.busy += 1
+            self.server.busiest = max(self.server.busiest, self.server.busy)
+        try:
+            failure = self.server.fail(number, asked)
+            if failure is None:
+                self.reply(self.server.complete(asked))
+            else:
+                failure(self)
+        finally:
+            with self.server.lock:
+                self.server.busy -= 1
+
+    def reply(self, body, status=200, headers=()):
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in [("Content-Type", "application/json"), ("Content-Length", str(len(text))), *headers]:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+
+def status(code, **headers):
+    headers = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    return lambda handler: handler.reply({"error": {"message": f"made up {code}"}}, code, headers)
+
+
+def cut(handler):
+    """The connection ends in the middle of the body."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.wfile.flush()
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def slow(seconds):
+    return lambda handler: time.sleep(seconds)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    train_judge(folder).save_model()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long_folder(tmp_path_factory):
+    """A judge that reads prompts as long as those of the attacks."""
+    folder, tokenizer = tmp_path_factory.mktemp("long"), make_tokenizer()
+    sizes = {"hidden_size": 32, "max_position_embeddings": 2048}
+    model = make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes)
+    train_judge(folder, model=model, steps=20).save_model()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(folder):
+    return Judge.from_pretrained(folder)
+
+
+@contextmanager
+def serving(local, fail=lambda number, asked: None, without=()):
+    """A server that completes as the transformers engine's model does, one greedy token after the other."""
+    model, lock = local.engine.model.eval(), threading.Lock()
+
+    def complete(asked):
+        written, places = [], []
+        while len(written) < asked["max_tokens"]:
+            with lock, torch.inference_mode():
+                logits = model(torch.tensor([asked["prompt"] + written])).logits[0, -1]
+            found = logits.float().log_softmax(-1)
+            written.append(int(logits.argmax()))
+            wanted = [i for i in asked["logprob_token_ids"] if i not in without]
+            places.append({f"token_id:{i}": float(found[i]) for i in {*wanted, written[-1]} - set(without)})
+            if written[-1] in asked["stop_token_ids"]:
+                break
+        log_probs = {"tokens": [f"token_id:{i}" for i in written], "top_logprobs": places, "token_logprobs": []}
+        choice = {"index": 0, "text": "", "finish_reason": "stop", "logprobs": log_probs}
+        return {"id": "1", "object": "text_completion", "created": 1, "model": "judge", "choices": [choice]}
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.busy, server.busiest, server.lock = [], 0, 0, threading.Lock()
+    server.fail, server.complete = fail, complete
+    server.card = {"id": "judge", "object": "model", "created": 1, "owned_by": "us", "max_model_len": 512}
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def connect(folder, server, **kwargs):
+    kwargs = {"base_url": server.url, "max_retries": 2, "concurrency": 4, **kwargs}
+    return Judge.from_pretrained(folder, "server", model_kwargs=kwargs)
+
+
+def first_then(failure, times=1):
+    """Fails at the first requests after the engine's own probe."""
+    return lambda number, asked: failure if 1 <= number <= times else None
+
+
+# What is asked and answered
+
+
+def test_the_server_gives_the_judgments_of_the_model_at_hand(folder, local):
+    expected = local.score(RECORDS, 2, temperature=0, repetition_penalty=1, **SAMPLING)
+    with serving(local) as server:
+        found = connect(folder, server).score(RECORDS, 2, temperature=0, repetition_penalty=1, **SAMPLING)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4, nan_ok=True)
+        assert (ours.rationale, ours.label) == (theirs.rationale, theirs.label)
+    assert sum(judgment.reason == "" for judgment in found) >= 6
+
+
+def test_given_rationales_and_forced_ones_are_scored_alike(folder, local):
+    rationales = [f"Clear {i}." for i in range(8)]
+    with serving(local) as server:
+        judge = connect(folder, server)
+        pairs = list(zip(judge.rescore(RECORDS, rationales), local.rescore(RECORDS, rationales), strict=True))
+        short = {"max_new_tokens": 2, "unfinished": "force", "temperature": 0, "repetition_penalty": 1}
+        pairs += zip(judge.score(RECORDS, **short), local.score(RECORDS, **short), strict=True)
+    for ours, theirs in pairs:
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+def test_every_sampling_setting_is_sent(folder, local):
+    with serving(local) as server:
+        judge = connect(folder, server)
+        judge.engine.generate([[5, 6, 7]], [11], Sampling(0.7, 0.8, 1.2, 9))
+        judge.engine.generate([[5, 6, 7]], [12], Sampling(0, 0.8, 1.2, 1000))
+    drawn, greedy = server.asked[1:]
+    said = {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.2, "max_tokens": 9, "seed": 11, "top_k": 0,
+            "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "n": 1, "prompt": [5, 6, 7]}  # fmt: skip
+    assert {name: drawn[name] for name in said} == said
+    assert drawn["stop_token_ids"] == judge.engine.stop_ids
+    assert drawn["logprob_token_ids"] == list(judge.engine.tokens.ids)
+    assert (greedy["temperature"], greedy["top_p"], greedy["max_tokens"]) == (0, 1.0, 512 - 3)
+
+
+def test_no_more_requests_are_under_way_than_allowed(folder, local):
+    with serving(local, fail=lambda number, asked: slow(0.05)(None)) as server:
+        judge = connect(folder, server, concurrency=3)
+        judge.score(RECORDS * 3, 2, max_new_tokens=2)
+    assert server.busiest == 3
+
+
+def test_results_stay_in_the_order_of_the_records(folder, local):
+    expected = [judgment.score for judgment in local.rescore(RECORDS, ["Clear."] * 8)]
+    with serving(local, fail=lambda number, asked: slow(0.3 if number == 1 else 0)(None)) as server:
+        found = [judgment.score for judgment in connect(folder, server).rescore(RECORDS, ["Clear."] * 8)]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_attacks_move_nothing(long_folder):
+    judge = Judge.from_pretrained(long_folder)
+    with serving(judge) as server:
+        server.card["max_model_len"] = 2048
+        check_attacks(connect(long_folder, server, concurrency=2), judge.engine.model)
+
+
+# Failures that pass
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [status(429, Retry_After="1"), status(500), status(503), cut],
+    ids=["429 with Retry-After", "500", "503", "cut"],
+)
+def test_a_failure_that_passes_is_tried_again(folder, local, failure):
+    with serving(local, fail=first_then(failure, times=2)) as server:
+        started = time.monotonic()
+        found = connect(folder, server).score(RECORDS[0], temperature=0, repetition_penalty=1, **SAMPLING)
+        waited = time.monotonic() - started
+    expected = local.score(RECORDS[0], temperature=0, repetition_penalty=1, **SAMPLING)
+    assert found.score == pytest.approx(expected.score, abs=1e-4)
+    assert len(server.asked) == 1 + 2 + 1
+    assert server.asked[1] == server.asked[2] == server.asked[3]
+    if "429" in repr(failure):
+        assert waited >= 2  # what the server asked for, twice
+
+
+def test_a_slow_server_is_tried_again_after_the_timeout(folder, local):
+    with serving(local, fail=first_then(slow(1.5))) as server:
+        judge = connect(folder, server, timeout=0.5)
+        assert judge.score(RECORDS[0], temperature=0, **SAMPLING).reason == ""
+    assert len(server.asked) == 3
+
+
+# Failures that stay
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
+def test_a_refusal_is_not_tried_again(folder, local, code):
+    with serving(local, fail=first_then(status(code), times=99)) as server:
+        judge = connect(folder, server)
+        with pytest.raises(ValueError, match=rf"^{server.url}/ refuses the request: .*made up {code}"):
+            judge.score(RECORDS[0], **SAMPLING)
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("failure", [status(500), status(429), cut], ids=["500", "429", "cut"])
+def test_a_failure_that_stays_ends_with_what_to_do(folder, local, failure):
+    with serving(local, fail=first_then(failure, times=99)) as server:
+        judge = connect(folder, server, max_retries=1)
+        with pytest.raises(
+            ConnectionError, match=r"gave no answer in 2 tries: .* Is the server up.*kept: run the same"
+        ):
+            judge.score(RECORDS[0], **SAMPLING)
+    assert len(server.asked) == 3
+
+
+def test_an_answer_that_is_not_json_is_an_error(folder, local):
+    with serving(local, fail=first_then(lambda handler: handler.reply(b'{"choices": [}'), times=99)) as server:
+        judge = connect(folder, server, max_retries=0)
+        with pytest.raises(ConnectionError, match="sent an answer that cannot be read"):
+            judge.score(RECORDS[0], **SAMPLING)
+
+
+def test_a_server_without_the_log_probabilities_is_refused_before_any_work(folder, local):
+    wanted = r"does not return the log-probabilities of the scale \['1', '2', '3', '4', '5'\].*as vllm serve does"
+    with serving(local, without=[local.engine.tokens.ids[3]]) as server, pytest.raises(ValueError, match=wanted):
+        connect(folder, server)
+    assert len(server.asked) == 1
+    plain = {"id": "1", "object": "text_completion", "created": 1, "model": "judge"}
+    plain["choices"] = [{"index": 0, "text": "4", "finish_reason": "stop", "logprobs": None}]
+    bare = serving(local, fail=lambda number, asked: lambda handler: handler.reply(plain))
+    with bare as server, pytest.raises(ValueError, match=wanted):
+        connect(folder, server)
+
+
+def test_no_server_and_another_model_are_named(folder, local):
+    with serving(local) as server:
+        with pytest.raises(ValueError, match=r"does not serve 'other' but \['judge'\]\.$"):
+            connect(folder, server, served_model="other")
+        url = server.url
+    with pytest.raises(ConnectionError, match=f"^{url}/ gave no answer in 1 tries: Connection error. Is the server up"):
+        Judge.from_pretrained(folder, "server", model_kwargs={"base_url": url, "max_retries": 0})
+
+
+def test_of_two_servers_the_living_one_does_the_work(folder, local):
+    with serving(local) as dead:
+        pass
+    with serving(local) as server:
+        judge = connect(folder, server, base_url=[dead.url, server.url], max_retries=0)
+        found = judge.score(RECORDS, temperature=0, repetition_penalty=1, **SAMPLING)
+    expected = local.score(RECORDS, temperature=0, repetition_penalty=1, **SAMPLING)
+    assert [j.score for j in found] == pytest.approx([j.score for j in expected], abs=1e-4, nan_ok=True)
+
+
+# What was finished
+
+
+def test_what_was_finished_before_the_server_died_is_kept_and_not_asked_again(folder, local, tmp_path):
+    dataset = make_dataset(40, conversational=True)
+    settings = {"max_new_tokens": 60, "temperature": 0.0, "repetition_penalty": 1.0, "unfinished": "force"}
+    with serving(local) as server:
+        whole = generate_cot_dataset(connect(folder, server), dataset, output_dir=tmp_path / "whole", **settings)
+    with serving(local, fail=lambda number, asked: status(500) if number > 20 else None) as server:
+        judge = connect(folder, server, max_retries=0)
+        with pytest.raises(ConnectionError, match="gave no answer"):
+            generate_cot_dataset(judge, dataset, output_dir=tmp_path / "cots", **settings)
+    kept = (tmp_path / "cots" / ".shards" / "process-00000.jsonl").read_text().count("\n")
+    assert kept == 20
+    with serving(local) as server:
+        again = generate_cot_dataset(connect(folder, server), dataset, output_dir=tmp_path / "cots", **settings)
+    assert len(server.asked) - 1 == 40 - kept
+    assert again.to_list() == whole.to_list()

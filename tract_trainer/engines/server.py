@@ -1,0 +1,200 @@
+"""Turns prompts into rationales with a server that speaks OpenAI's completions protocol, such as `vllm serve`.
+
+Prompts travel as token ids, and so do the tokens written: nothing is tokenised again on the way. The server must return
+the log-probabilities of given tokens (`logprob_token_ids`, an extension of vLLM's); it is asked once, before any work.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from tract_trainer.engines import Rationale, Sampling
+from tract_trainer.engines.saved import SavedJudge
+from tract_trainer.engines.written import read_written, stop_ids
+from tract_trainer.errors import InputError
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.scale import ScoreTokens
+
+UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
+"""What may pass: the client tries again with exponential back-off and jitter, or after the time that a server asks."""
+
+ID = "token_id:"
+
+
+class ServerEngine:
+    """
+    Args:
+        clients (`Sequence[openai.OpenAI]`): the servers of one model. A request goes to the next one in turn, and on to
+            another if that one does not answer.
+        model (`str`, *optional*): name the model is served under; needed where a server has several.
+        saved ([`~tract_trainer.engines.saved.SavedJudge`]): the judge's files.
+        tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as its tokenizer writes it.
+        config ([`~tract_trainer.hub.JudgeConfig`]): how the judge is asked.
+        concurrency (`int`, *optional*, defaults to `64`): requests under way at the same time.
+
+    Raises:
+        ValueError: the server has no such model, or does not return the log-probabilities of the scale.
+        ConnectionError: no server answers.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        clients: Sequence[openai.OpenAI],
+        model: str | None,
+        saved: SavedJudge,
+        tokens: ScoreTokens,
+        config: JudgeConfig,
+        concurrency: int = 64,
+    ) -> None:
+        if concurrency < 1:
+            raise InputError(f"concurrency must be at least 1, got {concurrency}.")
+        self.clients, self.saved, self.tokens, self.calls = list(clients), saved, tokens, concurrency
+        self.turns = count()
+        self.pool = ThreadPoolExecutor(concurrency)
+        self.stop_ids = stop_ids(saved.generation_config, tokens, config)
+        served = self._served(model)
+        self.model: str = served.id
+        self.root = getattr(served, "root", None)
+        self.max_length: int | None = getattr(served, "max_model_len", None)
+        self.score([[self.stop_ids[0]]])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        tokens: ScoreTokens,
+        config: JudgeConfig,
+        *,
+        base_url: str | Sequence[str],
+        revision: str | None = None,
+        batch_size: int | None = None,
+        served_model: str | None = None,
+        timeout: float = 600.0,
+        max_retries: int = 8,
+        **kwargs: Any,
+    ) -> "ServerEngine":
+        """
+        Args:
+            name_or_path (`str`): folder or repository of the judge, for its tokenizer; its weights stay where they are.
+            base_url (`str` or `Sequence[str]`): e.g. `"http://localhost:8000/v1"`; several for several servers.
+            served_model (`str`, *optional*): see `model` of the class.
+            timeout (`float`, *optional*, defaults to `600.0`): seconds to wait for an answer.
+            max_retries (`int`, *optional*, defaults to `8`): further tries of a request, about a minute in all.
+        """
+        if batch_size is not None:
+            raise InputError("The server packs requests itself: set concurrency instead of batch_size.")
+        clients = [
+            openai.OpenAI(
+                base_url=url,
+                api_key=os.environ.get("OPENAI_API_KEY", "none"),
+                timeout=timeout,
+                max_retries=max_retries,
+            )
+            for url in ([base_url] if isinstance(base_url, str) else base_url)
+        ]
+        saved = SavedJudge.find(name_or_path, revision, weights=False)
+        return cls(clients, served_model, saved, tokens, config, **kwargs)
+
+    @property
+    def identity(self) -> str:
+        """Of the files at hand and the names that the server gives: it does not show its weights."""
+        return f"server-{self.model}-{self.root}-{self.saved.identity}"
+
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
+        def write(prompt: list[int], seed: int) -> Rationale:
+            room = sampling.max_new_tokens if self.max_length is None else self.max_length - len(prompt)
+            written, log_probs = self._complete(
+                prompt,
+                max_tokens=min(sampling.max_new_tokens, room),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
+                seed=seed,
+                repetition_penalty=sampling.repetition_penalty,
+            )
+            return read_written(self.tokens, prompt, written, self.stop_ids, log_probs.__getitem__)
+
+        return list(self.pool.map(write, prompts, seeds))
+
+    def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
+        def read(row: list[int]) -> tuple[float, ...]:
+            settings = {"max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0, "repetition_penalty": 1.0}
+            return self._complete(row, **settings)[1][0]
+
+        return list(self.pool.map(read, rows))
+
+    def _served(self, model: str | None) -> Any:
+        served = self._ask(lambda client: client.models.list()).data
+        names = [entry.id for entry in served]
+        if model is None and len(names) > 1:
+            raise InputError(f"{self._urls} serves {names}: name one of them, served_model={names[0]!r} for example.")
+        if model is not None and model not in names:
+            raise InputError(f"{self._urls} does not serve {model!r} but {names}.")
+        return served[0 if model is None else names.index(model)]
+
+    def _complete(
+        self, prompt: list[int], *, repetition_penalty: float, **settings: Any
+    ) -> tuple[list[int], list[tuple[float, ...]]]:
+        """The tokens written after `prompt`, `(S,)`, and the log-probabilities of the scale at each, `(S, K)`."""
+        # Everything is said, so no default of the server's or of a generation config has a say.
+        extra = {
+            "repetition_penalty": repetition_penalty,
+            "top_k": 0,
+            "min_p": 0.0,
+            "stop_token_ids": self.stop_ids,
+            "logprob_token_ids": list(self.tokens.ids),
+            "return_tokens_as_token_ids": True,
+        }
+        reply = self._ask(
+            lambda client: client.completions.create(
+                model=self.model,
+                prompt=prompt,
+                n=1,
+                presence_penalty=0.0,
+                frequency_penalty=0.0,
+                logprobs=len(self.tokens.ids),
+                extra_body=extra,
+                **settings,
+            )
+        )
+        try:
+            given = reply.choices[0].logprobs
+            names = [f"{ID}{token}" for token in self.tokens.ids]
+            written = [int(token.removeprefix(ID)) for token in given.tokens]
+            return written, [tuple(place[name] for name in names) for place in given.top_logprobs]
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self._urls} does not return the log-probabilities of the scale {list(self.tokens.scale.labels)}. It "
+                "must take `logprob_token_ids` and `return_tokens_as_token_ids` on /completions, as vllm serve does. "
+                "Serve the judge with it, or use another engine."
+            ) from error
+
+    def _ask(self, request: Callable[[openai.OpenAI], Any]) -> Any:
+        turn = next(self.turns) % len(self.clients)
+        order = [*self.clients[turn:], *self.clients[:turn]]
+        try:
+            for client in order[:-1]:
+                try:
+                    return request(client.with_options(max_retries=0))
+                except UNAVAILABLE:
+                    continue
+            return request(order[-1])  # the last one that may answer is asked again and again
+        except UNAVAILABLE as error:
+            raise ConnectionError(
+                f"{self._urls} gave no answer in {order[-1].max_retries + 1} tries: {error} Is the server up? What was "
+                "finished is kept: run the same again when it is."
+            ) from error
+        except openai.APIStatusError as error:
+            raise InputError(f"{self._urls} refuses the request: {error}") from error
+        except ValueError as error:  # not JSON
+            raise ConnectionError(f"{self._urls} sent an answer that cannot be read: {error}") from error
+
+    @property
+    def _urls(self) -> str:
+        return ", ".join(str(client.base_url) for client in self.clients)

@@ -1,0 +1,114 @@
+"""Turns prompts into rationales with vLLM in this process.
+
+The log-probabilities of the scale come with every token that is written, before temperature and penalties, so a score
+costs no second request. `K` is the number of labels of the scale.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
+
+from tract_trainer.engines import Rationale, Sampling
+from tract_trainer.engines.saved import SavedJudge
+from tract_trainer.engines.written import read_written, stop_ids
+from tract_trainer.errors import InputError
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.scale import ScoreTokens
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM makes room for."""
+
+
+class VLLMEngine:
+    """
+    Args:
+        llm (`vllm.LLM`): the judge's model.
+        saved ([`~tract_trainer.engines.saved.SavedJudge`]): the judge's files.
+        tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as its tokenizer writes it.
+        config ([`~tract_trainer.hub.JudgeConfig`]): how the judge is asked.
+        batch_size (`int`, *optional*, defaults to `512`): rationales asked for in one call. vLLM packs them itself.
+    """
+
+    calls = 1
+
+    def __init__(
+        self, llm: LLM, saved: SavedJudge, tokens: ScoreTokens, config: JudgeConfig, batch_size: int | None = None
+    ) -> None:
+        self.llm, self.saved, self.tokens = llm, saved, tokens
+        self.batch_size = 512 if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+        self.max_length = int(llm.llm_engine.model_config.max_model_len)
+        self.stop_ids = stop_ids(saved.generation_config, tokens, config)
+        self.adapter = None if saved.base is None else LoRARequest("judge", 1, str(saved.folder))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        tokens: ScoreTokens,
+        config: JudgeConfig,
+        *,
+        revision: str | None = None,
+        batch_size: int | None = None,
+        **model_kwargs: Any,
+    ) -> "VLLMEngine":
+        """
+        Loads the model with `vllm.LLM(..., **model_kwargs)`, e.g. `tensor_parallel_size=2`. A LoRA adapter is applied
+        as it is, without merging it into its base model.
+        """
+        saved = SavedJudge.find(name_or_path, revision)
+        lora = {}
+        if saved.base is not None:
+            if saved.peft_type != "LORA":
+                raise InputError(
+                    f"{str(name_or_path)!r} is a {saved.peft_type} adapter, and vLLM runs LoRA adapters only. Use "
+                    "engine='transformers', or merge it: model.merge_and_unload().save_pretrained(folder)."
+                )
+            rank = next((rank for rank in LORA_RANKS if rank >= saved.rank), saved.rank)
+            lora = {"enable_lora": True, "max_lora_rank": rank}
+        model = str(saved.folder) if saved.base is None else saved.base
+        llm = LLM(model, tokenizer=str(saved.folder), **{**lora, **model_kwargs})
+        return cls(llm, saved, tokens, config, batch_size)
+
+    @property
+    def identity(self) -> str:
+        return f"vllm-{self.saved.identity}"
+
+    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
+        settings = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
+                repetition_penalty=sampling.repetition_penalty,
+                max_tokens=min(sampling.max_new_tokens, self.max_length - len(prompt)),
+                seed=seed,
+                stop_token_ids=self.stop_ids,
+                logprob_token_ids=list(self.tokens.ids),
+                detokenize=False,
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        return [
+            read_written(self.tokens, prompt, output.token_ids, self.stop_ids, self._reader(output.logprobs))
+            for prompt, output in zip(prompts, self._run(prompts, settings), strict=True)
+        ]
+
+    def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
+        settings = SamplingParams(
+            temperature=0, max_tokens=1, logprob_token_ids=list(self.tokens.ids), detokenize=False
+        )
+        outputs = self._run(rows, [settings] * len(rows))
+        return [self._reader(output.logprobs)(0) for output in outputs]
+
+    def _run(self, rows: Sequence[list[int]], settings: list[SamplingParams]) -> list[Any]:
+        requests = [TokensPrompt(prompt_token_ids=row) for row in rows]
+        finished = self.llm.generate(requests, settings, use_tqdm=False, lora_request=self.adapter)
+        return [request.outputs[0] for request in finished]
+
+    def _reader(self, log_probs: Any) -> Any:
+        return lambda place: tuple(log_probs[place][token].logprob for token in self.tokens.ids)

@@ -1,0 +1,66 @@
+"""Turns pieces of work into results, some at a time: in threads, for engines that wait on a network, or in processes."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+def as_finished(function: Callable[[Work], Result], pieces: Iterable[Work], calls: int) -> Iterator[tuple[int, Result]]:
+    """
+    `function` of each piece with the piece's number, in the order in which they finish. `pieces` is read as it is used.
+
+    Args:
+        calls (`int`): calls that run at the same time; a single one runs in the caller's thread.
+
+    Raises:
+        The first error of a call, after every call that had begun by then is finished and its result given.
+    """
+    if calls == 1:
+        yield from ((number, function(piece)) for number, piece in enumerate(pieces))
+        return
+    numbered = enumerate(pieces)
+    errors: list[BaseException] = []
+    with ThreadPoolExecutor(calls) as pool:
+        running: dict[Future[Result], int] = {}
+
+        def start(count: int) -> None:
+            running.update({pool.submit(function, piece): number for number, piece in islice(numbered, count)})
+
+        start(calls)
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                number, error = running.pop(future), future.exception()
+                if error is None:
+                    yield number, future.result()
+                else:
+                    errors.append(error)
+            if not errors:
+                start(len(done))
+    if errors:
+        raise errors[0]
+
+
+def in_order(function: Callable[[Work], Result], pieces: Iterable[Work], calls: int) -> Iterator[Result]:
+    """Like [`as_finished`], in the order of the pieces."""
+    ready: dict[int, Result] = {}
+    due = 0
+    for number, result in as_finished(function, pieces, calls):
+        ready[number] = result
+        while due in ready:
+            yield ready.pop(due)
+            due += 1
+
+
+def process_state() -> PartialState:
+    """The launched processes as one group: of CPUs where `accelerate launch --cpu` says so or there is nothing else."""
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu)
