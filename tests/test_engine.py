@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
 from tiny import PREFIX, make_model, make_rows, make_tokenizer, train_judge
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TopPLogitsWarper
 
 from tract_trainer import Judge, ScoreScale
 from tract_trainer.engines import Sampling
@@ -202,6 +202,23 @@ def test_a_seeded_draw_follows_the_distribution():
     # Neighbouring steps of a row are independent: 0.4 * 0.4 of the rows draw token 1 twice.
     both = ((counts[0] == 1) & (counts[1] == 1)).float().mean().item()
     assert both == pytest.approx(0.16, abs=4 * (0.16 * 0.84 / n) ** 0.5)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("flat", [0.0, 0.3, 3.0], ids=["flat", "even", "peaked"])
+def test_the_nucleus_is_that_of_transformers_however_many_tokens_it_takes(top_p, flat):
+    torch.manual_seed(0)
+    scores = torch.randn(4, 3000) * flat + torch.arange(3000) * 1e-7  # no two alike
+    draw = SeededDraw(range(4), 1, 3, temperature=0.7, top_p=top_p)
+    warped = scores / 0.7 if top_p == 1 else TopPLogitsWarper(top_p)(None, scores / 0.7)
+    tokens, cumulative = draw._nucleus(scores / 0.7)
+    p = torch.zeros(4, 3000, dtype=torch.float64).scatter(
+        1, tokens, cumulative.diff(prepend=torch.zeros(4, 1).double())
+    )
+    expected = warped.softmax(-1)
+    same = (p > 0) == (expected > 0)
+    assert (~same).sum() <= 4  # a token whose cumulative probability is top_p but for rounding
+    torch.testing.assert_close((p / p.sum(-1, keepdim=True)).float(), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Turns pieces of work into results, some at a time: in threads, for engines that wait on a network, or in processes."""
+"""Turns pieces of work into results, some at a time: in threads, where engines wait on a network, or in processes."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+FIRST_SORTED = 512  # tokens: holds the nucleus of a trained model at nearly every step
+
 
 class ScoreRecorder(LogitsProcessor):
     """Keeps the log-probabilities of the scale at every step: `K` numbers a row, before anything has changed them."""
@@ -26,20 +28,40 @@ class ScoreRecorder(LogitsProcessor):
 
 class SeededDraw(LogitsProcessor):
     """
-    Draws the next token of each row by inverting its cumulative distribution at a number from the row's own stream,
-    and leaves only that token. A row's draws do not depend on the rows it shares a batch with, nor on the device.
+    Draws the next token of each row from its nucleus at a temperature, by inverting the cumulative distribution, the
+    likeliest token first, at a number from the row's own stream; and leaves only that token. A row's draws do not
+    depend on the rows it shares a batch with, nor on the device.
+
+    The nucleus of Holtzman et al. (2020), "The curious case of neural text degeneration": the likeliest tokens up to
+    the one with which their probability reaches `top_p`. Only as many tokens are sorted as that takes.
     """
 
-    def __init__(self, seeds: Sequence[int], max_new_tokens: int, width: int) -> None:
+    def __init__(
+        self, seeds: Sequence[int], max_new_tokens: int, width: int, temperature: float = 1.0, top_p: float = 1.0
+    ) -> None:
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.uniforms = torch.stack(
             [torch.rand(max_new_tokens, generator=stream, dtype=torch.float64) for stream in streams]
         )  # (B, S)
-        self.width = width
+        self.width, self.temperature, self.top_p = width, temperature, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.uniforms = self.uniforms.to(scores.device)
         at = self.uniforms[:, input_ids.size(1) - self.width, None]  # (B, 1)
-        cumulative = scores.double().softmax(-1).cumsum(-1)  # (B, V)
+        tokens, cumulative = self._nucleus(scores.float() / self.temperature)  # (B, N) each
         drawn = (cumulative <= at * cumulative[:, -1:]).sum(-1, keepdim=True)  # (B, 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, drawn), 0)
+
+    def _nucleus(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, the likeliest first, and their cumulative probability, which stays as it is past the nucleus."""
+        if self.top_p == 1:  # every token, in any order
+            tokens = torch.arange(scores.size(-1), device=scores.device).expand_as(scores)
+            return tokens, scores.double().softmax(-1).cumsum(-1)
+        total, size = scores.logsumexp(-1, keepdim=True), min(FIRST_SORTED, scores.size(-1))
+        while True:
+            found = scores.topk(size)
+            probs = (found.values - total).double().exp()  # (B, size)
+            before = probs.cumsum(-1) - probs
+            if size == scores.size(-1) or bool((before[:, -1] >= self.top_p).all()):
+                return found.indices, torch.where(before < self.top_p, probs, 0).cumsum(-1)
+            size = min(8 * size, scores.size(-1))

@@ -58,7 +58,8 @@ class SavedJudge:
     @property
     def identity(self) -> str:
         """A fingerprint of the weights, from the sizes, beginnings and ends of their files."""
-        files = sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")])
+        weights = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]
+        files = sorted(file for file in weights if file.name != "training_args.bin")
         return digest(self.base, [_sample(file) for file in files])[:16]
 
 

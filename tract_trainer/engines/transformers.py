@@ -1,7 +1,7 @@
 """Turns prompts into rationales with Transformers' own `generate`, on the machine at hand.
 
 Everything that decides the next token is one list of logits processors: record the raw log-probabilities of the scale,
-penalise repetition, temperature, top-p, draw. So nothing hidden in a generation config has a say. Shape letters: `B`
+penalise repetition, draw. So nothing hidden in a generation config has a say. Shape letters: `B`
 rows, `S` steps, `K` labels, `V` vocabulary.
 """
 
@@ -23,8 +23,6 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from tract_trainer.engines import Rationale, Sampling
@@ -130,11 +128,7 @@ class TransformersEngine:
         if sampling.repetition_penalty != 1:
             processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
         if sampling.temperature > 0:
-            processors += [
-                TemperatureLogitsWarper(float(sampling.temperature)),
-                TopPLogitsWarper(sampling.top_p),
-                SeededDraw(seeds, steps, width),
-            ]
+            processors.append(SeededDraw(seeds, steps, width, sampling.temperature, sampling.top_p))
         config = GenerationConfig(
             max_new_tokens=steps, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.stop_ids[0]
         )

@@ -1,0 +1,196 @@
+"""What a score costs beside its rationale: `Judge`'s engine on Transformers against generation alone, and against
+generating first and then scoring one row at a time with a full forward pass, as the released TRACT code does.
+
+    python benchmarks/score.py
+    python benchmarks/score.py --preset 7b      # one GPU
+
+All take turns in one process, in a new order each round; a ratio is taken within a round. Every rationale has
+`--new_tokens` tokens: the model has random weights and never ends by itself. "generation alone" is `model.generate`
+with the same sampling settings; "our generation, nothing recorded" is the engine without the log-probabilities of the
+scale. "forced" is the dearest case, in which every rationale is closed and scored after it was generated.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
+
+from tract_trainer.engines import Sampling
+from tract_trainer.engines import transformers as engine_module
+from tract_trainer.engines.draw import ScoreRecorder
+from tract_trainer.engines.transformers import TransformersEngine
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"vocab": 32_000, "hidden": 256, "layers": 4, "heads": 4, "records": 2, "prompt_tokens": 1024,
+              "new_tokens": 64, "device": "cpu"},
+    "7b": {"vocab": 32_000, "hidden": 4096, "layers": 32, "heads": 32, "records": 32, "prompt_tokens": 1024,
+           "new_tokens": 256, "device": "cuda"},
+}  # fmt: skip
+SCALE = [10, 11, 12, 13, 14]
+GENERATION, BARE, OURS, FORCED, RELEASED = (
+    "generation alone",
+    "our generation, nothing recorded",
+    "rationale and score",
+    "rationale and score, forced",
+    "released way",
+)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="small", help="defaults of the flags of size")
+    for name in ("vocab", "hidden", "layers", "heads", "records", "prompt_tokens", "new_tokens"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--device", choices=["cpu", "cuda"])
+    parser.add_argument("--num_cots", type=int, default=5, help="rationales a record")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds that are timed")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: where others use the machine")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=42)
+    parser.set_defaults(**PRESETS[parser.parse_known_args()[0].preset])
+    return parser.parse_args()
+
+
+class Tokens:
+    """What the engine asks of a scale, without a tokenizer: these weights write no text."""
+
+    ids = tuple(SCALE)
+
+
+def make_model(args: argparse.Namespace) -> PreTrainedModel:
+    set_seed(args.seed)
+    config = LlamaConfig(
+        vocab_size=args.vocab,
+        hidden_size=args.hidden,
+        intermediate_size=4 * args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        num_key_value_heads=args.heads,
+        max_position_embeddings=8192,
+        eos_token_id=1,
+    )
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+    with torch.device(args.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():  # as sure of the next token as a trained model is, and never done
+        model.lm_head.weight.mul_(8 / model.lm_head.weight.float().std() / args.hidden**0.5)
+        model.lm_head.weight[1] = 0
+    return model.eval()
+
+
+class Contestants:
+    """The ways to rationales and scores, each a function of nothing that returns the scores, `(rows, K)`, or none."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.sampling = args, Sampling(max_new_tokens=args.new_tokens)
+        self.model: Any = make_model(args)
+        self.engine = object.__new__(TransformersEngine)  # its checks ask for a tokenizer
+        self.engine.model, self.engine.tokens, self.engine.stop_ids = self.model, Tokens(), [1]  # type: ignore[assignment]
+        self.engine.batch_size, self.engine.max_length = args.records * args.num_cots, None
+        draw = random.Random(args.seed)
+        prompts = [[draw.randrange(20, args.vocab) for _ in range(args.prompt_tokens)] for _ in range(args.records)]
+        self.rows = [prompt for prompt in prompts for _ in range(args.num_cots)]
+
+    def generation(self) -> torch.Tensor:
+        rows = torch.tensor(self.rows, device=self.args.device)
+        drawn = {"temperature": 1.0, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.03}
+        with torch.inference_mode():
+            return self.model.generate(  # type: ignore[no-any-return]
+                rows,
+                attention_mask=torch.ones_like(rows),
+                do_sample=True,
+                max_new_tokens=self.args.new_tokens,
+                pad_token_id=1,
+                **drawn,
+            )
+
+    def ours(self) -> list[list[int]]:
+        written: list[list[int]] = []
+
+        def read(_tokens: Any, _prompt: Any, ids: list[int], _stop: Any, log_probs: Callable[[int], Any]) -> None:
+            log_probs(len(ids) - 1)
+            written.append(ids)
+
+        own, engine_module.read_written = engine_module.read_written, read  # type: ignore[assignment]
+        try:
+            self.engine.generate(self.rows, range(len(self.rows)), self.sampling)
+        finally:
+            engine_module.read_written = own
+        return written
+
+    def bare(self) -> None:
+        call = ScoreRecorder.__call__
+        nothing = torch.zeros(len(self.rows), len(SCALE))
+
+        def pass_on(recorder: ScoreRecorder, _ids: Any, scores: torch.Tensor) -> torch.Tensor:
+            recorder.steps.append(nothing)
+            return scores.float()
+
+        ScoreRecorder.__call__ = pass_on  # type: ignore[method-assign]
+        try:
+            self.ours()
+        finally:
+            ScoreRecorder.__call__ = call  # type: ignore[method-assign]
+
+    def forced(self) -> None:
+        closed = [prompt + ids for prompt, ids in zip(self.rows, self.ours(), strict=True)]
+        self.engine.score(closed)
+
+    def released(self) -> None:
+        values = torch.arange(1.0, 6.0, device=self.args.device)
+        for row in self.generation():
+            with torch.inference_mode():
+                logits = self.model(row[None]).logits  # (1, T, V)
+            (logits[0, -1].float().softmax(-1)[SCALE] * values).sum().item()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    clock = time.process_time if args.clock == "cpu" else time.perf_counter
+    ways = Contestants(args)
+    contestants = {
+        GENERATION: ways.generation,
+        BARE: ways.bare,
+        OURS: ways.ours,
+        FORCED: ways.forced,
+        RELEASED: ways.released,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    order, draw = list(contestants), random.Random(args.seed)
+    for round_ in range(args.rounds + 1):
+        draw.shuffle(order)
+        for name in order:
+            started = clock()
+            contestants[name]()
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            if round_:  # the first warms up
+                seconds[name].append(clock() - started)
+    report(args, seconds)
+
+
+def report(args: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
+    tokens = args.records * args.num_cots * args.new_tokens
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{device}; {args.records} records of {args.prompt_tokens} tokens, {args.num_cots} rationales of "
+          f"{args.new_tokens} tokens each, {args.rounds} rounds, {args.clock} time")  # fmt: skip
+    print("| | s (median) | tokens/s | against generation alone | quartiles | against our own | released way takes |")
+    print("|---|---|---|---|---|---|---|")
+    for name, taken in seconds.items():
+        middle = statistics.median(taken)
+        pairs = [mine / theirs for mine, theirs in zip(taken, seconds[GENERATION], strict=True)]
+        low, _, high = statistics.quantiles(pairs, n=4)
+        ratios = [middle / statistics.median(seconds[other]) for other in (GENERATION, BARE)]
+        times = statistics.median(seconds[RELEASED]) / middle
+        print(f"| {name} | {middle:.2f} | {tokens / middle:,.0f} | {ratios[0]:.3f} | {low:.3f} {high:.3f} | "
+              f"{ratios[1]:.3f} | {times:.2f} times as long |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
