@@ -141,11 +141,11 @@ def test_two_rationales_a_row_stand_side_by_side_and_differ(judge, tmp_path):
 
 
 def test_two_rows_with_the_same_prompt_are_both_kept_with_their_own_gold(judge, tmp_path):
-    rows = [dict(make_rows(1)[0], score=score) for score in (4.0, 2.0, 4.0)]
+    rows = [dict(make_rows(1)[0], score=score) for score in (4.0, 2.0, 4.0, 1.0, 5.0, 3.0)]
     found = generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, unfinished="force", **SETTINGS)
-    assert found["score"][:] == [4.0, 2.0, 4.0]
-    assert [text[-1] for text in found["completion"]] == ["4", "2", "4"]
-    assert len(set(found["completion"])) == 3  # each row draws with a seed of its own
+    assert found["score"][:] == [4.0, 2.0, 4.0, 1.0, 5.0, 3.0]
+    assert [text[-1] for text in found["completion"]] == ["4", "2", "4", "1", "5", "3"]
+    assert len({text[:-1] for text in found["completion"]}) > 1  # each row draws with a seed of its own
 
 
 def test_the_rationale_of_a_row_does_not_depend_on_the_batch(judge, tmp_path):
@@ -402,6 +402,24 @@ def test_a_launch_that_shards_the_model_is_refused(scripted, tmp_path, monkeypat
         ValueError, match=f"^Rationales are written by whole models, and this launch shards them with {name}"
     ):
         generate_cot_dataset(scripted(finished), make_dataset(2), output_dir=tmp_path, **SETTINGS)
+
+
+def test_the_report_is_printed_in_words(scripted, tmp_path, capsys):
+    write = flaky({1: 2, 5: 9})  # row 1 finishes at the second draw, row 5 never
+    settings = {**SETTINGS, "progress": True}
+    generate_cot_dataset(scripted(write), make_dataset(8), output_dir=tmp_path, **settings)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "8 rationales for 8 rows: 75.0% finished at the first try, 2 drawn again, 1 dropped;" in shown
+    assert "thrown away, agree with gold at r = " in shown and "Saved in" in shown
+
+
+def test_prompts_longer_than_the_model_reads_are_left_out_and_counted(judge, tmp_path):
+    rows = make_rows(3, conversational=True)
+    rows[1]["prompt"] = [{"role": "user", "content": "Rate 3. " * 300}]
+    settings = {**SETTINGS, "unfinished": "force"}
+    found = generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, **settings)
+    assert found["score"][:] == pytest.approx([rows[0]["score"], rows[2]["score"]])
+    assert report(tmp_path)["prompt_too_long"] == 1
 
 
 @pytest.mark.slow

@@ -21,18 +21,24 @@ ROWS, KILLS = 500, 30
 SETTINGS = {"max_new_tokens": 60, "unfinished": "force", "batch_size": 4, "progress": False}
 
 
-def make_prompts():
-    prompts = [f"Rate response {i} from 1 to 5. {RATIONALES[i % 7]}\n" for i in range(ROWS)]
+def make_prompts(count):
+    prompts = [f"Rate response {i} from 1 to 5. {RATIONALES[i % 7]}\n" for i in range(count)]
     rows = [{"prompt": [{"role": "user", "content": text}], "score": 1 + i % 9 / 2} for i, text in enumerate(prompts)]
     return Dataset.from_list(rows)
 
 
-def write(judge, folder, rank=0, processes=1, port=0):
+def write(judge, folder, rank=0, processes=1, port=0, rows=ROWS):
     """One process of a launch."""
     if processes > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), ACCELERATE_USE_CPU="true")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    generate_cot_dataset(Judge.from_pretrained(judge), make_prompts(), output_dir=folder, **SETTINGS)
+    generate_cot_dataset(Judge.from_pretrained(judge), make_prompts(rows), output_dir=folder, **SETTINGS)
+
+
+def launch(processes, judge, folder, rows):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", __file__]
+    done = subprocess.run([*command, judge, folder, str(rows)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def free_port():
@@ -90,11 +96,18 @@ def test_thirty_kills_leave_the_dataset_of_an_undisturbed_run(judge, undisturbed
         at.append(finished_rows(tmp_path))
     print(f"{processes} processes, {KILLS} kills, with so many of {ROWS} rows finished: {at}")
     assert at[0] > 0 and at[-1] < ROWS and len(set(at)) > KILLS / 2
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", __file__]
-    subprocess.run([*command, str(judge), str(tmp_path)], check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    launch(processes, judge, tmp_path, ROWS)
     assert (tmp_path / "train.parquet").read_bytes() == expected
     assert json.loads((tmp_path / "report.json").read_text()) == report
 
 
-if __name__ == "__main__":  # a process of the last run, whose environment torchrun has set
-    write(sys.argv[1], sys.argv[2])
+def test_two_processes_write_what_one_writes(judge, tmp_path):
+    write(judge, tmp_path / "one", rows=24)
+    launch(2, judge, tmp_path / "two", 24)
+    assert (tmp_path / "one" / "train.parquet").read_bytes() == (tmp_path / "two" / "train.parquet").read_bytes()
+    shards = sorted((tmp_path / "two" / ".shards").glob("*.jsonl"))
+    assert [shard.read_text().count("\n") for shard in shards] == [12, 12]
+
+
+if __name__ == "__main__":  # a process that `launch` has started, in the environment that torchrun sets
+    write(sys.argv[1], sys.argv[2], rows=int(sys.argv[3]))

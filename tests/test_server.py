@@ -1,6 +1,7 @@
 """The server engine against a server on loopback that answers as vLLM does, and fails on purpose."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from attacks import check_attacks
 from tiny import make_dataset, make_model, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import Judge, generate_cot_dataset
+from tract_trainer.cli import main
 from tract_trainer.engines import Sampling
 
 RECORDS = [{"prompt": row["prompt"]} for row in make_rows(8, conversational=True)]
@@ -198,6 +200,37 @@ def test_attacks_move_nothing(long_folder):
     with serving(judge) as server:
         server.card["max_model_len"] = 2048
         check_attacks(connect(long_folder, server, concurrency=2), judge.engine.model)
+
+
+def test_the_command_line_judges_through_a_server(folder, local, tmp_path):
+    source, target = tmp_path / "records.jsonl", tmp_path / "judged.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    greedy = ["--temperature", "0", "--repetition_penalty", "1", "--max_new_tokens", "60"]
+    with serving(local) as server:
+        where = ["--engine", "server", "--base_url", server.url, "--model_kwargs", '{"concurrency": 2}']
+        main(["judge", "--model", str(folder), "--input", str(source), "--output", str(target), *where, *greedy])
+    assert server.busiest <= 2
+    expected = local.score(RECORDS, temperature=0, repetition_penalty=1, **SAMPLING)
+    found = [json.loads(line)["score"] for line in target.read_text().splitlines()]
+    assert [math.nan if score is None else score for score in found] == pytest.approx(
+        [judgment.score for judgment in expected], abs=1e-4, nan_ok=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--engine", "server"], "--engine server and --base_url http://HOST:PORT/v1 belong together."),
+        (
+            ["--base_url", "http://localhost:1/v1"],
+            "--engine server and --base_url http://HOST:PORT/v1 belong together.",
+        ),
+        (["--model_kwargs", "{x"], "model_kwargs must be JSON, e.g. '{\"dtype\": \"bfloat16\"}', found '{x'."),
+    ],
+)
+def test_engine_settings_that_do_not_fit_are_one_line(folder, tmp_path, capsys, flags, message):
+    assert main(["judge", "--model", str(folder), "--record", str(tmp_path / "x.json"), *flags]) == 2
+    assert capsys.readouterr().err.strip().endswith(message)
 
 
 # Failures that pass

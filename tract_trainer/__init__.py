@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tract_trainer.benchmarks import load_benchmark
+    from tract_trainer.callback import JudgeCallback
     from tract_trainer.collator import DataCollatorForScoredCompletion
     from tract_trainer.config import RegressionAwareSFTConfig
     from tract_trainer.cot import generate_cot_dataset
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from tract_trainer.judgment import Judgment
     from tract_trainer.losses import expected_score
     from tract_trainer.metrics import agreement
+    from tract_trainer.pushing import push_dataset
     from tract_trainer.scale import ScoreScale
     from tract_trainer.trainer import RegressionAwareSFTTrainer
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "DataCollatorForScoredCompletion": "collator",
     "Judge": "judge",
+    "JudgeCallback": "callback",
     "JudgeConfig": "hub",
     "Judgment": "judgment",
     "RegressionAwareSFTConfig": "config",
@@ -28,11 +32,13 @@ _MODULES = {
     "expected_score": "losses",
     "generate_cot_dataset": "cot",
     "load_benchmark": "benchmarks",
+    "push_dataset": "pushing",
 }
 
 __all__ = [
     "DataCollatorForScoredCompletion",
     "Judge",
+    "JudgeCallback",
     "JudgeConfig",
     "Judgment",
     "RegressionAwareSFTConfig",
@@ -42,6 +48,7 @@ __all__ = [
     "expected_score",
     "generate_cot_dataset",
     "load_benchmark",
+    "push_dataset",
 ]
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.logging import get_logger
 from datasets import Dataset
 from numpy.typing import NDArray
+from rich.console import Console
 from tqdm.auto import tqdm
 
 from tract_trainer.engines import Rationale, Sampling
@@ -24,9 +24,7 @@ from tract_trainer.parallel import as_finished, process_state
 from tract_trainer.records import Prompt, gold_score, prompt_ids, unanswered
 from tract_trainer.seeds import derive_seed
 from tract_trainer.shards import Shards, check_settings
-from tract_trainer.stage2 import Request, write_stage2
-
-logger = get_logger(__name__)
+from tract_trainer.stage2 import Request, described, summary, write_stage2
 
 
 def generate_cot_dataset(
@@ -123,9 +121,11 @@ def generate_cot_dataset(
     if state.is_main_process:
         places = ((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
         report = write_stage2(work.requests(places), Shards(folder / ".shards"), folder, judge.config, unfinished)
-        logger.info(f"Wrote {folder / 'train.parquet'}: {report}")
+        judge.config.save(folder)  # their scale and closing phrase
+        if progress:
+            Console().print(summary(report), f"Saved in {folder}.")
     state.wait_for_everyone()
-    return Dataset.from_parquet(str(folder / "train.parquet"))
+    return described(Dataset.from_parquet(str(folder / "train.parquet")), folder)
 
 
 class _Work:

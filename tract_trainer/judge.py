@@ -70,10 +70,8 @@ class Judge:
             revision (`str`, *optional*): Hub revision.
             batch_size (`int`, *optional*): rationales generated together; by default 16, and 512 with vLLM.
             model_kwargs (`dict`, *optional*):
-                Arguments of the engine: of `AutoModelForCausalLM.from_pretrained`, e.g. `{"dtype": "bfloat16"}`; of
-                `vllm.LLM`, e.g. `{"tensor_parallel_size": 2}`; or of
-                [`~tract_trainer.engines.server.ServerEngine.from_pretrained`], e.g.
-                `{"base_url": "http://localhost:8000/v1"}`.
+                Arguments of `AutoModelForCausalLM.from_pretrained`, of `vllm.LLM`, or of
+                [`~tract_trainer.engines.server.ServerEngine.from_pretrained`].
 
         Raises:
             FileNotFoundError: there is no `judge_config.json`.

@@ -1,5 +1,6 @@
 """Turns finished rationales into the stage-2 dataset, `train.parquet`, and a report of how they came out."""
 
+import json
 import math
 from array import array
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset
 
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
@@ -18,6 +20,13 @@ from tract_trainer.seeds import digest
 from tract_trainer.shards import Shards
 
 ROWS_AT_ONCE = 1000
+
+LOST = {"dropped": "dropped", "forced": "closed by force", "prompt_too_long": "with too long a prompt"}
+"""Counts of the report that are named where they are not 0."""
+
+
+OWN_RATIONALES = "Rationales that a judge wrote itself"
+"""How the description of a dataset begins that holds such."""
 
 
 class Request(NamedTuple):
@@ -63,6 +72,31 @@ def write_stage2(
     report = tally.report()
     save_results(folder / "report.json", report)
     return report
+
+
+def described(dataset: Dataset, folder: Path) -> Dataset:
+    """`dataset`, the rows of `folder`, with what they are as its description, which `datasets` keeps with the rows."""
+    path = folder / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "rationales" in report:
+        dataset.info.description = (
+            f"{OWN_RATIONALES}: {report['rationales']:,} for {report['rows']:,} prompts, of which {len(dataset):,} are "
+            "kept, each closed with its gold score."
+        )
+    return dataset
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report in two sentences."""
+    counts = [f"{report['retried']:,} drawn again"]
+    counts += [f"{report[name]:,} {said}" for name, said in LOST.items() if report[name]]
+    pearson = report["discarded_score_agreement"]["pearson"]
+    return (
+        f"{report['rationales']:,} rationales for {report['rows']:,} rows: "
+        f"{report['share_finished_at_first_try']:.1%} finished at the first try, "
+        f"{', '.join(counts)}; {report['mean_tokens']:.0f} tokens on average. "
+        f"The scores they were drawn with, thrown away, agree with gold at r = {pearson:.3f}."
+    )
 
 
 class _Tally:

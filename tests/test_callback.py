@@ -1,0 +1,99 @@
+"""Judging held-out records while training."""
+
+import math
+
+import pytest
+from tiny import make_model, make_rows, make_tokenizer, train_judge
+
+from tract_trainer import Judge, JudgeCallback, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, agreement
+
+RECORDS = [{"prompt": row["prompt"], "score": row["score"]} for row in make_rows(8, conversational=True)]
+SETTINGS = {"max_new_tokens": 40, "num_cots": 2}
+
+
+def trained(folder, callback=None, **kwargs):
+    """Six steps from a judge that ends its rationales."""
+    from tiny import make_dataset
+
+    trainer = train_judge(folder, steps=40)
+    args = RegressionAwareSFTConfig(
+        str(folder / "more"),
+        max_steps=6,
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=1,
+        max_length=None,
+        **kwargs,
+    )
+    trainer = RegressionAwareSFTTrainer(
+        model=trainer.model, args=args, train_dataset=make_dataset(8, conversational=True),
+        processing_class=trainer.processing_class,
+    )  # fmt: skip
+    if callback is not None:
+        trainer.add_callback(callback(trainer))
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def with_callback(tmp_path_factory):
+    return trained(
+        tmp_path_factory.mktemp("with"), lambda trainer: JudgeCallback(trainer, RECORDS, steps=3, **SETTINGS)
+    )
+
+
+def logged(trainer, name):
+    return {row["step"]: row[name] for row in trainer.state.log_history if name in row}
+
+
+def test_the_figures_are_those_of_a_judge_made_of_the_model(with_callback):
+    trainer = with_callback
+    judge = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
+    judgments = judge.score(RECORDS, **SETTINGS)  # after the last step, which is step 6
+    gold = [record["score"] for record in RECORDS]
+    expected = agreement([j.score for j in judgments], gold, n_resamples=0)
+    for name in ("pearson", "spearman", "kendall", "rmse", "mae", "unscored"):
+        assert logged(trainer, f"judge_rail_{name}")[6] == pytest.approx(expected[name], abs=1e-5, nan_ok=True)
+    labels = [math.nan if j.label is None else float(j.label) for j in judgments]
+    assert logged(trainer, "judge_decoded_rmse")[6] == pytest.approx(
+        agreement(labels, gold, n_resamples=0)["rmse"], nan_ok=True
+    )
+    assert 0 < logged(trainer, "judge_mass")[6] <= 1
+    assert list(logged(trainer, "judge_rail_rmse")) == [3, 6]
+
+
+def test_training_goes_as_it_goes_without(with_callback, tmp_path):
+    bare = trained(tmp_path)
+    assert logged(bare, "loss") == logged(with_callback, "loss")
+    assert with_callback.model.training
+
+
+def test_a_few_judgments_are_printed(tmp_path, capsys):
+    trained(tmp_path, lambda trainer: JudgeCallback(trainer, RECORDS, steps=6, shown=2, **SETTINGS))
+    shown = capsys.readouterr().out
+    assert "Judgments after step 6" in shown and "4.00" in shown and "2.00" in shown and "3.67" not in shown
+
+
+def test_what_cannot_be_judged_is_refused_at_once(tmp_path):
+    trainer = trained(tmp_path)
+    with pytest.raises(ValueError, match=r"^Record 1 has no gold score"):
+        JudgeCallback(trainer, [RECORDS[0], {"prompt": "x"}], steps=1)
+    with pytest.raises(ValueError, match=r"^steps must be a whole number of at least 1, got None: say how often"):
+        JudgeCallback(trainer, RECORDS)
+    assert JudgeCallback(trained(tmp_path / "b", eval_steps=7), RECORDS).steps == 7
+
+
+def test_it_judges_an_adapter(tmp_path):
+    from peft import LoraConfig
+
+    tokenizer = make_tokenizer()
+    model = make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, hidden_size=32)
+    trainer = train_judge(tmp_path, steps=1, model=model, peft_config=LoraConfig(r=4, target_modules="all-linear"))
+    trainer.add_callback(JudgeCallback(trainer, RECORDS, steps=1, unfinished="force", **SETTINGS))
+    trainer.train()
+    assert logged(trainer, "judge_rail_unscored") == {1: 0}

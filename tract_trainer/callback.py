@@ -1,0 +1,116 @@
+"""Turns a model in training into a judge of a few held-out records, every so many steps, and logs how well it does.
+
+The figures of an evaluation during training are read after gold rationales; these are read after the model's own.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import gather_object
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tract_trainer.benchmarks import scored_records
+from tract_trainer.errors import InputError
+from tract_trainer.judge import Judge
+from tract_trainer.judgment import Judgment
+from tract_trainer.limits import refuse_sharding
+from tract_trainer.metrics import agreement
+from tract_trainer.records import Record
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from tract_trainer.trainer import RegressionAwareSFTTrainer
+
+FIGURES = ("pearson", "spearman", "kendall", "rmse", "mae", "unscored")
+
+
+class JudgeCallback(TrainerCallback):
+    """
+    Judges held-out records with freely generated rationales and logs `judge_<method>_<figure>` of the expected score
+    (`rail`) and of the label written (`decoded`), and `judge_mass`. Draws nothing from the trainer's random numbers.
+
+    Args:
+        trainer ([`RegressionAwareSFTTrainer`]): the trainer that this is added to.
+        records (`Sequence[Mapping]` or [`~datasets.Dataset`]): records with gold scores, see [`Judge.score`].
+        steps (`int`, *optional*): optimizer steps between two rounds; `eval_steps` of the trainer by default.
+        shown (`int`, *optional*, defaults to `4`): judgments printed in a table each time.
+        batch_size (`int`, *optional*, defaults to `16`): rationales generated together.
+        **settings: as in [`Judge.score`], e.g. `num_cots=4`, `max_new_tokens=256`.
+
+    Raises:
+        ValueError: a record has no gold score; no `steps` are known; the model is sharded.
+
+    Example:
+    ```python
+    trainer.add_callback(JudgeCallback(trainer, held_out, steps=100))
+    ```
+    """
+
+    def __init__(
+        self,
+        trainer: "RegressionAwareSFTTrainer",
+        records: "Sequence[Record] | Dataset",
+        steps: int | None = None,
+        *,
+        shown: int = 4,
+        batch_size: int = 16,
+        **settings: Any,
+    ) -> None:
+        refuse_sharding()
+        every = trainer.args.eval_steps if steps is None else steps
+        if not every or every < 1:
+            raise InputError(f"steps must be a whole number of at least 1, got {every}: say how often to judge.")
+        self.trainer, self.steps, self.shown, self.batch_size = trainer, int(every), shown, batch_size
+        self.records = scored_records(list(records))
+        self.settings = {"progress": False, **settings}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Any
+    ) -> None:
+        if state.global_step % self.steps:
+            return
+        judgments = self._judge()
+        gold = [record["score"] for record in self.records]
+        due = control.should_log
+        # Not `self.trainer.log`: that of SFTTrainer ends its window of averages.
+        Trainer.log(self.trainer, self._figures(judgments, gold))
+        control.should_log = due  # logging takes it back, but the training's own figures are still to be logged
+        if self.trainer.accelerator.is_main_process:
+            Console().print(self._table(judgments, gold, state.global_step))
+
+    def _judge(self) -> list[Judgment]:
+        accelerator = self.trainer.accelerator
+        model: Any = accelerator.unwrap_model(self.trainer.model_wrapped)
+        tokenizer: Any = self.trainer.processing_class
+        judge = Judge.from_model(model, tokenizer, self.trainer.judge_config, batch_size=self.batch_size)
+        with accelerator.split_between_processes(list(range(len(self.records)))) as mine:
+            numbered = list(zip(mine, judge.score([self.records[i] for i in mine], **self.settings), strict=True))
+        return [judgment for _, judgment in sorted(gather_object(numbered), key=lambda pair: pair[0])]
+
+    def _figures(self, judgments: Sequence[Judgment], gold: Sequence[float]) -> dict[str, float]:
+        values = self.trainer.judge_config.scale
+        scores = {
+            "rail": [judgment.score for judgment in judgments],
+            "decoded": [float("nan") if j.label is None else values.value(j.label) for j in judgments],
+        }
+        logged = {}
+        for method, predictions in scores.items():
+            found: Mapping[str, Any] = agreement(predictions, gold, n_resamples=0)
+            logged.update({f"judge_{method}_{name}": float(found[name]) for name in FIGURES})
+        masses = [judgment.mass for judgment in judgments if not judgment.reason]
+        return {**logged, "judge_mass": sum(masses) / len(masses) if masses else float("nan")}
+
+    def _table(self, judgments: Sequence[Judgment], gold: Sequence[float], step: int) -> Table:
+        table = Table(title=f"Judgments after step {step:,}", show_lines=True)
+        for heading in ("gold", "score", "label", "mass"):
+            table.add_column(heading, justify="right")
+        table.add_column("rationale", overflow="fold")
+        for judgment, target in list(zip(judgments, gold, strict=True))[: self.shown]:
+            text = judgment.reason or judgment.rationale
+            numbers = (f"{target:.2f}", f"{judgment.score:.2f}", judgment.label or "-", f"{judgment.mass:.2f}")
+            table.add_row(*numbers, escape(text if len(text) <= 400 else text[:400] + " ..."))
+        return table
