@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +16,6 @@ from tract_trainer.benchmarks import (
     PAIR_FILES,
     PROMETHEUS_FILES,
     check_scale,
-    figures_of_pairs,
     load_benchmark,
     own_benchmark,
     read_rows,
@@ -403,11 +401,16 @@ def test_the_general_rubric_has_the_labels_of_any_scale_from_low_to_high(scale, 
 # Figures
 
 
+def without_intervals(figures):
+    known = {name: value for name, value in figures.items() if not name.endswith("_ci")}
+    return {name: without_intervals(value) if isinstance(value, dict) else value for name, value in known.items()}
+
+
 def test_the_higher_score_wins_a_tie_is_half_and_an_unscored_pair_is_counted_apart():
     # Pairs: 4 > 2 right; 1 < 3 wrong; 2 = 2 half; NaN unscored; 5 > 4.9 right.
     scores = [4, 2, 1, 3, 2, 2, 3, NAN, 5, 4.9]
     result = pair_figures(scores, ["a", "a", "b", "b", "b"])
-    assert result == {
+    assert without_intervals(result) == {
         "n": 5,
         "unscored": 1,
         "ties": 1,
@@ -429,7 +432,8 @@ def test_permuted_pairs_have_the_same_figures():
     scores, subsets = [4, 2, 1, 3, 2, 2, 3, NAN], ["a", "b", "a", "b"]
     order = [2, 0, 3, 1]
     moved = [scores[2 * i + side] for i in order for side in (0, 1)]
-    assert pair_figures(moved, [subsets[i] for i in order]) == pair_figures(scores, subsets)
+    expected = without_intervals(pair_figures(scores, subsets))
+    assert without_intervals(pair_figures(moved, [subsets[i] for i in order])) == expected
 
 
 def test_two_scores_per_pair_are_needed():
@@ -505,20 +509,23 @@ def test_the_combined_average_is_the_mean_of_the_four_sections():
     assert result["accuracy"] == pytest.approx(2.5 / 5)
 
 
+def test_the_interval_of_the_average_is_that_of_its_weighted_subsets():
+    # 100 pairs in each of the 23 subsets, 64 of them right: the variance of a subset's accuracy is .64 * .36 / 100, and
+    # the average has weights w / sum of w / 4 in each section, so sd^2 = .64 * .36 / 100 * sum of squared weights.
+    subsets = [name for weights in REWARD_BENCH_SECTIONS.values() for name in weights for _ in range(100)]
+    scores = [score for number in range(len(subsets)) for score in ((2, 1) if number % 100 < 64 else (1, 2))]
+    low, high = pair_figures(scores, subsets)["average_ci"]
+    shares = [w / sum(weights.values()) / 4 for weights in REWARD_BENCH_SECTIONS.values() for w in weights.values()]
+    sd = math.sqrt(0.64 * 0.36 / 100 * sum(share**2 for share in shares))
+    assert (low + high) / 2 == pytest.approx(0.64, abs=0.3 * sd)
+    assert high - low == pytest.approx(2 * 1.96 * sd, rel=0.1)
+    unscored = pair_figures([*scores, 2, NAN, NAN, 1], [*subsets, subsets[0], subsets[-1]])
+    assert unscored["average_ci"] == (low, high) and unscored["unscored"] == 2
+
+
 def test_a_part_of_reward_bench_has_no_average_and_other_pairs_no_sections():
     assert math.isnan(pair_figures([2, 1], ["hep-go"])["average"])
     assert "sections" not in pair_figures([2, 1, 2, 1], ["hep-go", "mine"])
-
-
-def test_judgments_of_pairs_give_figures_of_the_decoded_label_and_of_the_expected_score():
-    judged = [(3.2, "3"), (2.9, "3"), (1.5, "1"), (NAN, None)]
-    judgments = [SimpleNamespace(score=score, label=label) for score, label in judged]
-    result = figures_of_pairs(judgments, read_pairs(HHH), {"1": 1.0, "3": 3.0})
-    assert {kind: (r["accuracy"], r["ties"], r["unscored"]) for kind, r in result.items()} == {
-        "decoded": (0.5, 1, 1),
-        "RAIL": (1.0, 0, 1),
-    }
-    assert list(result["RAIL"]["subsets"]) == ["honest", "all"]
 
 
 # Start-up

@@ -81,6 +81,9 @@ def test_the_demo_leaves_three_judges_pictures_and_its_figures(demo):
     saved = json.loads((folder / "results.json").read_text())
     assert list(saved["results"]) == list(outcome["results"])
     assert saved["results"]["TRACT, RAIL"]["n"] == 24
+    for name, found in saved["differences"].items():
+        other = outcome["results"][name]["pearson"]
+        assert found["unscored"] or found["difference"] == pytest.approx(found["a"] - other, abs=1e-9)
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tract_trainer.metrics import agreement, calibration_error, paired_difference, pairwise_accuracy, reliability_curve
+from tract_trainer.calibration import calibration_error, reliability_curve
+from tract_trainer.metrics import agreement, paired_difference, pairwise_accuracy
 
 NAMES = ("pearson", "spearman", "kendall", "rmse", "mae", "ccc")
 ROUNDED = ("kendall_rounded", "qwk", "within_one")

@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from tract_trainer.benchmarks import PROMETHEUS_FILES
+from tract_trainer.benchmarks import BENCHMARKS
 from tract_trainer.engines import ENGINES
+from tract_trainer.methods import METHODS
 
 
 @dataclass
@@ -39,7 +40,9 @@ class SamplingArguments:
 
     _argument_group_name = "rationales"
 
-    num_cots: int = field(default=1, metadata={"help": "Rationales per record."})
+    num_cots: int = field(
+        default=1, metadata={"help": "Rationales per record; tract evaluate takes 0 as well: the score alone."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "0 takes the most likely token at each step."})
     top_p: float = field(default=0.9, metadata={"help": "Probability mass that is kept at each step."})
     repetition_penalty: float = field(default=1.03, metadata={"help": "Penalty on tokens that stand there already."})
@@ -74,7 +77,13 @@ class EngineArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.model_kwargs, str):
-            self.model_kwargs = json.loads(self.model_kwargs)
+            try:
+                self.model_kwargs = json.loads(self.model_kwargs)
+            except json.JSONDecodeError as error:
+                example = '{"dtype": "bfloat16"}'
+                raise ValueError(
+                    f"model_kwargs must be JSON, e.g. {example!r}, found {self.model_kwargs!r}."
+                ) from error
         if (self.engine == "server") != (self.base_url is not None):
             raise ValueError("--engine server and --base_url http://HOST:PORT/v1 belong together.")
 
@@ -145,11 +154,39 @@ class RecordArguments(AskArguments):
 class EvaluateArguments(AskArguments):
     """The judge, and what it is compared with."""
 
-    benchmark: str | None = field(
-        default=None, metadata={"help": "Name of a benchmark.", "choices": sorted(PROMETHEUS_FILES)}
+    benchmark: list[str] | None = field(
+        default=None, metadata={"help": "Names of benchmarks.", "choices": list(BENCHMARKS)}
     )
-    path: str | None = field(default=None, metadata={"help": "File or folder of the benchmark."})
-    output: str = field(default="evaluation.json", metadata={"help": "JSON file of the result."})
+    path: str | None = field(default=None, metadata={"help": "File of the benchmark, or folder of one or several."})
+    columns: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'What columns of `data` are called here, as JSON, e.g. \'{"human": "score"}\'.'},
+    )
+    output: str = field(
+        default="evaluation",
+        metadata={"help": "Folder of the results, or, for one benchmark, a .json file. Tables and pictures go beside."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.columns, str):
+            self.columns = json.loads(self.columns)
+        if self.columns is not None and not isinstance(self.columns, dict):
+            raise ValueError(f'--columns must be a JSON object such as {{"human": "score"}}, got {self.columns!r}.')
+
+    @property
+    def renames(self) -> dict[str, Any]:
+        return self.columns if isinstance(self.columns, dict) else {}
+
+
+@dataclass
+class CompareArguments:
+    """How two results are compared. They stand on the command line without a name."""
+
+    _argument_group_name = "comparison"
+
+    method: str = field(default="RAIL", metadata={"help": "How scores are read.", "choices": list(METHODS)})
+    output: str = field(default="comparison", metadata={"help": "Folder of the table and the picture."})
 
 
 @dataclass
@@ -165,6 +202,26 @@ class RunArguments(CotArguments, EngineArguments):
         default=None, metadata={"help": "Write own rationales for the first so many training rows only."}
     )
     max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on the first so many records."})
+
+
+@dataclass
+class ReportArguments:
+    """Where the page goes."""
+
+    _argument_group_name = "page"
+
+    output: str | None = field(
+        default=None, metadata={"help": "HTML file; by default report.html in the folder, or beside the result."}
+    )
+
+
+@dataclass
+class InspectArguments:
+    """How much is shown."""
+
+    _argument_group_name = "shown"
+
+    rows: int = field(default=3, metadata={"help": "Rows shown in colour; the counts are of all."})
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Turns the name of a benchmark, or a data set of one's own, into scored records or pairs, and judgments into results.
+"""Turns the name of a benchmark, or a data set of one's own, into scored records or pairs.
 
 A scored record is a judging record with its gold `score`; a pair is a mapping as `pairwise` has it, with `chosen` and
 `rejected`. Nothing here needs torch.
@@ -10,14 +10,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from tract_trainer.errors import InputError
-from tract_trainer.pairwise import check_reward_bench, pair_figures, read_pairs, ready_prompt
+from tract_trainer.pairwise import check_reward_bench, read_pairs, ready_prompt
 from tract_trainer.records import SCORE_COLUMNS, Record, gold_score, read_records
-
-if TYPE_CHECKING:
-    from tract_trainer.judgment import Judgment
 
 PROMETHEUS_FILES = {
     "feedback_bench": "feedback_collection_test.json",
@@ -217,33 +214,3 @@ def check_scale(records: Sequence[Record], low: float, high: float) -> None:
                 f"The gold score of record {number} is {record['score']:g}, off the scale of {low:g} to {high:g}. "
                 "Convert the gold scores to that scale."
             )
-
-
-def figures(judgments: Sequence["Judgment"], records: Sequence[Record], values: dict[str, float]) -> dict[str, Any]:
-    """
-    Agreement with gold of the decoded label and of the expected score.
-
-    Args:
-        judgments (`Sequence[Judgment]`), records (`Sequence[Mapping]`): of equal length, the records with `score`.
-        values (`dict[str, float]`): value of each label.
-
-    Returns:
-        `dict` with what [`agreement`] returns under `"decoded"` and `"RAIL"`.
-    """
-    from tract_trainer.metrics import agreement  # not at start-up: scipy takes a second
-
-    gold = [record["score"] for record in records]
-    return {kind: agreement(scores, gold) for kind, scores in _scores(judgments, values).items()}
-
-
-def figures_of_pairs(
-    judgments: Sequence["Judgment"], pairs: Sequence[Record], values: dict[str, float]
-) -> dict[str, Any]:
-    """Like [`figures`], but with what [`pair_figures`] returns; `judgments` are of what [`pair_records`] returns."""
-    subsets = [pair["subset"] for pair in pairs]
-    return {kind: pair_figures(scores, subsets) for kind, scores in _scores(judgments, values).items()}
-
-
-def _scores(judgments: Sequence["Judgment"], values: dict[str, float]) -> dict[str, list[float]]:
-    decoded = [float("nan") if j.label is None else values[j.label] for j in judgments]
-    return {"decoded": decoded, "RAIL": [j.score for j in judgments]}

@@ -13,11 +13,14 @@ from importlib.metadata import version
 from tract_trainer.errors import InputError
 
 COMMANDS = {
+    "inspect": "what would be trained on: tokens, scores, rows that would be lost",
     "sft": "train one stage on records or on a TRL dataset",
     "generate": "have a judge write its own rationales for a dataset (the data of stage 2)",
     "judge": "judge one record, or a file of them",
     "evaluate": "agreement of a judge with gold scores, with intervals",
+    "compare": "two judges on the same records: differences, intervals, p-values",
     "run": "both stages and the evaluation, from one YAML file",
+    "report": "one HTML page of a run or a result: figures, curves, judgments to browse",
     "demo": "the whole pipeline on a task and a model made on the spot, in minutes, without a download",
 }
 

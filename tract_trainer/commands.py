@@ -1,6 +1,7 @@
 """The bodies of the command line's commands: arguments in, a job done, a table or a file out."""
 
 import difflib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +12,22 @@ from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 from tract_trainer.arguments import (
+    CompareArguments,
     DataArguments,
     DemoArguments,
     EvaluateArguments,
     GenerateArguments,
+    InspectArguments,
     JudgeArguments,
     RecordArguments,
+    ReportArguments,
     RunArguments,
     SamplingArguments,
     TrainingDataArguments,
 )
-from tract_trainer.benchmarks import load_benchmark, scored_records
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.errors import InputError
+from tract_trainer.results import commit_of, records_by_name, result_paths, show
 
 
 def parse(command: str, description: str, argv: Sequence[str], *kinds: Any) -> tuple[Any, ...]:
@@ -82,9 +86,26 @@ def sft(argv: Sequence[str]) -> None:
     pipeline.train(
         model,
         args,
-        pipeline.training_data(rows, args, model),
+        pipeline.training_data(rows, args, model, data.data),
         None if held_out is None else pipeline.training_data(held_out, args, model),
     )
+
+
+def inspect(argv: Sequence[str]) -> None:
+    if argv and not argv[0].startswith("-"):
+        argv = ["--data", *argv]
+    argv = [*argv, "--use_cpu", "true"]  # nothing is computed, so a machine without a GPU will do
+    data, shown, args, model = parse(
+        "inspect", "Shows what would be trained on. No weight is loaded.", argv, DataArguments, InspectArguments,
+        RegressionAwareSFTConfig, ModelConfig,
+    )  # fmt: skip
+    from tract_trainer import pipeline
+    from tract_trainer.inspecting import inspect_dataset, view
+
+    if model.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the model whose tokenizer and settings count.")
+    dataset = pipeline.training_data(_rows(data), args, model)
+    Console().print(view(inspect_dataset(dataset, args, model), shown.rows))
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -106,7 +127,6 @@ def generate(argv: Sequence[str]) -> None:
         max_retries=args.max_retries,
         unfinished=args.unfinished,
     )
-    Console().print((Path(args.output_dir) / "report.json").read_text())
 
 
 def judge(argv: Sequence[str]) -> None:
@@ -138,32 +158,34 @@ def evaluate(argv: Sequence[str]) -> None:
     data, args, draw = parse(
         "evaluate", "Compares a judge with gold scores.", argv, DataArguments, EvaluateArguments, SamplingArguments
     )
-    from tract_trainer import pipeline
-
-    if (args.benchmark is None) == (data.data is None):
-        raise InputError("Give either --benchmark NAME (with --path), or --data FILE with your own scored records.")
-    records = scored_records(list(_rows(data))) if data.data else load_benchmark(args.benchmark, args.path)
-    records = records[: data.max_records]
+    records = records_by_name(data, args)
+    paths = result_paths(args.output, list(records))
     loaded = _judge(args, draw)
-    result = pipeline.evaluate(
-        loaded,
-        records,
-        args.benchmark or data.data,
-        Path(args.output),
-        draw.num_cots,
-        seed=args.seed,
-        unfinished=args.unfinished,
-        **draw.sampling,
-    )
-    _show(result, Path(args.output))
+    from tract_trainer.evaluation import evaluate as evaluate_on
+
+    results = {}
+    for name, path in paths.items():
+        settings = {"seed": args.seed, "unfinished": args.unfinished, **draw.sampling}
+        named = {"judge_name": args.model, "revision": commit_of(args.model)}
+        results[path] = evaluate_on(loaded, records[name], name, path, draw.num_cots, **named, **settings)
+    show(results)
 
 
-def _show(result: dict[str, Any], path: Path) -> None:
-    from tract_trainer.report import results_table
+def compare(argv: Sequence[str]) -> None:
+    files = list(itertools.takewhile(lambda text: not text.startswith("-"), argv))
+    (args,) = parse("compare A.json B.json", "Differences between two judges.", argv[len(files) :], CompareArguments)
+    from tract_trainer import comparing
+    from tract_trainer.report import comparison_markdown, comparison_table
 
-    console = Console()
-    console.print(results_table(result["figures"]))
-    console.print(f"{result['benchmark']}: judgments and figures in {path}")
+    if len(files) != 2:
+        raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
+    a, b = map(comparing.load_result, files)
+    found, folder = comparing.compare(a, b, args.method), Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.md").write_text(comparison_markdown(found), encoding="utf-8")
+    comparing.draw_comparison(found, a, b, folder / "comparison.png")
+    Console().print(comparison_table(found))
+    print(f"The table and a picture are in {folder}.")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -180,8 +202,20 @@ def run(argv: Sequence[str]) -> None:
     from tract_trainer.run import run_pipeline
 
     rows = list(_rows(data))
-    result, path = run_pipeline(rows, data.eval_data, args, model, draw, settings)
-    _show(result, path)
+    result, path = run_pipeline(rows, data.eval_data, args, model, draw, settings, data.data)
+    show({path: result})
+
+
+def report(argv: Sequence[str]) -> None:
+    places = list(itertools.takewhile(lambda text: not text.startswith("-"), argv))
+    description = "One HTML page of a run: RUN is the folder of tract run, or one with results, or one result."
+    (args,) = parse("report RUN", description, argv[len(places) :], ReportArguments)
+    from tract_trainer.page import write_page
+
+    if len(places) != 1:
+        raise InputError(f"Expected the folder of a run, or the JSON file of a result, got {places}.")
+    path = write_page(places[0], args.output)
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, opens in any browser")
 
 
 def demo(argv: Sequence[str]) -> None:

@@ -26,11 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from datasets import Dataset
 from rich.console import Console
-from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
@@ -38,10 +36,11 @@ from trl import SFTConfig, SFTTrainer
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.cot import generate_cot_dataset
 from tract_trainer.demo_task import DemoSize, make_model, make_records, make_tokenizer, training_example
+from tract_trainer.drawing import plot_curves, plot_predictions
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
-from tract_trainer.metrics import agreement, pearson
-from tract_trainer.report import figure_with_interval, plot_curves, plot_predictions, results_table, save_results
+from tract_trainer.metrics import agreement, paired_difference
+from tract_trainer.report import figure_with_interval, results_table, save_results
 from tract_trainer.seeds import derive_seed
 from tract_trainer.trainer import RegressionAwareSFTTrainer
 
@@ -67,7 +66,8 @@ def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | N
 
     Returns:
         `dict`: what `results.json` holds: `seed`, `size`, `results` (what [`~tract_trainer.metrics.agreement`] returned
-        for each row of the table), `differences` (of Pearson's r, TRACT minus another row) and `seconds`.
+        for each row of the table), `differences` (what [`~tract_trainer.metrics.paired_difference`] returned for
+        Pearson's r, TRACT minus another row) and `seconds`.
 
     Raises:
         InputError: `output_dir` is not a folder, or holds files that no demo has made.
@@ -83,7 +83,7 @@ def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | N
             results = {name: agreement(row, gold, n_resamples=size.resamples) for name, row in scores.items()}
             differences = _differences(scores, gold, size.resamples)
     shown = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "TRACT, RAIL")
-    plot_predictions(folder / "predictions.png", {name: (scores[name], gold) for name in shown})
+    plot_predictions(folder / "predictions.png", {name: (scores[name], gold) for name in shown}, range(1, 6))
     plot_curves(folder / "curves.png", histories)
     (folder / "record.json").write_text(json.dumps({"prompt": held_out[0]["prompt"]}) + "\n")
     outcome = {"seed": seed, "size": dataclasses.asdict(size), "results": results, "differences": differences}
@@ -167,28 +167,20 @@ def _judge(folder: Path, records: Sequence[dict[str, Any]], seed: int) -> dict[s
 
 def _differences(scores: dict[str, list[float]], gold: list[float], resamples: int) -> dict[str, dict[str, Any]]:
     """Pearson's r of TRACT minus that of the others, on the records that both scored, with a paired 95 % interval."""
-
-    def difference(tract: Any, other: Any, gold: Any) -> float:
-        return pearson(tract, gold) - pearson(other, gold)
-
-    result = {}
-    for name in ("Cross-entropy, decoded", "Cross-entropy, RAIL", "Stage 1, RAIL"):
-        rows = np.array([scores["TRACT, RAIL"], scores[name], gold])  # (3, n)
-        rows = rows[:, np.isfinite(rows).all(0)]
-        found = stats.bootstrap(
-            rows, difference, n_resamples=resamples, paired=True, vectorized=False, method="percentile", rng=0
-        ).confidence_interval
-        result[name] = {"pearson": difference(*rows), "pearson_ci": (float(found.low), float(found.high))}
-    return result
+    others = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "Stage 1, RAIL")
+    return {
+        name: paired_difference(scores["TRACT, RAIL"], scores[name], gold, n_resamples=resamples) for name in others
+    }
 
 
 def _report(console: Console, outcome: dict[str, Any], folder: Path) -> None:
     console.print(results_table(outcome["results"], "Agreement with the gold scores, 95 % intervals"))
     for name, found in outcome["differences"].items():
-        low, high = found["pearson_ci"]
+        low, high = found["difference_ci"]
         verdict = "higher by" if low > 0 else "lower by" if high < 0 else "not clearly different,"
-        figure = figure_with_interval(found["pearson"], found["pearson_ci"])
-        console.print(f"TRACT, RAIL against {name}: Pearson {verdict} {figure}.", highlight=False, markup=False)
+        figure = figure_with_interval(found["difference"], found["difference_ci"])
+        sentence = f"TRACT, RAIL against {name}: Pearson {verdict} {figure}, p = {found['p_value']:.2g}."
+        console.print(sentence, highlight=False, markup=False)
     summary = f"\n{outcome['seconds']:.0f} s in all. Models and pictures are in {folder}."
     console.print(summary, highlight=False, markup=False)
     console.print("Judge a held-out record with the new judge:\n")

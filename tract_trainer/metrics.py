@@ -1,15 +1,15 @@
 """Turns predicted and gold scores into figures of how good a judge is, with intervals from resampled records.
 
-Knows nothing of models. A prediction of NaN is unscored. `n` records, `K` values of the scale, `B` bins.
+Knows nothing of models. A prediction of NaN is unscored. `n` records, `K` values of the scale.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tract_trainer.errors import InputError
-from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, Ints, chunks, interval, p_value, resamples
+from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, chunks, interval, p_value, resamples
 
 Scores = Sequence[float] | Floats
 
@@ -57,7 +57,7 @@ def agreement(
         InputError: the lengths differ, a gold score is not finite, or `values` are not those of a scale.
     """
     x, y = _paired(predictions, gold)
-    scale = None if values is None else _scale(values)
+    scale = None if values is None else checked_scale(values)
     names = PLAIN if scale is None else PLAIN + ROUNDED
     scored = np.isfinite(x)
     records = Agreement(x[scored], y[scored], scale)
@@ -71,11 +71,6 @@ def agreement(
         worst = Agreement(np.where(scored, x, farther), y, scale).overall(names)
         found |= {f"{name}_worst": figure for name, figure in worst.items()}
     return found
-
-
-def pearson(predictions: Scores, gold: Scores) -> float:
-    """Pearson's r; NaN if either side is constant."""
-    return float(agreement(predictions, gold, n_resamples=0)["pearson"])
 
 
 def paired_difference(
@@ -110,7 +105,7 @@ def paired_difference(
     Raises:
         InputError: as [`agreement`], or `figure` is not known or needs `values`.
     """
-    scale = None if values is None else _scale(values)
+    scale = None if values is None else checked_scale(values)
     if figure not in PLAIN + ROUNDED:
         raise InputError(f"figure {figure!r} is not known; known are {[*PLAIN, *ROUNDED]}.")
     if figure in ROUNDED and scale is None:
@@ -167,75 +162,8 @@ def pairwise_accuracy(
     return found
 
 
-class ReliabilityCurve(NamedTuple):
-    """How often a score is at or below each threshold, predicted and observed; NaN in a bin without records."""
-
-    thresholds: Floats  # (K - 1,), values of the scale, ascending, without the highest
-    predicted: Floats  # (K - 1, B), mean predicted probability
-    observed: Floats  # (K - 1, B), share of gold scores
-    counts: Ints  # (K - 1, B), records
-
-
-def reliability_curve(
-    probs: Sequence[Sequence[float]] | Floats, gold: Scores, values: Sequence[float], n_bins: int = 10
-) -> ReliabilityCurve:
-    """
-    The points of a reliability diagram for each threshold of the scale.
-
-    Args:
-        probs (`Sequence[Sequence[float]]`):
-            Probability of each value, `(n, K)`. Rows are divided by their sum; those with a NaN are unscored, left out.
-        gold (`Sequence[float]`): gold scores, `(n,)`. One between two values is above the lower and below the higher.
-        values (`Sequence[float]`): values of the scale, `(K,)`, in the order of the columns of `probs`.
-        n_bins (`int`, *optional*, defaults to `10`): bins of equal width between 0 and 1.
-
-    Raises:
-        InputError: shapes do not fit, a gold score is not finite, a row is no distribution, or `values` no scale.
-    """
-    scale, p, y = _scale(values), np.asarray(probs, dtype=np.float64), _gold(gold)
-    if p.shape != (len(y), len(scale)) and p.size + len(y):
-        raise InputError(f"Expected a row for each gold score, shape {(len(y), len(scale))}, got shape {p.shape}.")
-    p = p.reshape(len(y), len(scale))  # where there is no row, whatever the shape
-    bad = np.flatnonzero((p < 0).any(1) | np.isinf(p).any(1) | (p == 0).all(1))
-    if len(bad):
-        raise InputError(f"Expected probabilities or NaN (unscored), got {p[bad[0]].tolist()} in row {bad[0]}.")
-    scored, order = ~np.isnan(p).any(1), np.argsort(scale)
-    cumulative = np.cumsum(p[scored][:, order], axis=1)
-    predicted = cumulative[:, :-1] / cumulative[:, -1:]  # (n, K - 1)
-    reached = y[scored, None] <= scale[order][:-1]
-    bins = np.minimum((predicted * n_bins).astype(np.int64), n_bins - 1)
-    inside = (bins[:, :, None] == np.arange(n_bins)).astype(np.float64)  # (n, K - 1, B)
-    counts = inside.sum(0)
-    sums = (np.einsum("nk,nkb->kb", side, inside) for side in (predicted, reached))
-    means = [total / np.where(counts, counts, np.nan) for total in sums]
-    return ReliabilityCurve(scale[order][:-1], means[0], means[1], counts.astype(np.int64))
-
-
-def calibration_error(
-    probs: Sequence[Sequence[float]] | Floats, gold: Scores, values: Sequence[float], n_bins: int = 10
-) -> float:
-    """
-    Expected calibration error of the probabilities that a score is at or below each value but the highest.
-
-    `1 / (K - 1) sum_k sum_b n_kb / n |mean predicted P(score <= v_k) - share of gold <= v_k|`, over thresholds `v_k`
-    and bins `b` of [`reliability_curve`], whose arguments these are. It is the classwise error of Kull et al. (2019),
-    "Beyond temperature scaling", but of cumulative probabilities: a gold score between two values is of no class.
-    0 is best, 1 is worst, NaN is of no scored row; bins of few records raise it by chance.
-    """
-    curve = reliability_curve(probs, gold, values, n_bins)
-    gaps = np.where(curve.counts, np.abs(curve.predicted - curve.observed), 0.0)
-    n = curve.counts[0].sum()
-    return float((gaps * curve.counts).sum(1).mean() / n) if n else np.nan
-
-
-def _paired(predictions: Scores, gold: Scores) -> tuple[Floats, Floats]:
-    x, y = np.asarray(predictions, dtype=np.float64), _gold(gold)
-    if x.shape != y.shape or x.ndim != 1:
-        raise InputError(f"Expected one gold score per prediction, got shapes {x.shape} and {y.shape}.")
-    return x, y
-
-
-def _gold(gold: Scores) -> Floats:
+def checked_gold(gold: Scores) -> Floats:
+    """Gold scores as an array; an InputError where one is not finite."""
     y = np.asarray(gold, dtype=np.float64)
     if not np.isfinite(y).all():
         row = int(np.flatnonzero(~np.isfinite(y))[0])
@@ -243,8 +171,16 @@ def _gold(gold: Scores) -> Floats:
     return y
 
 
-def _scale(values: Sequence[float]) -> Floats:
+def checked_scale(values: Sequence[float]) -> Floats:
+    """Values of a scale as an array; an InputError where they are not two or more different, finite numbers."""
     scale = np.asarray(values, dtype=np.float64)
     if scale.ndim != 1 or len(set(scale.tolist())) < max(2, len(scale)) or not np.isfinite(scale).all():
         raise InputError(f"Expected values of a scale, different numbers as in [1, 2, 3, 4, 5], got {list(values)}.")
     return scale
+
+
+def _paired(predictions: Scores, gold: Scores) -> tuple[Floats, Floats]:
+    x, y = np.asarray(predictions, dtype=np.float64), checked_gold(gold)
+    if x.shape != y.shape or x.ndim != 1:
+        raise InputError(f"Expected one gold score per prediction, got shapes {x.shape} and {y.shape}.")
+    return x, y

@@ -176,7 +176,7 @@ def pair_records(
     return [dict(side) if "prompt" in side else {**shared, **side} for side in sides]
 
 
-def pair_figures(scores: Sequence[float], subsets: Sequence[str]) -> dict[str, Any]:
+def pair_figures(scores: Sequence[float] | NDArray[np.float64], subsets: Sequence[str]) -> dict[str, Any]:
     """
     Accuracy of the scores of pairs.
 
@@ -185,33 +185,31 @@ def pair_figures(scores: Sequence[float], subsets: Sequence[str]) -> dict[str, A
         subsets (`Sequence[str]`): subset of each pair, `(P,)`.
 
     Returns:
-        `dict` with `n`, the number of pairs; `unscored`, how many of them lack a score; `ties`; `accuracy` of the
-        others, a tie counting one half; `accuracy_worst`, where the unscored count as wrong. `subsets` has the same of
-        each subset. Where all subsets are of RewardBench, `sections` has both accuracies of each section, and
-        `average` and `average_worst` are the means over the sections. What has no pairs is NaN.
+        `dict` with what [`~tract_trainer.metrics.pairwise_accuracy`] returns, and `subsets` with the same of each.
+        Where all are of RewardBench, `sections` has both accuracies of each section, `average` and `average_worst` are
+        the means over sections, and `average_ci` draws pairs within each subset. What has no pairs is NaN.
 
     Raises:
         InputError: there are not two scores per pair.
     """
+    from tract_trainer.metrics import pairwise_accuracy  # not at start-up: scipy takes a second
+
     array = np.asarray(scores, dtype=np.float64)
     if array.shape != (2 * len(subsets),):
         raise InputError(f"Expected two scores per pair, {2 * len(subsets)}, got shape {array.shape}.")
-    wins = (np.sign(array[0::2] - array[1::2]) + 1) / 2  # (P,): 1, 1/2 or 0, NaN where a score is missing
-    names = np.asarray(subsets, dtype=object)
-    by_subset = {name: _accuracy(wins[names == name]) for name in dict.fromkeys(subsets)}
-    result = {**_accuracy(wins), "subsets": by_subset}
-    return result | _section_figures(by_subset) if set(subsets) <= REWARD_BENCH_SUBSETS else result
+    pairs, names = array.reshape(-1, 2), np.asarray(subsets, dtype=object)
+    of_subset = {name: pairs[names == name] for name in dict.fromkeys(subsets)}
+    by_subset = {name: pairwise_accuracy(*part.T) for name, part in of_subset.items()}
+    result = {**pairwise_accuracy(*pairs.T), "subsets": by_subset}
+    if not set(subsets) <= REWARD_BENCH_SUBSETS:
+        return result
+    return result | _section_figures(by_subset) | {"average_ci": _average_interval(of_subset)}
 
 
-def _accuracy(wins: NDArray[np.float64]) -> dict[str, Any]:
-    scored = wins[~np.isnan(wins)]
-    return {
-        "n": len(wins),
-        "unscored": len(wins) - len(scored),
-        "ties": int((scored == 0.5).sum()),
-        "accuracy": float(scored.mean()) if len(scored) else float("nan"),
-        "accuracy_worst": float(scored.sum() / len(wins)) if len(wins) else float("nan"),
-    }
+def pair_wins(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 where the chosen one of two scores, `(P, 2)`, is higher, 0 where it is lower, a half in a tie, or NaN."""
+    wins: NDArray[np.float64] = (np.sign(pairs[:, 0] - pairs[:, 1]) + 1) / 2
+    return wins
 
 
 def _section_figures(by_subset: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -222,6 +220,20 @@ def _section_figures(by_subset: Mapping[str, Mapping[str, float]]) -> dict[str, 
             result["sections"][section][kind] = accuracy
         result[average] = float(np.mean(list(sections.values())))
     return result
+
+
+def _average_interval(of_subset: Mapping[str, NDArray[np.float64]], times: int = 1000) -> tuple[float, float]:
+    from tract_trainer.resampling import interval, resamples
+
+    rng, drawn = np.random.default_rng(42), {}
+    for subset, pairs in of_subset.items():
+        wins = pair_wins(pairs)
+        wins = wins[~np.isnan(wins)]
+        alone = np.full(times, wins[0] if len(wins) else np.nan)  # of one pair, no resample differs
+        several = [wins @ weights / len(wins) for weights in resamples(len(wins), times, rng)]
+        drawn[subset] = np.concatenate(several) if several else alone
+    columns = (dict(zip(drawn, column, strict=True)) for column in zip(*drawn.values(), strict=True))
+    return interval([np.array([np.mean(list(section_accuracies(column).values())) for column in columns])], 0.95)
 
 
 def section_accuracies(accuracies: Mapping[str, float]) -> dict[str, float]:

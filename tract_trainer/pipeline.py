@@ -1,19 +1,16 @@
 """Turns records into a trained judge and its figures: the steps behind the command line, one function each."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from tract_trainer.benchmarks import figures
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.controls import control_pattern
 from tract_trainer.errors import InputError
@@ -21,9 +18,10 @@ from tract_trainer.judge import Judge
 from tract_trainer.judgment import Judgment
 from tract_trainer.parallel import process_state
 from tract_trainer.records import Record, as_messages, gold_score, read_records, training_examples
-from tract_trainer.report import save_results, without_nan
+from tract_trainer.report import without_nan
 from tract_trainer.seeds import digest
-from tract_trainer.shards import check_settings
+from tract_trainer.shards import append_rows, check_settings
+from tract_trainer.stage2 import described
 from tract_trainer.trainer import RegressionAwareSFTTrainer
 
 logger = get_logger(__name__)
@@ -38,8 +36,8 @@ def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Datas
         return read_records(source)
     try:
         if suffix in (".parquet", ".csv"):
-            return load_dataset(suffix[1:], data_files=source, split="train")
-        return load_dataset(source, split=split)
+            return described(load_dataset(suffix[1:], data_files=source, split="train"), Path(source).parent)
+        return described(load_dataset(source, split=split), Path(source))
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise InputError(
             f"There is no data at {source!r} ({error}). Give a .json, .jsonl, .parquet or .csv file, a folder, or a "
@@ -47,11 +45,22 @@ def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Datas
         ) from error
 
 
-def training_data(rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, model_args: ModelConfig) -> Dataset:
+def training_data(
+    rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, model_args: ModelConfig, source: str | None = None
+) -> Dataset:
     """
     A dataset for the trainer: rows that are ready for TRL as they are, records rendered and closed, as chat messages
-    where the model's tokenizer has, or is given, a chat template.
+    where the model's tokenizer has, or is given, a chat template. The model card names it after its `source`.
     """
+    dataset = _training_data(rows, args, model_args)
+    if source is not None:
+        dataset.info.dataset_name = Path(source).name if Path(source).exists() else source
+    return dataset
+
+
+def _training_data(
+    rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, model_args: ModelConfig
+) -> Dataset:
     columns = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
     if any(column in columns for column in READY_COLUMNS):
         return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
@@ -118,6 +127,7 @@ def train(
         folder = Path(str(args.output_dir))
         checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()  # trainer_state.json: the curves of tract report
     trainer.save_model()  # and pushes, with push_to_hub
     trainer.accelerator.wait_for_everyone()  # the first process saves, and all may load
 
@@ -125,39 +135,6 @@ def train(
 def is_trained(folder: Path) -> bool:
     """Whether a stage has been saved there: `judge_config.json` is the last file that saving writes."""
     return (folder / "judge_config.json").is_file()
-
-
-def evaluate(
-    judge: Judge, records: Sequence[Record], name: str, path: Path, num_cots: int = 1, **settings: Any
-) -> dict[str, Any]:
-    """
-    Judges `records`, each with a gold `score`, and writes the result to `path` as JSON.
-
-    Returns:
-        `dict` with `benchmark`, `settings`, `figures` and `judgments`.
-    """
-    scale = judge.config.scale
-    for number, record in enumerate(records):
-        if not scale.low <= record["score"] <= scale.high:
-            raise InputError(
-                f"The gold score of record {number} is {record['score']}, off the judge's scale of {scale.low:g} to "
-                f"{scale.high:g}. Convert the gold scores to that scale."
-            )
-    judgments = list(judge.stream(records, num_cots, **settings))
-    values = dict(zip(judge.config.scale.labels, judge.config.scale.values, strict=True))
-    result = {
-        "benchmark": name,
-        "settings": {"num_cots": num_cots, **settings},
-        "judge": asdict(judge.config),
-        "figures": figures(judgments, records, values),
-        "judgments": [
-            {"gold": record["score"], **as_json(judgment)} for record, judgment in zip(records, judgments, strict=True)
-        ],
-    }
-    if PartialState().is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_results(path, result)
-    return result
 
 
 def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: int, **settings: Any) -> None:
@@ -173,14 +150,10 @@ def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: in
     path.parent.mkdir(parents=True, exist_ok=True)
     made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}
     check_settings(path.with_name(path.name + ".settings.json"), made_with)
-    done = path.read_bytes() if path.exists() else b""
-    whole = done[: done.rfind(b"\n") + 1]
-    with path.open("r+b" if path.exists() else "wb") as file:
-        file.truncate(len(whole))  # a killed run may have left half a line
-        file.seek(len(whole))
-        for judgment in judge.stream(records[whole.count(b"\n") :], num_cots, progress=True, **settings):
-            file.write(json.dumps(as_json(judgment), ensure_ascii=False).encode() + b"\n")
-            file.flush()
+    append_rows(
+        path,
+        lambda start: map(as_json, judge.stream(records[start:], num_cots, progress=True, **settings)),
+    )
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:

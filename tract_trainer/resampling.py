@@ -88,13 +88,13 @@ class Agreement:
     def _pairs(self) -> dict[str, "_Pairs"]:
         pairs = {"plain": _Pairs(self.predictions, self.gold)}
         if self.values is not None:
-            rounded, gold = (_nearest(scores, self.values) for scores in (self.predictions, self.gold))
+            rounded, gold = (nearest(scores, self.values) for scores in (self.predictions, self.gold))
             pairs |= {"rounded": _Pairs(rounded, self.gold), "both rounded": _Pairs(rounded, gold)}
             pairs["in steps"] = _Pairs(_steps(rounded, self.values), _steps(self.gold, self.values))
         return pairs
 
 
-def _nearest(scores: Floats, values: Floats) -> Floats:
+def nearest(scores: Floats, values: Floats) -> Floats:
     return values[np.abs(scores[:, None] - values).argmin(1)]  # of two equally near, the first
 
 

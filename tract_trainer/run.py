@@ -19,11 +19,14 @@ from trl import ModelConfig, get_quantization_config
 from tract_trainer import pipeline
 from tract_trainer.arguments import RunArguments, SamplingArguments
 from tract_trainer.benchmarks import scored_records
+from tract_trainer.card import add_results
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.cot import generate_cot_dataset
 from tract_trainer.errors import InputError
+from tract_trainer.evaluation import evaluate
 from tract_trainer.judge import Judge
 from tract_trainer.limits import refuse_sharding
+from tract_trainer.pushing import push_judge
 from tract_trainer.records import Record
 from tract_trainer.seeds import digest
 from tract_trainer.shards import check_settings
@@ -36,9 +39,12 @@ def run_pipeline(
     model: ModelConfig,
     draw: SamplingArguments,
     settings: RunArguments,
+    source: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """
-    Runs both stages and the evaluation under `args.output_dir`: `stage1/`, `cots/`, `stage2/`, `evaluation.json`.
+    Runs both stages and the evaluation under `args.output_dir`: `stage1/`, `cots/`, `stage2/`, `evaluation.json`. With
+    `args.push_to_hub`, the judge of stage 2 is pushed, its card with the evaluation. The card names the data after its
+    `source`.
 
     Returns:
         The evaluation's result and its path.
@@ -57,7 +63,7 @@ def run_pipeline(
     held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
     if settings.max_eval_records is not None:
         held_out = held_out[: settings.max_eval_records]
-    dataset = pipeline.training_data(training, args, model)
+    dataset = pipeline.training_data(training, args, model, source)
     console.print(f"[1/4] Stage 1 on {len(dataset):,} annotated rationales of {len(training):,} records")
     _stage(folder / "stage1", model, args, dataset)
     prompts = dataset
@@ -75,21 +81,36 @@ def run_pipeline(
         unfinished=settings.unfinished,
     )
     console.print(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
-    _stage(folder / "stage2", model, args, cots)
+    _stage(folder / "stage2", model, args, cots, push=bool(args.push_to_hub))
     console.print(f"[4/4] Evaluation on {len(held_out):,} held-out records")
     judge = _judge(folder / "stage2", model, draw, settings)
     path = folder / "evaluation.json"
-    result = pipeline.evaluate(
+    result = evaluate(
         judge,
         held_out,
         eval_data or "held-out records",
         path,
         draw.num_cots,
+        judge_name=str(folder / "stage2"),
         seed=args.seed,
         unfinished="force" if settings.unfinished == "force" else "unscored",
         **draw.sampling,
     )
+    if PartialState().is_main_process:
+        _publish(folder / "stage2", result, args)
     return result, path
+
+
+def _publish(folder: Path, result: dict[str, Any], args: RegressionAwareSFTConfig) -> None:
+    add_results(folder, result)
+    if args.push_to_hub:
+        push_judge(
+            folder,
+            args.hub_model_id or folder.parent.resolve().name,
+            token=args.hub_token,
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+        )
 
 
 # Words in the names of training arguments that say how to log, save or place, not what is learned.
@@ -111,7 +132,13 @@ def _settings(
     for name in ("batch_size", "max_eval_records", "unfinished"):  # these may change when a run goes on
         del found[name]
     found |= {"data": digest(rows), "eval_data": eval_data}
-    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]
+    text = json.dumps(found, default=str)
+    return json.loads(text, object_hook=_without_token)  # type: ignore[no-any-return]
+
+
+def _without_token(settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of models may hold an access token, which is nobody else's business."""
+    return {name: value for name, value in settings.items() if name not in ("token", "use_auth_token", "api_key")}
 
 
 def _split(
@@ -131,11 +158,14 @@ def _split(
     return scored_records([rows[i] for i in held_out]), [rows[i] for i in training]
 
 
-def _stage(folder: Path, model: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset) -> None:
+def _stage(
+    folder: Path, model: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset, push: bool = False
+) -> None:
     if pipeline.is_trained(folder):
         return
     args = copy.copy(args)
     args.output_dir, args.resume_from_checkpoint = str(folder), "true"  # the settings have been compared
+    args.push_to_hub, args.hub_model_id = push, args.hub_model_id or folder.parent.resolve().name
     pipeline.train(model, args, dataset)
     clear_device_cache(garbage_collection=True)  # the next step loads a model of its own
 

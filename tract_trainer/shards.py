@@ -6,7 +6,7 @@ A line is whole or it does not count: what a killed process left half-written is
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +99,15 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(settings, indent=2) + "\n")
     temporary.replace(path)
+
+
+def append_rows(path: Path, rows: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
+    """Appends to the JSONL file `path`, as they come, the rows that `rows` gives after as many as there are lines."""
+    done = path.read_bytes() if path.exists() else b""
+    whole = done[: done.rfind(b"\n") + 1]
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(len(whole))  # a killed run may have left half a line
+        file.seek(len(whole))
+        for row in rows(whole.count(b"\n")):
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.flush()

@@ -1,0 +1,208 @@
+"""Turns a judge and scored records, or pairs, into a result: figures of every method with intervals, and the judgments.
+
+A result is what docs/evaluation.md describes key by key: it holds no NaN but `None`, and its figures can be computed
+again from its `judgments` alone. A row is one of these; of pairs there are two each, the chosen one first.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from tract_trainer.artifacts import SCHEMA_VERSION
+from tract_trainer.benchmarks import check_scale
+from tract_trainer.calibration import calibration
+from tract_trainer.engines import Sampling
+from tract_trainer.errors import InputError
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.judge import Judge
+from tract_trainer.judgment import Judgment, unscored
+from tract_trainer.methods import mean_mass, rationale_counts, scores_by_method
+from tract_trainer.metrics import agreement
+from tract_trainer.pairwise import pair_figures, pair_records
+from tract_trainer.parallel import process_state
+from tract_trainer.pictures import draw
+from tract_trainer.records import Prompt, Record
+from tract_trainer.report import markdown, save_results, without_nan
+from tract_trainer.seeds import digest
+from tract_trainer.shards import append_rows, check_settings
+
+COMPARED = ("instruction", "response", "rubric", "reference", "prompt", "messages", "score", "chosen", "rejected")
+
+
+def evaluate(
+    judge: Judge,
+    records: Sequence[Record],
+    name: str,
+    path: Path,
+    num_cots: int = 1,
+    *,
+    judge_name: str = "judge",
+    revision: str | None = None,
+    seed: int = 42,
+    unfinished: str = "unscored",
+    **sampling: Any,
+) -> dict[str, Any]:
+    """
+    Judges records and writes the result: JSON to `path`, and beside it a Markdown table and pictures.
+
+    Judgments are on disk as they are made: the same call goes on where a killed one stopped.
+
+    Args:
+        judge ([`Judge`]): the judge.
+        records (`Sequence[Mapping]`): scored records or pairs, from [`load_benchmark`] or [`own_benchmark`].
+        name (`str`): what the records are called in the result.
+        path (`Path`): JSON file; its ending is replaced for the others.
+        num_cots (`int`, *optional*, defaults to `1`):
+            Rationales per record. 0 reads the score right after the prompt and the prefix, for a judge that was trained
+            without rationales.
+        judge_name (`str`, *optional*, defaults to `"judge"`), revision (`str`, *optional*): what the judge is called.
+        seed, unfinished, sampling: as in [`Judge.score`].
+
+    Returns:
+        `dict`: what the JSON file holds.
+
+    Raises:
+        InputError: there are no records, a gold score is off the judge's scale, or `path` was begun in another way.
+    """
+    config = judge.config
+    pairs = _are_pairs(records)
+    if not pairs:
+        check_scale(records, config.scale.low, config.scale.high)
+    drawn = {"seed": seed, "unfinished": unfinished, **asdict(Sampling(**sampling))}
+    settings = {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__}
+    of_judge = {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(config)}
+    benchmark = {"name": name, "records": len(records), "digest": _digest(records)}
+
+    def rows(start: int) -> Iterator[dict[str, Any]]:
+        asked = (pair_records(records, config.scale) if pairs else records)[start:]
+        judgments = judge.stream(asked, num_cots, **drawn) if num_cots else _without_rationales(judge, asked)
+        known = (_of_pairs if pairs else _of_records)(records)[start:]
+        for gold, record, judgment in zip(known, asked, judgments, strict=True):
+            yield {**gold, **_row(judgment, judge.rows.prompt(record))}
+
+    made_with = {"judge": judge.identity, "benchmark": benchmark, **settings}
+    judged = _judged(path, made_with, rows)
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "tract_trainer_version": version("tract-trainer"),
+        "judge": of_judge,
+        "benchmark": benchmark,
+        "settings": settings,
+        **without_nan(_figures(judged, config, num_cots)),
+        "judgments": judged,
+    }
+    if process_state().is_main_process:
+        save(result, path)
+    return result
+
+
+def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: int | None = None) -> dict[str, Any]:
+    """
+    Figures of each method over judged rows, with the first `count` rationales of each that came to a score.
+
+    Returns:
+        `dict` with, for each of [`~tract_trainer.methods.METHODS`], what [`~tract_trainer.metrics.agreement`] or, of
+        pairs, [`~tract_trainer.pairwise.pair_figures`] returns, and `mass`.
+    """
+    scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
+    mass = mean_mass(rows, count)
+    if "gold" not in rows[0]:
+        subsets = [row["subset"] for row in rows[::2]]
+        return {method: {**pair_figures(found, subsets), "mass": mass} for method, found in scores.items()}
+    gold, values = [row["gold"] for row in rows], config.score_values
+    return {method: {**agreement(found, gold, values=values), "mass": mass} for method, found in scores.items()}
+
+
+def save(result: Mapping[str, Any], path: Path) -> None:
+    """Writes a result to the JSON file `path`, and beside it its table (`.md`) and its pictures (`-NAME.png`)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_results(path, result)
+    path.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    draw(result, path.with_suffix(""))
+
+
+def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: int) -> dict[str, Any]:
+    methods = figures_of(rows, config)
+    counts = rationale_counts(num_cots)
+    by_rationales = {str(count): methods if count == num_cots else figures_of(rows, config, count) for count in counts}
+    found = {"methods": methods, "by_rationales": by_rationales}
+    if "gold" not in rows[0]:
+        return found
+    probs = np.array([row["probs"] for row in rows], dtype=np.float64)  # (n, K)
+    probs[probs.sum(1) == 0] = np.nan  # all probability is off the scale, and no distribution on it left
+    return found | {"calibration": calibration(probs, [row["gold"] for row in rows], config.score_values)}
+
+
+def _judged(
+    path: Path, made_with: dict[str, Any], rows: Callable[[int], Iterator[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """All rows; in a file beside `path` until there are all, where one process alone judges."""
+    if process_state().num_processes > 1:
+        return list(rows(0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun, settings = (path.with_name(f"{path.stem}.unfinished.{kind}") for kind in ("jsonl", "json"))
+    check_settings(settings, made_with)
+    append_rows(begun, rows)
+    judged = [json.loads(line) for line in begun.read_bytes().splitlines()]
+    begun.unlink()
+    settings.unlink()
+    return judged
+
+
+def _without_rationales(judge: Judge, records: Sequence[Record]) -> Iterator[Judgment]:
+    """The score right after the prompt and the prefix, some batches of records at a time."""
+    size, limit = 8 * judge.engine.batch_size, judge.engine.max_length
+    too_long = "The prompt and the prefix have {} tokens, the model reads {}."
+    for start in tqdm(range(0, len(records), size), desc="Judging", unit=f" x {size} records"):
+        piece = [records[i] for i in range(start, min(start + size, len(records)))]
+        rows = [judge.rows.scored_ids(record, "") for record in piece]
+        short = [record for record, row in zip(piece, rows, strict=True) if judge.fits(row)]
+        read = iter(judge.rescore(short, [""] * len(short)))
+        for row in rows:
+            yield next(read) if judge.fits(row) else unscored(too_long.format(len(row), limit), judge.config)
+
+
+def _are_pairs(records: Sequence[Record]) -> bool:
+    if not len(records):
+        raise InputError("There are no records to evaluate on. Give at least one.")
+    return isinstance(records[0].get("chosen"), Mapping)
+
+
+def _digest(records: Sequence[Record]) -> str:
+    """The same for the same questions and gold scores, whatever else a file of them holds."""
+    return digest([{name: record[name] for name in COMPARED if name in record} for record in records])
+
+
+def _of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
+    return [{"gold": record["score"]} for record in records]
+
+
+def _of_pairs(pairs: Sequence[Record]) -> list[dict[str, Any]]:
+    return [
+        {"id": str(pair.get("id", number)), "subset": pair["subset"], "side": side}
+        for number, pair in enumerate(pairs)
+        for side in ("chosen", "rejected")
+    ]
+
+
+def _row(judgment: Judgment, prompt: Prompt) -> dict[str, Any]:
+    found = {
+        **{name: getattr(judgment, name) for name in ("score", "probs", "std", "mass", "label", "rationale", "reason")},
+        "prompt": prompt if isinstance(prompt, str) else "\n\n".join(str(turn["content"]) for turn in prompt),
+        "rationales": [
+            {
+                "label": rationale.label,
+                "probs": None if rationale.log_probs is None else np.exp(rationale.log_probs).tolist(),
+                "num_tokens": rationale.num_tokens,
+                "forced": rationale.forced,
+            }
+            for rationale in judgment.rationales
+        ],
+    }
+    return without_nan(found)  # type: ignore[no-any-return]
