@@ -1,12 +1,15 @@
 """`judge_config.json`: what a saved judge says of itself."""
 
+import copy
 import json
+import pickle
 from importlib.metadata import version
 
 import pytest
 from tiny import PREFIX
 
 from tract_trainer import JudgeConfig, RegressionAwareSFTConfig, ScoreScale
+from tract_trainer.hub import HubToken
 from tract_trainer.records import DEFAULT_TEMPLATE
 
 FULL = JudgeConfig(
@@ -106,3 +109,17 @@ def test_a_missing_key_is_refused_by_name(tmp_path, key):
 def test_labels_written_as_numbers_are_read_as_text():
     config = JudgeConfig(score_labels=[1, 2], score_values=[1, 2], score_prefix="Score: ")
     assert config.score_labels == ["1", "2"] and config.scale.value(config.score_labels[1]) == 2.0
+
+
+def test_a_token_is_text_that_no_pickle_takes_along(tmp_path):
+    token = "hf_recognisableTokenOfNobody"
+    settings = {"use_cpu": True, "bf16": False, "model_init_kwargs": {"token": token, "revision": "main"}}
+    args = RegressionAwareSFTConfig(str(tmp_path), hub_token=token, **settings)
+    assert args.hub_token == token and isinstance(args.hub_token, HubToken)
+    for copied in (copy.copy(args), copy.deepcopy(args)):
+        assert copied.hub_token == token and copied.model_init_kwargs["token"] == token
+    written = pickle.dumps(args)
+    assert token.encode() not in written
+    found = pickle.loads(written)
+    assert found.hub_token is None and found.model_init_kwargs == {"token": None, "revision": "main"}
+    assert RegressionAwareSFTConfig(str(tmp_path), use_cpu=True, bf16=False).hub_token is None

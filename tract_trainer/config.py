@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from tract_trainer.errors import InputError
+from tract_trainer.hub import HubToken
 from tract_trainer.losses import SCORE_LOSSES
 from tract_trainer.scale import ScoreScale
 
@@ -97,6 +98,9 @@ class RegressionAwareSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.hub_token = self.hub_token and HubToken(self.hub_token)
+        if isinstance(self.model_init_kwargs, dict) and isinstance(self.model_init_kwargs.get("token"), str):
+            self.model_init_kwargs = {**self.model_init_kwargs, "token": HubToken(self.model_init_kwargs["token"])}
         self.score_labels = list(self.scale.labels)  # as text: YAML reads [1, 2] as integers
         for name, choices in (("score_loss_type", list(SCORE_LOSSES)), ("missing_score", ["error", "drop", "keep"])):
             if getattr(self, name) not in choices:

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 FILE_NAME = "judge_config.json"
 
 
+class HubToken(str):
+    """An access token that no pickle takes along: Transformers saves, and uploads, the training arguments as one."""
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: object) -> "HubToken":
+        return self
+
+
 @dataclass(frozen=True)
 class JudgeConfig:
     """

@@ -23,6 +23,14 @@ AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 COLUMNS = ["input_ids", "labels", "score_labels"]
 
 
+class Lost(NamedTuple):
+    """Rows without a usable score for one reason: how many, what is wrong with them, and the whole story."""
+
+    rows: int
+    complaint: str
+    sentence: str
+
+
 class Cut(NamedTuple):
     """How rows will be shortened once their score is found."""
 
@@ -132,12 +140,12 @@ def describe(problem: str, row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -
 
 def add_score_labels(
     dataset: AnyDataset, tokens: ScoreTokens, cut: Cut, missing_score: str, name: str, num_proc: int | None = None
-) -> tuple[AnyDataset, list[str]]:
+) -> tuple[AnyDataset, list[Lost]]:
     """
     Adds the column `score_labels` and applies `missing_score` to the rows without a usable score.
 
     Returns:
-        The dataset, and a sentence for each kind of row that was dropped or kept without a score.
+        The dataset, and each kind of row that was dropped or kept without a score.
 
     Raises:
         ValueError: with `missing_score="error"`, a row has no usable score; or no row is left. For an
@@ -154,20 +162,21 @@ def add_score_labels(
 
     dataset = dataset.map(target_row, desc=f"Finding the scores of the {name} dataset", num_proc=num_proc, **kwargs)
     problems = dataset["score_problem"][:]
-    sentences: list[str] = [
-        _sentence(problem, count, problems, dataset, tokens, cut, name, missing_score)
+    lost: list[Lost] = [
+        _lost(problem, count, problems, dataset, tokens, cut, name, missing_score)
         for problem, count in Counter(filter(None, problems)).most_common()
     ]
-    if sentences and missing_score == "error":
+    sentences: list[str] = [kind.sentence for kind in lost]
+    if lost and missing_score == "error":
         raise InputError("\n".join(sentences))
-    if sentences and missing_score == "drop":
+    if lost and missing_score == "drop":
         dataset = dataset.select([i for i, problem in enumerate(problems) if not problem])
     if len(dataset) == 0:
         raise InputError("\n".join([f"No row of the {name} dataset is left to use.", *sentences]))
-    return dataset.remove_columns("score_problem"), sentences
+    return dataset.remove_columns("score_problem"), lost
 
 
-def _sentence(
+def _lost(
     problem: str,
     count: int,
     problems: list[str],
@@ -176,14 +185,15 @@ def _sentence(
     cut: Cut,
     name: str,
     missing_score: str,
-) -> str:
+) -> Lost:
     first = problems.index(problem)
     complaint, shown, remedy = describe(problem, dataset[first], tokens, cut)
     share = 100 * count / len(problems)
-    return (
+    sentence = (
         f"{count:,} of {len(problems):,} {name} rows ({share:.1f} %) {complaint}; the first is row {first}, {shown}. "
         f"{remedy}{OUTCOMES[missing_score]}"
     )
+    return Lost(count, complaint, sentence)
 
 
 def _refuse(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, name: str) -> dict[str, Any]:

@@ -21,16 +21,15 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTConfig, SFTTrainer
-from trl.data_utils import is_conversational
+from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.collator import DataCollatorForScoredCompletion, scores_due
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.figures import ScoreFigures
-from tract_trainer.hub import JudgeConfig
 from tract_trainer.limits import refuse_datasets, refuse_settings, refuse_topology
 from tract_trainer.losses import score_loss
+from tract_trainer.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.score_head import add_score_head, first_output
 from tract_trainer.targets import COLUMNS, Cut, add_score_labels, cut_or_pack, uncut
@@ -40,7 +39,7 @@ logger = get_logger(__name__)
 Datasets: TypeAlias = Dataset | IterableDataset
 
 
-class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
+class RegressionAwareSFTTrainer(JudgeSavingTrainer):
     """
     Trainer for TRACT (Chiang, Lee and Lukasik, ACL 2025): `SFTTrainer` whose loss is, with `y` the gold score and
     `yhat` the expected score where the row writes it (eq. 4),
@@ -52,7 +51,8 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
     without it, the target is the value of the label in the text.
 
     Overridden are `_prepare_dataset` (finds the scores), `get_batch_samples` (counts them), `compute_loss` (adds the
-    term), `evaluation_loop` and `log` (their figures) and `_save` (adds `judge_config.json`). The rest is inherited.
+    term), `evaluation_loop` and `log` (their figures); and, in [`~tract_trainer.saving.JudgeSavingTrainer`], what saves
+    and pushes (adds `judge_config.json` and the model card). The rest is inherited.
 
     Logged: `ce_loss`, `score_loss`, `score_mae` and `score_mass` (probability on the scale), as means over the logging
     window; in evaluation also `score_pearson`, `score_spearman` and `score_rmse`, over the whole evaluation set.
@@ -98,7 +98,8 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         refuse_settings(args, compute_loss_func)
         refuse_datasets(train_dataset, eval_dataset, args.dataset_text_field if formatting_func is None else None)
         self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
-        self._sample: dict[str, Any] = next(iter(train_dataset), {}) if train_dataset is not None else {}
+        self._sample = next(iter(train_dataset), {}) if train_dataset is not None else {}
+        self.row_counts = {}
         super().__init__(
             model=model,
             args=args,
@@ -133,17 +134,6 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         """The scale as the tokenizer writes it after the prefix."""
         return ScoreTokens.resolve(self._score_args.scale, self._score_args.score_prefix, self._tokenizer)
 
-    @property
-    def judge_config(self) -> JudgeConfig:
-        """What [`Judge`] needs to know of this model, saved with it as `judge_config.json`."""
-        if "input_ids" in self._sample:  # nothing tells how its text was made
-            conversational = self._tokenizer.chat_template is not None
-        else:
-            messages = is_conversational(self._sample) or "conversations" in self._sample
-            conversational = messages and self._formatting_func is None
-        template_kwargs = self._sample.get("chat_template_kwargs") or {}
-        return JudgeConfig.of(self.args, conversational, chat_template_kwargs=template_kwargs)
-
     def _prepare_dataset(
         self,
         dataset: Datasets,
@@ -158,6 +148,7 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
             return dataset
         # The score is found on whole rows, in their order: what cuts, shuffles and packs comes afterwards.
         dataset = super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
+        given, counts = len(dataset) if isinstance(dataset, Dataset) else None, {}
         with PartialState().local_main_process_first():  # the others read its cache
             if "score_labels" not in columns:
                 dataset, lost = add_score_labels(
@@ -168,9 +159,16 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
                     "training" if dataset_name == "train" else dataset_name,
                     args.dataset_num_proc,
                 )
-                for sentence in lost:
-                    logger.warning(f"missing_score={self._score_args.missing_score!r}: {sentence}")
-            return cut_or_pack(dataset, args, packing, dataset_name)
+                counts = {kind.complaint: kind.rows for kind in lost}
+                for kind in lost:
+                    logger.warning(f"missing_score={self._score_args.missing_score!r}: {kind.sentence}")
+            left = len(dataset) if isinstance(dataset, Dataset) else None
+            dataset = cut_or_pack(dataset, args, packing, dataset_name)
+        if given is not None and left is not None:
+            used = left if packing else len(dataset)  # packing puts several rows into one
+            cut = {} if used == left else {"have no trained token within max_length": left - used}
+            self.row_counts[dataset_name] = RowCounts(given, counts | cut, used)
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -239,8 +237,3 @@ class RegressionAwareSFTTrainer(SFTTrainer):  # type: ignore[misc]
         figures = self._figures.evaluation(dataloader.dataset)
         named = {f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self.judge_config.save(str(output_dir or self.args.output_dir))
