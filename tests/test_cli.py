@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny import RATIONALES, make_model, make_tokenizer, train_judge
 
 from tract_trainer.cli import COMMANDS, main
@@ -204,12 +205,56 @@ def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, cap
     assert main([str(argument) for argument in [*argv, *DRAW]]) == 0
     assert "Pearson" in capsys.readouterr().out
     result = json.loads(output.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert result["figures"]["RAIL"]["n"] == 8 and len(result["judgments"]) == 8
+    assert result["methods"]["RAIL"]["n"] == 8 and len(result["judgments"]) == 8
     gold = [judgment["gold"] for judgment in result["judgments"]]
     assert gold[0] == pytest.approx(4 / 3) and gold[4] == pytest.approx(11 / 3)
     scored = [j for j in result["judgments"] if j["score"] is not None]
     expected = math.sqrt(sum((j["score"] - j["gold"]) ** 2 for j in scored) / len(scored))
-    assert result["figures"]["RAIL"]["rmse"] == pytest.approx(expected)
+    assert result["methods"]["RAIL"]["rmse"] == pytest.approx(expected)
+
+
+def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_model_card(
+    judge_folder, records_file, tmp_path, capsys
+):
+    data, output = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for name in ("mt_bench_eval.json", "vicuna_eval.json"):
+        (data / name).write_text(records_file.read_text())
+    argv = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "vicuna", "--path", data]
+    argv += ["--output", output, "--num_cots", "0", "--max_records", "6"]
+    assert main([str(argument) for argument in argv]) == 0
+    shown = capsys.readouterr().out
+    assert "mt_bench" in shown and "vicuna" in shown and "mean" in shown
+    results = [json.loads((output / f"{name}.json").read_text()) for name in ("mt_bench", "vicuna")]
+    assert [result["methods"]["RAIL"]["n"] for result in results] == [6, 6]
+    assert results[0]["judge"]["name"] == str(judge_folder) and results[0]["judge"]["revision"] is None
+    (entry,) = yaml.safe_load((output / "model-index.yaml").read_text())["model-index"]
+    assert [part["dataset"]["name"] for part in entry["results"]] == ["mt_bench", "vicuna"]
+    assert (output / "vicuna.md").is_file() and (output / "vicuna-confusion.png").is_file()
+
+
+def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tmp_path):
+    rows = [{"question": f"Rate {i}", "human": 1 + i} for i in range(5)]
+    (tmp_path / "mine [1].json").write_text(json.dumps(rows))
+    columns = json.dumps({"question": "prompt", "human": "score"})
+    argv = ["evaluate", "--model", judge_folder, "--data", tmp_path / "mine [1].json", "--columns", columns]
+    assert main([str(argument) for argument in [*argv, "--num_cots", "0", "--output", tmp_path / "out"]]) == 0
+    result = json.loads((tmp_path / "out" / "mine-1.json").read_text())
+    assert [row["gold"] for row in result["judgments"]] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "out" / "mine-1.yaml").is_file()
+
+
+def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, records_file, tmp_path, capsys):
+    both = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "vicuna"]
+    assert "--path must be the folder of the 2 benchmarks, found" in refused(capsys, *both, "--path", records_file)
+    for name in ("mt_bench_eval.json", "vicuna_eval.json"):
+        (tmp_path / name).write_text(records_file.read_text())
+    message = refused(capsys, *both, "--path", tmp_path, "--output", "one.json")
+    assert "--output one.json is one file, and 2 benchmarks have one each" in message
+    one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
+    assert "--columns renames the columns of --data" in refused(capsys, *one, "--columns", '{"a": "b"}')
+    own = ["evaluate", "--model", judge_folder, "--data", records_file]
+    assert "--columns must be a JSON object such as" in refused(capsys, *own, "--columns", "[1]")
 
 
 def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
@@ -238,7 +283,7 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     assert "Stage 1 on 18 annotated rationales of 6 records" in shown and "RAIL" in shown
     folder = Path(settings["output_dir"])
     first = json.loads((folder / "evaluation.json").read_text())
-    assert first["figures"]["RAIL"]["n"] == 2 and first["figures"]["RAIL"]["unscored"] == 0
+    assert first["methods"]["RAIL"]["n"] == 2 and first["methods"]["RAIL"]["unscored"] == 0
     assert json.loads((folder / "cots" / "report.json").read_text())["rationales"] == 10
     saved = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert {path.parent.name for path in saved} >= {"stage1", "stage2"}

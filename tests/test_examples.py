@@ -1,4 +1,4 @@
-"""The examples run from end to end on a tiny model, and say what their pages say."""
+"""The examples run from end to end on a tiny model, in the order of the pipeline, and say what their pages say."""
 
 import difflib
 import importlib.util
@@ -16,9 +16,14 @@ import trl
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+from datasets import Dataset
 from test_distributed import free_port
-from tiny import RATIONALES, make_model, make_rows, make_tokenizer, train_judge
+from test_server import serving
+from tiny import GOLD, RATIONALES, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
+
+from tract_trainer import Judge
+from tract_trainer.page import write_page
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
@@ -57,6 +62,139 @@ def test_every_example_is_short_and_says_what_it_needs(path):
     assert re.search(r'^# /// script\n(#.*\n)*# dependencies = \[[^]]*"?tract-trainer(.*\n)*?# ///$', text, flags=re.M)
     assert "def main(" in text
     assert path.name == "sft.py" or len(text.splitlines()) < 75
+
+
+# The pipeline
+
+STEPS = sorted(path.name for path in EXAMPLES.glob("[0-9]*.py"))
+NAMED = "Qwen/Qwen3-0.6B"
+
+
+def feedback(count):
+    """Rows with the columns of Feedback Collection."""
+    levels = {f"orig_score{score}_description": f"Level {score}." for score in range(1, 6)}
+    return [
+        {
+            "orig_instruction": f"Name fact {i}.",
+            "orig_response": f"Fact {i} is clear.",
+            "orig_reference_answer": "The example is right.",
+            "orig_criteria": "Is it correct?",
+            "orig_feedback": RATIONALES[i % 8],
+            "orig_score": str(round(GOLD[i % 8])),
+            **levels,
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """Steps 1 to 5 in a folder of their own, each called as its docstring says, with a tiny model and few tokens."""
+    root, patch = tmp_path_factory.mktemp("pipeline"), pytest.MonkeyPatch()
+    (root / "data").mkdir()
+    (root / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in feedback(11)))
+    patch.chdir(root)
+    tokenizer = make_tokenizer("qwen")
+    sizes = {"hidden_size": 32, "max_position_embeddings": 2048}
+    model = make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes)
+    model.save_pretrained(root / "blank")
+    tokenizer.save_pretrained(root / "blank")
+    training = ["--config", EXAMPLES / "training.yaml", *SMALL]
+    rationales = ["--config", EXAMPLES / "rationales.yaml", "--max_new_tokens", "60", "--temperature", "0"]
+    data = ["--data", "data", "--split", "train", "--held_out", "3", "--model_name_or_path", "blank"]
+    try:
+        run(patch, "1_prepare_data.py", *data, *training)
+        rows = Dataset.from_parquet("runs/example/rows.parquet")
+        # The seed ends with a score by itself, as a large model would.
+        train_judge(root / "seed", model=model, dataset=rows, steps=80).save_model()
+        few = ["--model_name_or_path", "seed", "--max_steps", "2", "--logging_steps", "1", *training]
+        run(patch, "2_stage1.py", *few)
+        run(patch, "3_rationales.py", *rationales)
+        run(patch, "4_stage2.py", *few, "--watched_records", "2", "--watched_steps", "1", "--max_new_tokens", "30")
+        run(patch, "5_evaluate.py", *rationales)
+    finally:
+        patch.undo()
+    return root / "runs" / "example"
+
+
+def test_the_steps_are_numbered_from_1_and_their_page_shows_the_command_of_each():
+    assert [name.split("_")[0] for name in STEPS] == [str(number) for number in range(1, len(STEPS) + 1)]
+    page = (EXAMPLES / "README.md").read_text()
+    shown = re.findall(r"^\| `(python examples/\S+.*?)` \|", page, flags=re.M)
+    assert [command.split()[1].removeprefix("examples/") for command in shown] == STEPS
+    for name, command in zip(STEPS, shown, strict=True):
+        assert f"\n    {command}\n" in (EXAMPLES / name).read_text(), name
+    for name in re.findall(r"`([\w/]+\.(?:py|sh|yaml)|[\w/]+/)`|\]\(([^)]+)\)", page):
+        assert (EXAMPLES / "".join(name)).exists(), name
+
+
+def test_the_model_of_the_steps_is_one_that_exists():
+    assert f"model_name_or_path: {NAMED} " in (EXAMPLES / "training.yaml").read_text()
+    assert f'model_name_or_path="{NAMED}"' in (EXAMPLES / "7_grpo_reward.py").read_text()
+
+
+def test_records_become_rows_and_the_last_are_held_out(pipeline):
+    rows = Dataset.from_parquet(str(pipeline / "rows.parquet"))
+    held_out = [json.loads(line) for line in (pipeline / "held_out.jsonl").read_text().splitlines()]
+    assert (len(rows), len(held_out)) == (8, 3)
+    prompt, completion = rows[0]["prompt"][0]["content"], rows[0]["completion"][0]["content"]
+    for text in (
+        "Name fact 0.",
+        "Fact 0 is clear.",
+        "The example is right.",
+        "criteria: Is it correct?",
+        "4: Level 4.",
+    ):
+        assert text in prompt
+    assert completion == f"{RATIONALES[0]} So the overall score is 4" and rows[0]["score"] == 4
+    assert [record["instruction"] for record in held_out] == ["Name fact 8.", "Name fact 9.", "Name fact 10."]
+    assert held_out[0]["score"] == 4.0 and held_out[0]["rubric"]["5"] == "Level 5."
+
+
+def test_stage_2_is_trained_on_the_rationales_that_stage_1_wrote(pipeline):
+    rows, own = (Dataset.from_parquet(str(pipeline / name)) for name in ("rows.parquet", "cots/train.parquet"))
+    written = {row["prompt"][0]["content"]: row for row in own}
+    assert written and all(written[prompt]["score"] == row["score"] for row in rows
+                           if (prompt := row["prompt"][0]["content"]) in written)  # fmt: skip
+    assert own["completion"] != rows["completion"]
+    logs = {name: json.loads((pipeline / name / "trainer_state.json").read_text()) for name in ("stage1", "stage2")}
+    assert all(log["global_step"] == 2 and "score_loss" in str(log["log_history"]) for log in logs.values())
+    assert "judge_rail_pearson" in str(logs["stage2"]["log_history"])
+    # The same seed model, the same settings: on the same rows, the stages would end with the same weights.
+    assert is_judge(pipeline / "stage1") and is_judge(pipeline / "stage2")
+    heads = [AutoModelForCausalLM.from_pretrained(pipeline / name).lm_head.weight for name in ("stage1", "stage2")]
+    assert not torch.equal(*heads)
+
+
+def test_both_judges_are_evaluated_and_compared(pipeline):
+    results = {name: json.loads((pipeline / f"{name}.json").read_text()) for name in ("stage1", "stage2")}
+    assert all(found["methods"]["RAIL"]["n"] == 3 for found in results.values())
+    assert [row["gold"] for row in results["stage2"]["judgments"]] == [4.0, 2.0, 4.0]
+    for picture in ("stage1-predictions.png", "stage2-reliability.png", "comparison.png"):
+        assert (pipeline / picture).stat().st_size > 1000
+    page = write_page(pipeline, pipeline / "report.html").read_text()
+    assert "stage1" in page and "stage2" in page
+
+
+def test_a_judge_on_a_server_is_asked(pipeline, monkeypatch, capsys):
+    monkeypatch.chdir(pipeline.parents[1])
+    with serving(Judge.from_pretrained(pipeline / "stage2")) as server:
+        server.card["max_model_len"] = 2048
+        run(monkeypatch, "6_judge_server.py", "--base_url", server.url, "--num_cots", "1", "--max_new_tokens", "40")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in said[:3]] == ["gold 4", "gold 2", "gold 4"]
+    assert re.search(r"wins with probability [\d.na]+, ties [\d.na]+, loses [\d.na]+\.$", said[3])
+
+
+def test_the_judge_rewards_a_policy(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(pipeline.parents[1])
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"prompt": f"Name fact {i}."}) + "\n" for i in range(4)))
+    small = ["--per_device_train_batch_size", "2", "--num_generations", "2", "--max_completion_length", "4"]
+    argv = ["--model_name_or_path", "seed", "--prompts", tmp_path, "--judge_tokens", "4", "--max_steps", "1"]
+    run(
+        monkeypatch, "7_grpo_reward.py", *argv, *small, *SMALL, "--logging_steps", "1", "--output_dir", tmp_path / "out"
+    )
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 # TRL's script
@@ -110,7 +248,7 @@ def test_the_real_records_example_makes_its_model_and_its_figures(tmp_path, monk
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "mt_bench.py", tmp_path / "records.json", *settings)
     assert stopped.value.code == 0
-    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]["RAIL"]["n"] == 1
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["methods"]["RAIL"]["n"] == 1
 
 
 # Many GPUs
@@ -135,7 +273,7 @@ def test_accelerate_understands_each_line_of_its_configs(path):
 
 
 def test_the_pages_name_files_that_are_there():
-    for page in ("multi_gpu.md", "migrating.md", "performance.md"):
+    for page in ("index.md", "multi_gpu.md", "migrating.md", "performance.md", "guides/paper.md", "guides/qlora.md"):
         for name in re.findall(r"(?:examples|benchmarks)/[\w/]+\.\w+", (DOCS / page).read_text()):
             assert (ROOT / name).is_file(), f"{page}: {name}"
 

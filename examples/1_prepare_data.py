@@ -1,0 +1,65 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["tract-trainer"]
+# ///
+"""Annotated records become training rows, and you see what would be trained on before anything is.
+
+    python examples/1_prepare_data.py --config examples/training.yaml
+
+`record_of` knows the columns of Feedback Collection; for data of yours, this is the function to change. Leaves
+`rows.parquet` for the stages and `held_out.jsonl` for the evaluation. Only the tokenizer of the model is loaded.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from rich.console import Console
+from trl import ModelConfig, TrlParser
+
+from tract_trainer import RegressionAwareSFTConfig
+from tract_trainer.inspecting import inspect_dataset, view
+from tract_trainer.pipeline import training_data
+
+
+@dataclass
+class DataArguments:
+    data: str = field(
+        default="prometheus-eval/Feedback-Collection", metadata={"help": "A Hub data set, or a folder with files."}
+    )
+    split: str = field(default="train[:2000]", metadata={"help": "Split of it, or a slice of one."})
+    held_out: int = field(default=200, metadata={"help": "Records at the end that no stage is trained on."})
+
+
+def record_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked and answered, what to go by, and what an annotator said of it."""
+    levels = {str(score): row[f"orig_score{score}_description"] for score in range(1, 6)}
+    return {
+        "instruction": row["orig_instruction"],
+        "response": row["orig_response"],
+        "reference": row["orig_reference_answer"],
+        "rubric": {"criteria": row["orig_criteria"], **levels},
+        "rationale": row["orig_feedback"],
+        "score": float(row["orig_score"]),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = TrlParser((DataArguments, RegressionAwareSFTConfig, ModelConfig))
+    parser.set_defaults_with_config(output_dir="runs/example", use_cpu=True)
+    data, args, model = parser.parse_args_and_config(argv)
+    records = [record_of(row) for row in load_dataset(data.data, split=data.split)]
+    training, held_out = records[: -data.held_out], records[-data.held_out :]
+    rows = training_data(training, args, model)  # prompt, completion and score, as chat messages where the model chats
+    Console().print(view(inspect_dataset(rows, args, model), count=2))
+    folder = Path(args.output_dir)
+    rows.to_parquet(folder / "rows.parquet")
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(record) + "\n" for record in held_out))
+    print(f"{len(rows):,} rows and {len(held_out):,} held-out records are in {folder}.")
+
+
+if __name__ == "__main__":
+    main()
