@@ -155,7 +155,7 @@ def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, 
         rows += [("used", counts.used)]
     return {
         "datasets": [name] if name and "/" in name else None,
-        "data": f"{about} {text}" if own else text,
+        "data": f"{about} {text if name else ''}".strip() if own else text,
         "stage": "2, on rationales of its own"
         if own
         else "1, unless the rationales of the data are a judge's own: the data does not tell",
