@@ -26,7 +26,7 @@ from tract_trainer.engines.draw import ScoreRecorder
 from tract_trainer.engines.transformers import TransformersEngine
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {"vocab": 128_256, "hidden": 256, "layers": 4, "heads": 4, "records": 2, "prompt_tokens": 1024,
+    "small": {"vocab": 32_000, "hidden": 256, "layers": 4, "heads": 4, "records": 2, "prompt_tokens": 1024,
               "new_tokens": 64, "device": "cpu"},
     "7b": {"vocab": 32_000, "hidden": 4096, "layers": 32, "heads": 32, "records": 32, "prompt_tokens": 1024,
            "new_tokens": 256, "device": "cuda"},

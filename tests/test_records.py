@@ -211,7 +211,7 @@ def test_json_and_jsonl_files_hold_the_same_records(tmp_path):
         ("a.json", "{", r"a\.json is not valid \.json: .* Give a \.json list or a \.jsonl file, one record a line\.$"),
         ("a.jsonl", '{"a": 1}\n{"a"', r"a\.jsonl is not valid \.jsonl: "),
         ("a.json", '{"a": 1}', r"a\.json must hold a list of records, found dict\.$"),
-        ("a.json", "[1]", r"a\.json must hold a list of records, found list\.$"),
+        ("a.json", '[{"prompt": "x"}, 2]', r"Record 1 of .*a\.json must be an object, found 2\.$"),
         ("a.json", "[]", r"a\.json holds no records\.$"),
         ("a.jsonl", "\n", r"a\.jsonl holds no records\.$"),
     ],

@@ -71,8 +71,11 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         raise InputError(
             f"{path} is not valid {path.suffix}: {error}. Give a .json list or a .jsonl file, one record a line."
         ) from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+    if not isinstance(records, list):
         raise InputError(f"{path} must hold a list of records, found {type(records).__name__}.")
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise InputError(f"Record {number} of {path} must be an object, found {record!r:.80}.")
     if not records:
         raise InputError(f"{path} holds no records.")
     return records
