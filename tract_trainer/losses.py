@@ -59,7 +59,8 @@ def huber(score_log_probs: Tensor, values: Tensor, gold: Tensor) -> Tensor:
 def wasserstein(score_log_probs: Tensor, values: Tensor, gold: Tensor) -> Tensor:
     """
     `sum_k p_k |v_k - y|`: the first Wasserstein distance between the distribution and the gold score. Probability off
-    the scale costs nothing here, so it needs a cross-entropy beside it or `renormalize_scores=True`.
+    the scale costs nothing here, so it needs `renormalize_scores=True`: a cross-entropy over the whole text beside it
+    does not hold the probability on the scale.
     """
     distance = (values - gold[:, None]).abs()  # (N, K)
     return (score_log_probs.exp() * distance).sum(-1)
