@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
 from tiny import PREFIX, make_model, make_rows, make_tokenizer, train_judge
-from transformers import GenerationConfig, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, GenerationConfig, MambaConfig, Qwen3NextConfig, TopPLogitsWarper
 
 from tract_trainer import Judge, ScoreScale
-from tract_trainer.engines import Sampling
+from tract_trainer.engines import Sampling, cache
 from tract_trainer.engines import transformers as transformers_engine
 from tract_trainer.engines.draw import SeededDraw
 from tract_trainer.engines.transformers import TransformersEngine
@@ -282,8 +282,10 @@ def test_the_models_own_generation_config_has_no_say(engine):
     assert engine.generate(PROMPTS, range(6), sampling) == free
 
 
+@pytest.mark.parametrize("room", [5, 256])  # tokens: a buffer is made anew within the 12, or never
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
-def test_prompts_side_by_side_are_read_once_and_give_what_each_gives_alone(kind, monkeypatch):
+def test_prompts_side_by_side_are_read_once_and_give_what_each_gives_alone(kind, room, monkeypatch):
+    monkeypatch.setattr(cache, "ROOM", room)
     engine = TransformersEngine(make_model(kind, len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id), TOKENS, CONFIG)
     repeats = [3, 1, 4, 1, 1, 2]  # not the same for each
     prompts = [prompt for prompt, times in zip(PROMPTS, repeats, strict=True) for _ in range(times)]
@@ -299,6 +301,41 @@ def test_prompts_side_by_side_are_read_once_and_give_what_each_gives_alone(kind,
     for i, (prompt, written, log_probs) in zip(order, seen, strict=True):
         ((_, alone, expected),), _ = steps(engine, monkeypatch, [prompts[i]], [i], sampling)
         assert prompt == prompts[i] and written == alone
+        torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-5)
+
+
+RECURRENT = {
+    "state": MambaConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, state_size=8),
+    "state_and_attention": Qwen3NextConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        num_hidden_layers=4,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        num_experts=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts_per_tok=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_model_with_a_recurrent_state_reads_each_prompt_and_gives_what_each_gives_alone(kind, monkeypatch):
+    model = AutoModelForCausalLM.from_config(RECURRENT[kind], dtype=torch.float32)
+    engine = TransformersEngine(model, TOKENS, CONFIG)
+    sampling = Sampling(max_new_tokens=6)
+    seen, _ = steps(engine, monkeypatch, [PROMPTS[0]] * 3, range(3), sampling)
+    assert len({tuple(written) for _, written, _ in seen}) == 3
+    for i, (_, written, log_probs) in enumerate(seen):
+        ((_, alone, expected),), _ = steps(engine, monkeypatch, [PROMPTS[0]], [i], sampling)
+        assert written == alone
         torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-5)
 
 

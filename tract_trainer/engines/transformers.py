@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from tract_trainer.engines import Rationale, Sampling
+from tract_trainer.engines.cache import shared_cache
 from tract_trainer.engines.draw import ScoreRecorder, SeededDraw
 from tract_trainer.engines.written import read_written, stop_ids
 from tract_trainer.errors import InputError
@@ -50,6 +51,7 @@ class TransformersEngine:
     """
 
     calls = 1
+    shares_prompts = True
 
     def __init__(
         self, model: PreTrainedModel, tokens: ScoreTokens, config: JudgeConfig, batch_size: int | None = None
@@ -148,17 +150,16 @@ class TransformersEngine:
         ]
 
     def _prompts_read_once(self, prompts: list[list[int]]) -> dict[str, DynamicCache]:
-        """Several rationales for one prompt share its keys and values, where the model keeps any."""
-        different = [prompt for prompt, _ in groupby(prompts)]
-        if len(different) == len(prompts):
+        """Several rationales for one prompt share its keys and values, where the model keeps nothing else."""
+        if not self.shares_prompts or max(map(len, prompts)) == 1:
             return {}
-        input_ids, attention_mask = self._left_padded(different)
-        cache = self._forward(input_ids[:, :-1], attention_mask[:, :-1], use_cache=True).past_key_values
-        if type(cache) is not DynamicCache:  # a recurrent state, for instance
-            return {}
-        owners = [number for number, (_, same) in enumerate(groupby(prompts)) for _ in same]
-        cache.batch_select_indices(torch.tensor(owners, device=input_ids.device))
-        return {"past_key_values": cache}
+        groups = [list(same) for _, same in groupby(prompts)]
+        input_ids, attention_mask = self._left_padded([same[0] for same in groups])
+        read = self._forward(input_ids[:, :-1], attention_mask[:, :-1], use_cache=True)
+        owners = torch.tensor([number for number, same in enumerate(groups) for _ in same])
+        cache = shared_cache(getattr(read, "past_key_values", None), owners)
+        self.shares_prompts = cache is not None
+        return {} if cache is None else {"past_key_values": cache}
 
     @torch.inference_mode()
     def _score_batch(self, rows: list[list[int]]) -> list[tuple[float, ...]]:
