@@ -11,13 +11,13 @@ scale. "forced" is the dearest case, in which every rationale is closed and scor
 """
 
 import argparse
+import json
 import random
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from measuring import CLOCKS, costs, interleaved
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
 
 from tract_trainer.engines import Sampling
@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--num_cots", type=int, default=5, help="rationales a record")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that are timed")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: where others use the machine")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=42)
     parser.set_defaults(**PRESETS[parser.parse_known_args()[0].preset])
@@ -152,7 +152,6 @@ class Contestants:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
     ways = Contestants(args)
     contestants = {
         GENERATION: ways.generation,
@@ -161,18 +160,7 @@ def main() -> None:
         FORCED: ways.forced,
         RELEASED: ways.released,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    order, draw = list(contestants), random.Random(args.seed)
-    for round_ in range(args.rounds + 1):
-        draw.shuffle(order)
-        for name in order:
-            started = clock()
-            contestants[name]()
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            if round_:  # the first warms up
-                seconds[name].append(clock() - started)
-    report(args, seconds)
+    report(args, interleaved(contestants, args.rounds, args.clock))
 
 
 def report(args: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
@@ -182,14 +170,12 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
           f"{args.new_tokens} tokens each, {args.rounds} rounds, {args.clock} time")  # fmt: skip
     print("| | s (median) | tokens/s | against generation alone | quartiles | against our own | released way takes |")
     print("|---|---|---|---|---|---|---|")
-    for name, taken in seconds.items():
-        middle = statistics.median(taken)
-        pairs = [mine / theirs for mine, theirs in zip(taken, seconds[GENERATION], strict=True)]
-        low, _, high = statistics.quantiles(pairs, n=4)
-        ratios = [middle / statistics.median(seconds[other]) for other in (GENERATION, BARE)]
-        times = statistics.median(seconds[RELEASED]) / middle
-        print(f"| {name} | {middle:.2f} | {tokens / middle:,.0f} | {ratios[0]:.3f} | {low:.3f} {high:.3f} | "
-              f"{ratios[1]:.3f} | {times:.2f} times as long |")  # fmt: skip
+    found = costs(seconds)
+    for name, cost in found.items():
+        own, times = cost.seconds / found[BARE].seconds, found[RELEASED].seconds / cost.seconds
+        print(f"| {name} | {cost.seconds:.2f} | {tokens / cost.seconds:,.0f} | {cost.ratio:.3f} | {cost.low:.3f} "
+              f"{cost.high:.3f} | {own:.3f} | {times:.2f} times as long |")  # fmt: skip
+    print(json.dumps({name: cost._asdict() for name, cost in found.items()}))
 
 
 if __name__ == "__main__":

@@ -48,9 +48,16 @@ class DemoSize:
     resamples: int = 1000
 
 
-def make_records(count: int, seed: int) -> list[dict[str, Any]]:
+def make_records(count: int, seed: int, odds: tuple[int, int] = (1, 1), noise: float = NOISE) -> list[dict[str, Any]]:
     """
     Draws `count` records with `prompt`, `rationale` and `score` (1 to 5).
+
+    Args:
+        count (`int`): how many.
+        seed (`int`): seed of the draws.
+        odds (`tuple[int, int]`, *optional*, defaults to `(1, 1)`):
+            Odds that a cited source has a reputation, against that nothing can be known of it.
+        noise (`float`, *optional*, defaults to `0.15`): share of the scores that are off by one.
 
     Example:
     ```python
@@ -59,16 +66,17 @@ def make_records(count: int, seed: int) -> list[dict[str, Any]]:
     ```
     """
     rng = random.Random(seed)
-    return [_record(rng) for _ in range(count)]
+    return [_record(rng, odds, noise) for _ in range(count)]
 
 
-def _record(rng: random.Random) -> dict[str, Any]:
+def _record(rng: random.Random, odds: tuple[int, int], noise: float) -> dict[str, Any]:
     level = rng.uniform(0.2, 0.8)  # how sound this answer is: a known source says a little about the unknown ones
     sound = [rng.random() < level for _ in ORDER]
-    sources = [rng.choice(rng.choice((SOUND if good else WEAK, UNKNOWN))) for good in sound]
+    pools = [(SOUND if good else WEAK,) * odds[0] + (UNKNOWN,) * odds[1] for good in sound]
+    sources = [rng.choice(rng.choice(pool)) for pool in pools]
     cited = " , ".join(f"{number} cites {source}" for number, source in zip(ORDER, sources, strict=True))
     verdicts = [f"{number} looks {'sound' if good else 'weak'}" for number, good in zip(ORDER, sound, strict=True)]
-    off = rng.choice((-1, 1)) if rng.random() < NOISE else 0
+    off = rng.choice((-1, 1)) if rng.random() < noise else 0
     return {
         "prompt": f"Of four claims {cited} . How sound is the answer ?\n",
         "rationale": " , ".join(verdicts) + " .",

@@ -1,0 +1,100 @@
+"""How the costs grow: `train_step.py` over tokens and vocabulary, `score.py` over vocabulary, prompt and rationales.
+
+    python benchmarks/growth.py train --lora
+    python benchmarks/growth.py score --clock cpu --threads 1
+    python benchmarks/growth.py train --lora --preset 7b        # one GPU
+
+Arguments it does not know go to the script. Each size is a run of its own, kept in the folder: what was measured is not
+measured again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+VOCABULARIES = (32_000, 128_256, 256_000)
+TRAIN = [
+    *({"vocab": vocab, "tokens": 512} for vocab in VOCABULARIES),
+    *({"vocab": 32_000, "tokens": tokens} for tokens in (2048, 4096, 8192)),
+    {"vocab": 128_256, "tokens": 4096},
+]
+SCORE = [
+    *({"vocab": vocab, "prompt_tokens": 1024, "num_cots": 5} for vocab in VOCABULARIES),
+    *({"vocab": 32_000, "prompt_tokens": 1024, "num_cots": cots} for cots in (1, 2, 10)),
+    *({"vocab": 32_000, "prompt_tokens": tokens, "num_cots": 5} for tokens in (256, 4096)),
+]
+
+
+def measured(script: str, size: dict[str, int], passed: list[str], folder: Path) -> Any:
+    """What the script's last line says of a size."""
+    kept = folder / f"{script}-{'-'.join(f'{name}={value}' for name, value in size.items())}.json"
+    if not kept.is_file():
+        flags = [text for name, value in size.items() for text in (f"--{name}", str(value))]
+        command = [sys.executable, str(Path(__file__).with_name(f"{script}.py")), *flags, *passed]
+        print(" ".join(command), file=sys.stderr, flush=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(done.stdout.strip().splitlines()[-1])
+    return json.loads(kept.read_text())
+
+
+def train_row(size: dict[str, int], found: Any) -> list[str]:
+    trainers = found["trainers"]
+    cells = [f"{size['vocab']:,}", f"{size['tokens']:,}", f"{trainers['sft']['seconds']:.2f}"]
+    for kind in ("again", "ours", "full_logits"):
+        row = trainers[kind]
+        low, _, high = row["pair_quartiles"]
+        cells.append(f"{row['time_ratio']:.3f} ({low:.3f} {high:.3f})")
+    megabytes = sorted(trainers["sft"]["peak_bytes"])[len(trainers["sft"]["peak_bytes"]) // 2] / 1e6
+    return [*cells, f"{megabytes:,.0f}", *(f"{trainers[kind]['memory_ratio']:.3f}" for kind in ("ours", "full_logits"))]
+
+
+def score_row(size: dict[str, int], found: Any) -> list[str]:
+    alone, ours, forced, released = (
+        found[name]
+        for name in ("generation alone", "rationale and score", "rationale and score, forced", "released way")
+    )
+    return [
+        f"{size['vocab']:,}",
+        f"{size['prompt_tokens']:,}",
+        str(size["num_cots"]),
+        f"{alone['seconds']:.2f}",
+        f"{ours['ratio']:.3f} ({ours['low']:.3f} {ours['high']:.3f})",
+        f"{forced['ratio']:.3f} ({forced['low']:.3f} {forced['high']:.3f})",
+        f"{released['seconds'] / ours['seconds']:.2f}",
+    ]
+
+
+TABLES: dict[str, tuple[str, list[dict[str, int]], list[str], Any]] = {
+    "train": (
+        "train_step",
+        TRAIN,
+        ["vocabulary", "tokens", "SFTTrainer, s/step", "SFTTrainer again", "ours", "full logits",
+         "SFTTrainer, MB", "ours", "full logits"],
+        train_row,
+    ),
+    "score": (
+        "score",
+        SCORE,
+        ["vocabulary", "prompt", "rationales", "generation alone, s", "ours", "ours, forced", "released way / ours"],
+        score_row,
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=TABLES)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/growth"))
+    args, passed = parser.parse_known_args()
+    script, sizes, heads, row = TABLES[args.what]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for size in sizes:
+        print(f"| {' | '.join(row(size, measured(script, size, passed, args.output_dir)))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

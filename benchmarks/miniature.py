@@ -1,0 +1,244 @@
+"""The paper's comparison in miniature: every way to train a judge, on tasks made in the process, over many seeds.
+
+    python benchmarks/miniature.py                      # resumes: each judge's scores are kept in the folder
+    python benchmarks/miniature.py --seeds 1 --small    # a look at it, in minutes; its figures mean little
+
+The tasks are variants of that of `tract demo`, and `tract_trainer/demo_task.py` says how they are made: the annotated
+rationale holds what the judge cannot see, as one written with the score in hand does; the judge writes fluent
+rationales that are sometimes wrong; gold scores are ordinal and off by one now and then. The seed model knows facts but
+not scoring, as a language model does before it learns to judge. Two variants each take a mechanism away: in "all known"
+the annotated rationale holds nothing hidden, in "no noise" no score is off.
+
+For each seed there is one seed model, one training set and one set of held-out records, the same for every row of the
+tables. `findings.py` turns the scores into the tables.
+"""
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from findings import COUNTS, write_findings
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
+
+from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, generate_cot_dataset
+from tract_trainer.config import DEFAULT_PREFIX
+from tract_trainer.demo_task import DemoSize, make_model, make_records, make_tokenizer, training_example
+from tract_trainer.judgment import Judgment
+from tract_trainer.methods import scores_by_method
+from tract_trainer.records import close
+from tract_trainer.seeds import derive_seed
+
+SMALL = DemoSize(facts=1500, records=200, epochs=4, held_out=300)
+NEW_TOKENS, BATCH_SIZE = 32, 128
+
+TASKS: dict[str, dict[str, Any]] = {"half known": {}, "all known": {"odds": (1, 0)}, "no noise": {"noise": 0.0}}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One way to train a judge.
+
+    Args:
+        rows (`str`): what it is trained on: `"annotated"`, `"score"` (no rationale), the rationales that another arm
+            wrote (its name), or `"half"` (annotated and those of stage 1, in equal parts).
+        start (`str`): arm whose weights it starts from; `"seed"` for the seed model.
+        num_cots (`int`):
+            Rationales written for a held-out record of the first task, one for the others'; 0 where the score is asked
+            for at once.
+        everywhere (`bool`): whether it is trained on every task, not on the first alone.
+        settings (`dict`): of `RegressionAwareSFTConfig`.
+    """
+
+    rows: str
+    start: str = "seed"
+    num_cots: int = 1
+    everywhere: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+LEARNING_RATE = 2e-3
+CE: dict[str, Any] = {"score_loss_weight": 0.0}
+SLOW = {"learning_rate": LEARNING_RATE / 10}
+LAMBDAS = (0, 0.1, 0.2, 2, 5, 10)
+LOSSES = ("absolute_error", "huber", "crps", "soft_ce")
+WASSERSTEIN = {"score_loss_type": "wasserstein", "renormalize_scores": True}
+# The released code divides by the batch size twice and leaves the score out of the cross-entropy: 16 rows at once.
+RELEASED = {"score_loss_weight": 1 / 16, "score_token_in_ce": False}
+ARMS = {
+    "CE, score only": Arm("score", num_cots=0, everywhere=True, settings=CE),
+    "RAFT, score only": Arm("score", num_cots=0, everywhere=True, settings={"ce_loss_weight": 0.0}),
+    "CE": Arm("annotated", num_cots=16, everywhere=True, settings=CE),
+    "stage 1": Arm("annotated", num_cots=16, everywhere=True),
+    "CE in both stages": Arm("CE", everywhere=True, settings=CE),
+    "TRACT": Arm("stage 1", num_cots=16, everywhere=True),
+    "stage 2 from stage 1": Arm("stage 1", start="stage 1"),
+    "TRACT, a tenth of the learning rate": Arm("stage 1", settings=SLOW),
+    "stage 2 from stage 1, a tenth of the learning rate": Arm("stage 1", start="stage 1", settings=SLOW),
+    "half annotated": Arm("half"),
+    **{f"TRACT, lambda {weight:g}": Arm("stage 1", settings={"score_loss_weight": weight}) for weight in LAMBDAS},
+    "stage 1, score not in CE": Arm("annotated", settings={"score_token_in_ce": False}),
+    "TRACT, score not in CE": Arm("stage 1", settings={"score_token_in_ce": False}),
+    "stage 1, renormalised": Arm("annotated", settings={"renormalize_scores": True}),
+    "TRACT, renormalised": Arm("stage 1", settings={"renormalize_scores": True}),
+    **{f"TRACT, {loss}": Arm("stage 1", settings={"score_loss_type": loss}) for loss in LOSSES},
+    "TRACT, wasserstein, renormalised": Arm("stage 1", settings=WASSERSTEIN),
+    "TRACT, scaled as released": Arm("stage 1", settings=RELEASED),
+}
+
+
+def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
+    """Trains and judges every arm of a task and seed that is not in `folder` yet."""
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    held_out = make_records(size.held_out, derive_seed(seed, "held out"), **TASKS[task])
+    records = make_records(size.records, derive_seed(seed, "training"), **TASKS[task])
+    examples = [training_example(record) for record in records]
+    if not (folder / "seed").is_dir():
+        train_seed_model(folder / "seed", task, seed, size)
+    first = task == next(iter(TASKS))
+    for name, arm in ARMS.items():
+        path = folder / f"{name}.json"
+        if not path.is_file() and (arm.everywhere or first):
+            judge = train(name, arm, folder, examples, seed, size)
+            num_cots = arm.num_cots if first else min(1, arm.num_cots)
+            path.with_suffix(".part").write_text(json.dumps(judged(judge, num_cots, held_out, seed)))
+            path.with_suffix(".part").replace(path)
+            print(f"{task}, seed {seed}: {name}", flush=True)
+
+
+def train_seed_model(folder: Path, task: str, seed: int, size: DemoSize) -> None:
+    """A model that knows the sources' reputations, from rationales without scores."""
+    facts = make_records(size.facts, derive_seed(seed, "facts"), **TASKS[task])
+    rows = Dataset.from_list([{"prompt": record["prompt"], "completion": record["rationale"]} for record in facts])
+    set_seed(seed)
+    tokenizer = make_tokenizer()
+    part = folder.with_suffix(".part")
+    args = SFTConfig(str(part), **arguments(size.facts_epochs, 32, seed))
+    finish(SFTTrainer(make_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer), folder)
+
+
+def train(name: str, arm: Arm, folder: Path, examples: list[dict[str, Any]], seed: int, size: DemoSize) -> Judge:
+    """The judge of an arm, loaded if it was trained before."""
+    saved = folder / "judges" / name
+    if not saved.is_dir():
+        start = folder / "seed" if arm.start == "seed" else folder / "judges" / arm.start
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(start), AutoTokenizer.from_pretrained(start)
+        part = saved.with_name(f"{name}.part")
+        args = RegressionAwareSFTConfig(str(part), **(arguments(size.epochs, 16, seed) | arm.settings))
+        rows = Dataset.from_list(training_rows(arm.rows, folder, examples, seed))
+        finish(RegressionAwareSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer), saved)
+    return Judge.from_pretrained(saved, batch_size=BATCH_SIZE)
+
+
+def finish(trainer: SFTTrainer, folder: Path) -> None:
+    """Trains, and saves where nothing half saved can stand."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model()
+    Path(str(trainer.args.output_dir)).replace(folder)
+
+
+def training_rows(kind: str, folder: Path, examples: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """The rows of an arm: prompts and gold scores are the same for all."""
+    if kind == "annotated":
+        return examples
+    if kind == "score":
+        return [{**row, "completion": close("", DEFAULT_PREFIX, f"{row['score']:.0f}")} for row in examples]
+    if kind == "half":
+        own = training_rows("stage 1", folder, examples, seed)
+        return [mine if i % 2 else theirs for i, (mine, theirs) in enumerate(zip(own, examples, strict=True))]
+    judge = Judge.from_pretrained(folder / "judges" / kind, batch_size=BATCH_SIZE)
+    return generate_cot_dataset(  # type: ignore[no-any-return]
+        judge,
+        Dataset.from_list(examples),
+        seed=seed,
+        output_dir=folder / "rationales" / kind,
+        max_new_tokens=NEW_TOKENS,
+        unfinished="force",
+        progress=False,
+    ).to_list()
+
+
+def judged(judge: Judge, num_cots: int, held_out: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Gold scores and every method's, by the number of own rationales; and RAIL's after the annotated rationales."""
+    records = [{"prompt": record["prompt"]} for record in held_out]
+    own: Sequence[Judgment] = (
+        judge.score(records, num_cots, seed=seed, max_new_tokens=NEW_TOKENS, progress=False)
+        if num_cots
+        else judge.rescore(records, [""] * len(records))
+    )
+    annotated = judge.rescore(records, [record["rationale"] for record in held_out])
+    return {
+        "gold": [record["score"] for record in held_out],
+        "own": {str(count): methods(judge, own, count) for count in COUNTS if count <= max(1, num_cots)},
+        "annotated": methods(judge, annotated, 1)["RAIL"],
+    }
+
+
+def methods(judge: Judge, judgments: Sequence[Judgment], count: int) -> dict[str, list[float | None]]:
+    """Scores by method, `(n,)` each; None where no rationale came to one."""
+    rows = [
+        {
+            "rationales": [
+                {"label": r.label, "probs": None if r.log_probs is None else list(np.exp(r.log_probs))}
+                for r in judgment.rationales
+            ]
+        }
+        for judgment in judgments
+    ]
+    scores = scores_by_method(rows, judge.config.scale, judge.config.renormalize_scores, count)
+    return {
+        name: [None if np.isnan(score) else round(float(score), 6) for score in row] for name, row in scores.items()
+    }
+
+
+def arguments(epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
+    return {
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "cosine",
+        "seed": seed,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 50,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def work(folder: Path, seeds: int, size: DemoSize) -> Iterator[tuple[str, int, Path, DemoSize]]:
+    return ((task, seed, folder / task / f"seed-{seed:02d}", size) for task in TASKS for seed in range(seeds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=2, help="processes; each takes a seed of a task at a time")
+    parser.add_argument("--small", action="store_true", help="few records and epochs: the figures mean little")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/miniature"))
+    args = parser.parse_args()
+    size = SMALL if args.small else DemoSize()
+    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(run_seed, *zip(*work(args.output_dir, args.seeds, size), strict=True)))
+    print(write_findings(args.output_dir, list(ARMS), list(TASKS), args.seeds))
+
+
+if __name__ == "__main__":
+    main()

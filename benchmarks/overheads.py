@@ -1,0 +1,154 @@
+"""What stands around a training step: import, preparation of the data, collation; and a bootstrap interval.
+
+    python benchmarks/overheads.py
+
+Each beside what a TRL or SciPy user runs instead, in turns in one process (imports: a process each). A ratio is one of
+medians, with the quartiles of the ratios within a round.
+"""
+
+import argparse
+import contextlib
+import io
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from measuring import CLOCKS, costs, interleaved
+from scipy import stats
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
+
+from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer, agreement
+
+Ways = dict[str, Callable[[], Any]]
+PHRASE = "the answer names most of what was asked for and is clear but it lacks one example of a case that fails"
+TOKENS = 1024  # a row of the collator
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that knows the words the rows are made of."""
+    bytewise = Tokenizer(models.BPE())
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False)
+    bytewise.train_from_iterator([PHRASE], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="<pad>", eos_token="</s>")
+
+
+def make_rows(count: int, words: int = 600) -> Dataset:
+    """Rows of prompt and rationale, in equal parts, that end with a score."""
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(PHRASE.split(), words // 2)) for _ in range(2 * count)]
+    return Dataset.from_dict(
+        {
+            "prompt": [f"{text}\n" for text in texts[:count]],
+            "completion": [f"{text}. So the overall score is {draw.integers(1, 6)}" for text in texts[count:]],
+        }
+    )
+
+
+def trainers_of(rows: Dataset, folder: str) -> Ways:
+    """`SFTTrainer` and ours, made over and over: most of it is the preparation of the rows."""
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = LlamaForCausalLM(config)
+    shared: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "max_length": None}
+
+    def make(trainer: type[SFTTrainer], args: SFTConfig) -> Callable[[], SFTTrainer]:
+        def made() -> SFTTrainer:
+            with contextlib.redirect_stderr(io.StringIO()):
+                return trainer(model, args, train_dataset=rows, processing_class=tokenizer)
+
+        return made
+
+    return {
+        "SFTTrainer": make(SFTTrainer, SFTConfig(folder, **shared)),
+        "RegressionAwareSFTTrainer": make(RegressionAwareSFTTrainer, RegressionAwareSFTConfig(folder, **shared)),
+    }
+
+
+def collators(folder: str) -> Ways:
+    """100 batches of 8 rows each."""
+    made = {name: make() for name, make in trainers_of(make_rows(8, TOKENS), folder).items()}
+    examples = {name: list(trainer.train_dataset) for name, trainer in made.items()}
+
+    def collate(name: str) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(100):
+                made[name].data_collator(examples[name])
+
+        return run
+
+    return {name: collate(name) for name in made}
+
+
+def bootstraps(n: int) -> Ways:
+    """10,000 resamples: SciPy's interval of one figure, and ours of all."""
+    draw = np.random.default_rng(0)
+    gold = draw.integers(1, 6, n).astype(float)
+    scores = gold + draw.standard_normal(n)
+
+    def pearson(x: Any, y: Any, axis: int = -1) -> Any:
+        x, y = x - x.mean(axis, keepdims=True), y - y.mean(axis, keepdims=True)
+        return (x * y).sum(axis) / np.sqrt((x * x).sum(axis) * (y * y).sum(axis))
+
+    def scipy() -> None:
+        stats.bootstrap((scores, gold), pearson, paired=True, n_resamples=10_000, batch=500, method="percentile", rng=0)
+
+    return {
+        "scipy.stats.bootstrap, Pearson alone": scipy,
+        "agreement, all figures": lambda: agreement(scores, gold, n_resamples=10_000),
+    }
+
+
+def importing(*statements: str) -> Ways:
+    """Each in a process of its own."""
+
+    def run(statement: str) -> Callable[[], Any]:
+        return lambda: subprocess.run([sys.executable, "-W", "ignore", "-c", statement], check=True)
+
+    return {statement: run(statement) for statement in statements}
+
+
+def groups(folder: str) -> Iterator[tuple[str, Ways, bool]]:
+    """What is compared with what, and whether in this process."""
+    for count in (500, 2000):
+        yield f"a trainer with {count:,} rows of 600 words", trainers_of(make_rows(count), folder), True
+    yield f"100 batches of 8 rows of {TOKENS:,} words", collators(folder), True
+    for n in (500, 2000, 8000):
+        yield f"intervals, {n:,} records", bootstraps(n), True
+    yield "import", importing("import trl", "import tract_trainer"), False
+    trainers = "from trl import SFTTrainer", "from tract_trainer import RegressionAwareSFTTrainer"
+    yield "import of the trainer", importing(*trainers), False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    print("| | | s (median) | ratio of medians | quartiles |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for title, ways, here in groups(folder):
+            found = costs(interleaved(ways, args.rounds, args.clock if here else "wall"))
+            for name, cost in found.items():
+                spread = f"{cost.low:.3f} {cost.high:.3f}" if cost.ratio != 1 else ""
+                print(f"| {title} | {name} | {cost.seconds:.3f} | {cost.ratio:.3f} | {spread} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

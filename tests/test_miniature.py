@@ -1,0 +1,81 @@
+"""The comparison in miniature: what its tables say of scores that are made up, and one seed of it, small."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import findings  # noqa: E402
+import miniature  # noqa: E402
+
+FIRST, *OTHERS = miniature.TASKS
+DECODED_BY_CE = "TRACT agrees more than cross-entropy with rationales, decoded (.650, .557)"
+
+
+def write_runs(folder: Path, errors: dict[str, float], seeds: int = 10, unscored: int = 0) -> None:
+    """Scores of every arm of every task: gold plus noise of a standard deviation that `errors` has by the arm, or 1."""
+    for task, seed in ((task, seed) for task in miniature.TASKS for seed in range(seeds)):
+        draw = np.random.default_rng(seed)
+        gold = draw.integers(1, 6, 300).astype(float)
+        where = folder / task / f"seed-{seed:02d}"
+        where.mkdir(parents=True)
+        for name, arm in miniature.ARMS.items():
+            if task == FIRST or arm.everywhere:
+                noisy = gold + errors.get(name, 1.0) * draw.standard_normal(300)
+                scores = [None] * unscored + noisy[unscored:].tolist()
+                own = {str(count): dict.fromkeys(findings.SHOWN, scores) for count in findings.COUNTS}
+                run = {"gold": gold.tolist(), "own": own, "annotated": gold.tolist()}
+                (where / f"{name}.json").write_text(json.dumps(run))
+
+
+def tables(folder: Path, seeds: int = 10) -> dict[str, list[str]]:
+    """The cells of each row of all tables, by its first."""
+    text = findings.write_findings(folder, list(miniature.ARMS), list(miniature.TASKS), seeds)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_a_finding_holds_or_not_by_its_interval_over_seeds(tmp_path):
+    write_runs(tmp_path / "better", {"TRACT": 0.5})
+    write_runs(tmp_path / "worse", {"TRACT": 2.0})
+    write_runs(tmp_path / "same", {})
+    assert tables(tmp_path / "better")[DECODED_BY_CE][1] == findings.HOLDS
+    assert tables(tmp_path / "worse")[DECODED_BY_CE][1] == findings.FAILS
+    assert tables(tmp_path / "same")[DECODED_BY_CE][1] == findings.OPEN
+    assert tables(tmp_path / "better", seeds=1)[DECODED_BY_CE][1] == findings.OPEN  # one seed says nothing
+
+
+def test_the_figures_are_means_over_seeds_with_t_intervals(tmp_path):
+    write_runs(tmp_path, {}, seeds=2, unscored=30)
+    runs = [json.loads((tmp_path / FIRST / f"seed-0{seed}" / "CE.json").read_text()) for seed in range(2)]
+    scores = [np.array([run["own"]["1"]["RAIL"][30:], run["gold"][30:]]) for run in runs]
+    a, b = (np.corrcoef(pair)[0, 1] for pair in scores)
+    half = 12.7062 * abs(a - b) / 2  # t of one degree of freedom, times the standard error of two values
+    text = findings.arms_table(findings.read(tmp_path / FIRST, list(miniature.ARMS), 2))
+    cells = next(line for line in text.splitlines() if line.startswith("| CE |")).strip("| ").split(" | ")
+    assert cells[1] == f"{(a + b) / 2:.3f} ± {half:.3f}"
+    assert cells[-1] == "10.0%"  # unscored: left out of the figures, and told
+
+
+def test_a_judge_without_a_single_score_has_no_figure_and_stops_nothing(tmp_path):
+    write_runs(tmp_path, {}, seeds=2, unscored=300)
+    assert tables(tmp_path, seeds=2)[DECODED_BY_CE][1] == findings.OPEN
+
+
+@pytest.mark.slow
+def test_one_seed_small_trains_judges_and_resumes(tmp_path):
+    """Every arm of every task is trained, on data and models of its own seed; the second call finds all of it done."""
+    command = [sys.executable, BENCHMARKS / "miniature.py", "--seeds", "1", "--small", "--output_dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    trained = sum(len(miniature.ARMS) if task == FIRST else 6 for task in miniature.TASKS)
+    assert done.stdout.count("seed 0: ") == trained
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and "seed 0: " not in again.stdout
+    assert again.stdout.strip() == (tmp_path / "results.md").read_text().strip()
