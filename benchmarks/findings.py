@@ -17,6 +17,7 @@ from scipy import stats
 from tract_trainer.drawing import COLORS, DOTS, MARKERS, grid, legend_below
 
 COUNTS = (1, 2, 4, 8, 16)
+BEST = "best possible from the prompt"
 SHOWN = {"decoded": "decoded", "greedy": "likeliest label", "RAIL": "RAIL", "RAIL renormalised": "RAIL, renormalised"}
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "not resolved"
 
@@ -27,7 +28,7 @@ Values = NDArray[np.float64]
 
 def pearson(run: Run, method: str = "RAIL", count: int = 1) -> float:
     """Pearson's r over the scored records; 0 for scores that are all the same, NaN where there are none."""
-    scores, gold = scored(run["own"][str(count)][method], run["gold"])
+    scores, gold = scored(run["own"][str(count)].get(method, [None] * len(run["gold"])), run["gold"])
     if not len(scores):
         return float("nan")
     return float(stats.pearsonr(scores, gold).statistic) if np.ptp(scores) > 0 else 0.0
@@ -129,7 +130,7 @@ def write_findings(folder: Path, arms: Sequence[str], tasks: Sequence[str], seed
         "": arms_table(main),
         "Several rationales": counts_table(main),
         "Where the rationales come from": shift_table(main),
-        "Where a mechanism is taken away": tasks_table(dict(zip(tasks, (main, *others), strict=True))),
+        "Where nothing is hidden": tasks_table(dict(zip(tasks, (main, *others), strict=True))),
         "The paper's findings": findings_table(main),
     }
     text = "\n\n".join(f"## {title}\n\n{table}" if title else table for title, table in sections.items())
@@ -170,7 +171,7 @@ def shift_table(runs: Runs) -> str:
 
 
 def tasks_table(tasks: dict[str, Runs]) -> str:
-    arms = [arm for arm in tasks["half known"] if all(arm in runs for runs in tasks.values())]
+    arms = [arm for arm in next(iter(tasks.values())) if all(arm in runs for runs in tasks.values())]
     rows = [[arm, *(mean([pearson(run) for run in runs[arm]]) for runs in tasks.values())] for arm in arms]
     gaps = [TRACT.values(runs) - Side("stage 1").values(runs) for runs in tasks.values()]
     return table(["Pearson's r of RAIL", *tasks], [*rows, ["TRACT minus stage 1", *map(mean, gaps)]])
@@ -213,7 +214,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def mean(values: Any) -> str:
-    """Mean and half of its interval."""
+    """Mean and half of its interval; nothing where a figure is missing."""
+    if np.isnan(values).any():
+        return ""
     return f"{np.mean(values):.3f} ± {half(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 

@@ -18,13 +18,13 @@ from typing import Any
 VOCABULARIES = (32_000, 128_256, 256_000)
 TRAIN = [
     *({"vocab": vocab, "tokens": 512} for vocab in VOCABULARIES),
-    *({"vocab": 32_000, "tokens": tokens} for tokens in (2048, 4096, 8192)),
+    *({"vocab": 32_000, "tokens": tokens} for tokens in (2048, 8192)),
     {"vocab": 128_256, "tokens": 4096},
 ]
 SCORE = [
     *({"vocab": vocab, "prompt_tokens": 1024, "num_cots": 5} for vocab in VOCABULARIES),
-    *({"vocab": 32_000, "prompt_tokens": 1024, "num_cots": cots} for cots in (1, 2, 10)),
-    *({"vocab": 32_000, "prompt_tokens": tokens, "num_cots": 5} for tokens in (256, 4096)),
+    *({"vocab": 32_000, "prompt_tokens": 1024, "num_cots": cots} for cots in (1, 10)),
+    {"vocab": 32_000, "prompt_tokens": 4096, "num_cots": 5},
 ]
 
 

@@ -6,8 +6,8 @@
 The tasks are variants of that of `tract demo`, and `tract_trainer/demo_task.py` says how they are made: the annotated
 rationale holds what the judge cannot see, as one written with the score in hand does; the judge writes fluent
 rationales that are sometimes wrong; gold scores are ordinal and off by one now and then. The seed model knows facts but
-not scoring, as a language model does before it learns to judge. Two variants each take a mechanism away: in "all known"
-the annotated rationale holds nothing hidden, in "no noise" no score is off.
+not scoring, as a language model does before it learns to judge. The variant "all known" takes the mechanism away: there
+the annotated rationale holds nothing that the judge cannot see.
 
 For each seed there is one seed model, one training set and one set of held-out records, the same for every row of the
 tables. `findings.py` turns the scores into the tables.
@@ -26,14 +26,25 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
-from findings import COUNTS, write_findings
+from findings import BEST, COUNTS, write_findings
+from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, generate_cot_dataset
 from tract_trainer.config import DEFAULT_PREFIX
-from tract_trainer.demo_task import DemoSize, make_model, make_records, make_tokenizer, training_example
+from tract_trainer.demo_task import (
+    NOISE,
+    SOUND,
+    UNKNOWN,
+    WEAK,
+    DemoSize,
+    make_model,
+    make_records,
+    make_tokenizer,
+    training_example,
+)
 from tract_trainer.judgment import Judgment
 from tract_trainer.methods import scores_by_method
 from tract_trainer.records import close
@@ -42,7 +53,7 @@ from tract_trainer.seeds import derive_seed
 SMALL = DemoSize(facts=1500, records=200, epochs=4, held_out=300)
 NEW_TOKENS, BATCH_SIZE = 32, 128
 
-TASKS: dict[str, dict[str, Any]] = {"half known": {}, "all known": {"odds": (1, 0)}, "no noise": {"noise": 0.0}}
+TASKS: dict[str, dict[str, Any]] = {"half known": {}, "all known": {"odds": (1, 0)}}
 
 
 @dataclass(frozen=True)
@@ -77,11 +88,11 @@ WASSERSTEIN = {"score_loss_type": "wasserstein", "renormalize_scores": True}
 # The released code divides by the batch size twice and leaves the score out of the cross-entropy: 16 rows at once.
 RELEASED = {"score_loss_weight": 1 / 16, "score_token_in_ce": False}
 ARMS = {
-    "CE, score only": Arm("score", num_cots=0, everywhere=True, settings=CE),
-    "RAFT, score only": Arm("score", num_cots=0, everywhere=True, settings={"ce_loss_weight": 0.0}),
+    "CE, score only": Arm("score", num_cots=0, settings=CE),
+    "RAFT, score only": Arm("score", num_cots=0, settings={"ce_loss_weight": 0.0}),
     "CE": Arm("annotated", num_cots=16, everywhere=True, settings=CE),
     "stage 1": Arm("annotated", num_cots=16, everywhere=True),
-    "CE in both stages": Arm("CE", everywhere=True, settings=CE),
+    "CE in both stages": Arm("CE", settings=CE),
     "TRACT": Arm("stage 1", num_cots=16, everywhere=True),
     "stage 2 from stage 1": Arm("stage 1", start="stage 1"),
     "TRACT, a tenth of the learning rate": Arm("stage 1", settings=SLOW),
@@ -107,6 +118,10 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
     held_out = make_records(size.held_out, derive_seed(seed, "held out"), **TASKS[task])
     records = make_records(size.records, derive_seed(seed, "training"), **TASKS[task])
     examples = [training_example(record) for record in records]
+    folder.mkdir(parents=True, exist_ok=True)
+    best = [best_possible(record) for record in held_out]
+    gold = [record["score"] for record in held_out]
+    save(folder / f"{BEST}.json", {"gold": gold, "own": {"1": {"RAIL": best}}, "annotated": best})
     if not (folder / "seed").is_dir():
         train_seed_model(folder / "seed", task, seed, size)
     first = task == next(iter(TASKS))
@@ -115,9 +130,23 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
         if not path.is_file() and (arm.everywhere or first):
             judge = train(name, arm, folder, examples, seed, size)
             num_cots = arm.num_cots if first else min(1, arm.num_cots)
-            path.with_suffix(".part").write_text(json.dumps(judged(judge, num_cots, held_out, seed)))
-            path.with_suffix(".part").replace(path)
+            save(path, judged(judge, num_cots, held_out, seed))
             print(f"{task}, seed {seed}: {name}", flush=True)
+
+
+def best_possible(record: dict[str, Any]) -> float:
+    """
+    The expected gold score given the prompt of a record, for one who knows the task: no judge can have a smaller
+    squared error. The answer's level is uniform on [0.2, 0.8], a source nobody knows is sound with its probability.
+    """
+    words = record["prompt"].split()
+    sound, weak, unknown = (sum(word in names for word in words) for names in (SOUND, WEAK, UNKNOWN))
+    level = np.linspace(0.2, 0.8, 601)
+    weights = level**sound * (1 - level) ** weak
+    more = np.arange(unknown + 1)
+    chances = stats.binom.pmf(more[:, None], unknown, level) @ weights / weights.sum()  # (unknown + 1,)
+    scores = [np.clip(1 + sound + more + off, 1, 5) for off in (-1, 0, 1)]
+    return float(chances @ (NOISE / 2 * scores[0] + (1 - NOISE) * scores[1] + NOISE / 2 * scores[2]))
 
 
 def train_seed_model(folder: Path, task: str, seed: int, size: DemoSize) -> None:
@@ -142,6 +171,11 @@ def train(name: str, arm: Arm, folder: Path, examples: list[dict[str, Any]], see
         rows = Dataset.from_list(training_rows(arm.rows, folder, examples, seed))
         finish(RegressionAwareSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer), saved)
     return Judge.from_pretrained(saved, batch_size=BATCH_SIZE)
+
+
+def save(path: Path, run: dict[str, Any]) -> None:
+    path.with_suffix(".part").write_text(json.dumps(run))
+    path.with_suffix(".part").replace(path)
 
 
 def finish(trainer: SFTTrainer, folder: Path) -> None:
@@ -237,7 +271,7 @@ def main() -> None:
     size = SMALL if args.small else DemoSize()
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(run_seed, *zip(*work(args.output_dir, args.seeds, size), strict=True)))
-    print(write_findings(args.output_dir, list(ARMS), list(TASKS), args.seeds))
+    print(write_findings(args.output_dir, [BEST, *ARMS], list(TASKS), args.seeds))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""The benchmark on real text, on made-up records in the format of its file."""
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import real_text
+
+QUESTION = "Is the answer right and complete?"
+
+
+def prometheus_row(group, response, scores):
+    dialogue = f"Dialogue.\nUser: Hello.\n\nAssistant: Yes?\n\nUser: Name fact {group}.\n\nAssistant: "
+    levels = "\n".join(f"Score {i}: Level {i}." for i in range(1, 6))
+    return {
+        "idx": group,
+        "instruction": f"###Task Description:\nRate it.\n\n###The instruction to evaluate:\n{dialogue}\n\n"
+        f"###Response to evaluate:\n{response}\n\n###Reference Answer (Score 5):\nThe fact.\n\n"
+        f"###Score Rubrics:\n[{QUESTION}]\n{levels}\n\n###Feedback: ",
+        "gpt4_score": scores,
+        "gpt4_feedback": [f"The answer {response} is read by judge {i}." for i in range(3)],
+    }
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Ten instructions with two responses each."""
+    rng, path = random.Random(0), tmp_path_factory.mktemp("real_text") / "mt_bench_eval.json"
+    rows = []
+    for i in range(20):
+        words = rng.choices(["apple", "bread", "cloud", "delta"], k=rng.randint(1, 8))
+        rows.append(prometheus_row(i // 2, " ".join(words), [1 + i % 5, 1 + i % 5, 1 + (i + 1) % 5]))
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_a_record_is_the_last_turn_the_response_and_the_rubrics_question(tmp_path):
+    path = tmp_path / "mt_bench_eval.json"
+    path.write_text(json.dumps([prometheus_row(7, "A first line.\n\nA second.", [4, 4, 5])]))
+    (record,) = real_text.read(path)
+    assert record == {
+        "instruction": "Name fact 7.",
+        "response": "A first line.\n\nA second.",
+        "rubric": QUESTION,
+        "rationale": "The answer A first line.\n\nA second. is read by judge 0.",
+        "score": pytest.approx(13 / 3),
+        "group": 7,
+    }
+    prompt = f"### Question\n{QUESTION}\n### Request\nName fact 7.\n### Response\nA first line.\n\nA second.\n"
+    assert real_text.ask(record) == prompt + "### Judgment\n"
+
+
+def test_folds_hold_out_every_record_once_and_never_split_an_instruction(file):
+    records = real_text.read(file)
+    seen = []
+    for fold in range(3):
+        train, held_out = real_text.split(records, fold, 3, seed=1)
+        assert len(train) + len(held_out) == len(records)
+        assert not {r["group"] for r in train} & {r["group"] for r in held_out}
+        seen += [(r["group"], r["response"]) for r in held_out]
+    assert sorted(seen) == sorted((r["group"], r["response"]) for r in records)
+    first = [real_text.split(records, 0, 3, seed)[1] for seed in (1, 1, 2)]
+    assert first[0] == first[1] != first[2]
+
+
+def test_the_constant_and_the_line_over_the_length_are_those_computed_by_hand():
+    def record(words, score=None):
+        return {"instruction": "a", "response": " ".join("w" * words), "rubric": "b", "score": score}
+
+    # log(1 + words) of 1, 3 and 7 words are 1, 2 and 3 times log 2; the line through 2, 3, 4 rises by 1 for each.
+    found = real_text.trivial([record(1, 2.0), record(3, 3.0), record(7, 4.0)], [record(15), record(0)])
+    assert found["constant"] == pytest.approx([3, 3])
+    assert found["length of response"] == pytest.approx([5, 1])
+
+
+def test_the_words_are_weighed_by_ridge_regression_as_by_hand():
+    # "once" is in one text and so left out; all rows are unit vectors, four times (1, 0) and twice (0, 1), centred at
+    # (2/3, 1/3): x'x = 4/3 [[1, -1], [-1, 1]], and x'y = (4, -4) for y = (1, 1, 1, 1, -2, -2) around the mean of 3.
+    # (x'x + I) w = x'y gives w = (12/11, -12/11): good is 3 + 2/3 of it, bad 3 - 4/3, no known word 3 - 1/3.
+    train, gold = ["Good once", "good", "good.", "good", "bad", "bad"], np.array([4.0, 4.0, 4.0, 4.0, 1.0, 1.0])
+    by_hand = [3 + 8 / 11, 3 - 16 / 11, 3 - 4 / 11]
+    assert real_text.by_words(train, ["good", "Bad, bad!", "neither"], gold) == pytest.approx(by_hand)
+    assert real_text.by_words(train, ["good"], gold, penalty=1e9) == pytest.approx([3])
+
+
+def make_fold(**scores):
+    gold = [1.0, 2.0, 3.0, 4.0, 5.0, 4.0]
+    predictions = {row: [2.0, 2.0, 3.0, 5.0, 4.0, 3.0] for row in real_text.ROWS} | scores
+    counts = {"rows": 12, "too_long": 2, "closed": {"TRACT": 4}, "seconds": 60.0}
+    return {"gold": gold, "groups": [0, 0, 1, 1, 2, 2], "predictions": predictions, **counts}
+
+
+def test_the_figures_are_over_all_folds_and_the_intervals_over_instructions():
+    rng = np.random.default_rng(0)
+    gold = np.repeat(rng.normal(size=12), 20)
+    other = gold + np.repeat(rng.normal(size=12), 20)
+    found = real_text.compare({"other": other, "TRACT, RAIL": gold}, gold, np.repeat(np.arange(12), 20), seed=1)
+    r, (low, high) = found["other"]["pearson"]
+    assert r == pytest.approx(np.corrcoef(other, gold)[0, 1])
+    less, interval = found["other"]["tract_less_pearson"]
+    assert less == pytest.approx(1 - r)
+    assert interval == pytest.approx((1 - high, 1 - low))
+    # The 20 records of an instruction are equal, so what is drawn is 12 independent pairs, not 240: wide intervals.
+    apart = real_text.compare({"other": other, "TRACT, RAIL": gold}, gold, np.arange(240), seed=1)["other"]
+    assert high - low > 2 * (apart["pearson"][1][1] - apart["pearson"][1][0])
+    assert found["TRACT, RAIL"]["rmse"][0] == 0
+    assert "tract_less_rmse" not in found["TRACT, RAIL"]
+
+
+def test_the_page_has_a_line_for_each_row_and_no_correlation_of_a_constant():
+    constants = [[score] * 6 for score in (3.0, 3.5)]
+    folds = [make_fold(constant=row) for row in constants]
+    folds[1]["groups"] = [3, 3, 4, 4, 5, 5]
+    folds[1]["predictions"]["TRACT, RAIL"] = [1.0, 2.0, 3.0, 4.0, 5.0, math.nan]
+    page = real_text.page(folds, real_text.Size(), seed=1)
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert table[0] == ["", "Pearson", "Spearman", "RMSE", "TRACT less it: Pearson", "RMSE"]
+    assert [line[0] for line in table[2:]] == list(real_text.ROWS)
+    assert all(len(line) == 6 for line in table)
+    constant, tract = table[2], table[-1]
+    # Off by 2, 1, 0, 1, 2, 1 and by 2.5, 1.5, .5, .5, 1.5 on 11 records: sqrt((11 + 11.25) / 11).
+    assert constant[1:3] == ["-", "-"] and constant[3].startswith("1.422 [")
+    assert constant[4] == "-" and constant[5].startswith("-")
+    assert tract[4:] == ["-", "-"]
+    assert "n = 12, 1 unscored (by a judge, and left out of every row); 6 instructions, 2 folds pooled." in page
+    assert "longer than 896 tokens: 4 of 24, summed over the folds." in page
+    assert "within 160 tokens: TRACT 8; the others were closed by force.\n2 minutes" in page
+
+
+@pytest.mark.slow
+def test_it_runs_from_the_file_to_the_page_and_does_not_redo_a_fold(file, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    argv = ["real_text.py", str(file), "--folds", "2", "--small", "--workers", "1", "--output_dir", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    real_text.main()
+    page = (out / "results.md").read_text()
+    assert page in capsys.readouterr().out
+    folds = [json.loads((out / f"fold-{i}.json").read_text()) for i in range(2)]
+    assert [len(fold["gold"]) for fold in folds] == [10, 10]
+    for fold in folds:
+        assert fold["rows"] == 10 and fold["too_long"] == 0
+        assert set(real_text.ROWS) <= set(fold["predictions"])
+        assert all(0 <= score <= 5 for row in real_text.ROWS[4:] for score in fold["predictions"][row])
+    assert sorted(path.name for path in out.iterdir()) == ["fold-0.json", "fold-1.json", "results.md", "settings.json"]
+    (out / "results.md").unlink()
+    times = [(out / f"fold-{i}.json").stat().st_mtime_ns for i in range(2)]
+    real_text.main()
+    assert [(out / f"fold-{i}.json").stat().st_mtime_ns for i in range(2)] == times
+    assert (out / "results.md").read_text() == page
