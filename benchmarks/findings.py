@@ -140,9 +140,10 @@ def write_findings(folder: Path, arms: Sequence[str], tasks: Sequence[str], seed
 
 
 def read(folder: Path, arms: Sequence[str], seeds: int) -> Runs:
-    """The runs of the arms that were trained on a task."""
+    """The runs of the arms that were trained on a task with every seed."""
     paths = {arm: [folder / f"seed-{seed:02d}" / f"{arm}.json" for seed in range(seeds)] for arm in arms}
-    return {arm: [json.loads(p.read_text()) for p in of_arm] for arm, of_arm in paths.items() if of_arm[0].is_file()}
+    whole = {arm: files for arm, files in paths.items() if all(file.is_file() for file in files)}
+    return {arm: [json.loads(file.read_text()) for file in files] for arm, files in whole.items()}
 
 
 def arms_table(runs: Runs) -> str:
