@@ -1,6 +1,7 @@
 """Regression-aware fine-tuning of LLM judges for TRL: TRACT (Chiang, Lee and Lukasik, ACL 2025)."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("tract-trainer")
     if name not in _MODULES:
         raise AttributeError(f"module 'tract_trainer' has no attribute {name!r}; it has {sorted(_MODULES)}")
     return getattr(import_module(f"tract_trainer.{_MODULES[name]}"), name)
