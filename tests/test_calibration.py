@@ -31,13 +31,27 @@ def test_a_calibrated_judge_has_the_error_of_chance_and_another_has_more():
 
 
 def test_the_interval_covers_the_error_of_many_records():
-    # Percentiles of the resamples lie above it: they would cover it in hardly any of these.
+    # Percentiles of resamples would lie above it in most of these. tests/test_intervals.py counts more closely.
     truth = calibration_error(*drawn(100_000, power=2), SCALE)
     covered = 0
     for seed in range(1, 41):
         low, high = calibration(*drawn(320, 2, seed), SCALE, n_resamples=200)["error_ci"]
         covered += low <= truth <= high
-    assert covered >= 32
+    assert covered >= 35
+
+
+def test_the_interval_begins_at_zero_where_chance_alone_explains_the_error():
+    found = [calibration(*drawn(200, 1, seed), SCALE, n_resamples=50) for seed in range(40)]
+    assert sum(each["error_ci"][0] == 0 for each in found) >= 35  # 38 are expected
+    assert calibration(*drawn(2000, 3), SCALE)["error_ci"][0] > 0
+
+
+def test_with_many_records_and_a_large_error_the_interval_is_that_of_a_mean():
+    # One bin at each threshold, with a gap far from 0: the error is the mean of .9 - (gold <= 1), 40 % of 5,000 right.
+    gold = np.repeat([1, 2], [2000, 3000])
+    low, high = calibration(np.tile([0.9, 0.1], (5000, 1)), gold, [1, 2])["error_ci"]
+    reach = 1.96 * math.sqrt(0.4 * 0.6 / 5000)
+    assert (low, high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=0.1 * reach)
 
 
 def test_no_bound_is_below_zero_and_without_records_nothing_is_defined():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, chunks, interval, p_value, resamples
+from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, chunks, resamples
 
 NAMES = PLAIN + ROUNDED
 
@@ -152,22 +152,6 @@ def test_resamples_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
 
 def test_a_chunk_holds_at_least_one_column():
     assert [part.shape for part in chunks(lambda: np.zeros(600_000, int), 600_000, 2)] == [(600_000, 1)] * 2
-
-
-def test_an_interval_leaves_out_what_is_not_defined():
-    chunked = [np.array([math.nan, 0.0, 1.0, 2.0]), np.array([3.0, 4.0, math.nan])]
-    assert interval(chunked, 0.5) == (1.0, 3.0)  # quartiles of 0 1 2 3 4
-    assert all(map(math.isnan, interval([np.array([math.nan])], 0.95)))
-    assert all(map(math.isnan, interval([], 0.95)))
-
-
-def test_the_p_value_by_hand():
-    # Of -3 -1 0 2 3, three are at least 2 in size: (1 + 3) / (1 + 5). A NaN is no permutation.
-    permuted = [np.array([-3.0, -1.0, 0.0]), np.array([math.nan, 2.0, 3.0])]
-    assert p_value(2.0, permuted) == p_value(-2.0, permuted) == pytest.approx(4 / 6)
-    assert p_value(0.0, permuted) == 1
-    assert p_value(9.0, permuted) == pytest.approx(1 / 6)
-    assert math.isnan(p_value(math.nan, permuted))
 
 
 LARGE = """

@@ -1,16 +1,20 @@
 """Turns distributions over a scale and gold scores into how far the probabilities can be taken at their word.
 
-Knows nothing of models. A row with a NaN is unscored. `n` records, `K` values of the scale, `B` bins, `R` resamples.
+Knows nothing of models. A row with a NaN is unscored. `n` records, `K` values of the scale, `B` bins,
+`C = (K - 1) B` cells, the bins of all thresholds.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from tract_trainer.errors import InputError
+from tract_trainer.intervals import NONE, Interval, p_value
 from tract_trainer.metrics import Scores, checked_gold, checked_scale
-from tract_trainer.resampling import Floats, Ints, interval, resamples
+from tract_trainer.resampling import Floats, Ints
+from tract_trainer.unfolding import FEW, MANY, unfolded
 
 Rows = Sequence[Sequence[float]] | Floats
 CHANCE_DRAWS = 200
@@ -40,8 +44,8 @@ def reliability_curve(probs: Rows, gold: Scores, values: Sequence[float], n_bins
         InputError: shapes do not fit, a gold score is not finite, a row is no distribution, or `values` no scale.
     """
     binned = _Binned.of(probs, gold, values, n_bins)
-    counts = binned.inside.sum(0)
-    sums = (np.einsum("nk,nkb->kb", side, binned.inside) for side in (binned.predicted, binned.reached))
+    sides = (np.ones_like(binned.reached), binned.predicted, binned.reached)
+    counts, *sums = (binned.sums(side).reshape(-1, n_bins) for side in sides)
     means = [total / np.where(counts, counts, np.nan) for total in sums]
     return ReliabilityCurve(binned.thresholds, means[0], means[1], counts.astype(np.int64))
 
@@ -66,7 +70,7 @@ def calibration(
 
     Args:
         probs, gold, values: as in [`reliability_curve`].
-        n_resamples (`int`, *optional*, defaults to `1000`): bootstrap resamples of records.
+        n_resamples (`int`, *optional*, defaults to `1000`): draws of the bins' gaps for the interval; 0 for none.
         seed (`int`, *optional*, defaults to `42`): seed of all draws.
 
     Returns:
@@ -74,22 +78,39 @@ def calibration(
         drawn from the predictions themselves, which is that of a calibrated judge with so many records; and
         `thresholds`, `predicted`, `observed`, `counts`, the lists of [`reliability_curve`].
 
-        The interval is reflected about the error (`2 error - high`, `2 error - low`, at least 0), since chance raises
-        every resample once more: with 320 records it covers about 90 % where the judge is not calibrated, percentiles
-        40 % and less. No interval covers the error of a judge that is calibrated: compare that with
-        `error_by_chance`.
+        The interval is of the error that many such records would have. What chance adds to the sizes of the bins' gaps
+        depends on the true gaps: most where they are 0, nothing where they are large. So the error is summed up anew
+        from sizes that [`~tract_trainer.unfolding.unfolded`] estimates almost without what chance adds, in two ways:
+        one is hardly too large, the other hardly too small. The interval is of all that is within 1.96 standard errors
+        of either sum, from normal draws of all gaps. It begins at 0 unless the error is larger than in 95 % of the data
+        sets of a calibrated judge: so it covers 0, that judge's error, with 95 %.
     """
     binned, rng = _Binned.of(probs, gold, values, 10), np.random.default_rng(seed)
     error = binned.error()
-    low, high = interval((binned.errors(drawn) for drawn in resamples(len(binned.reached), n_resamples, rng)), 0.95)
-    chance = [binned.redrawn(rng).error() for _ in range(CHANCE_DRAWS)]
+    chance = np.array([binned.redrawn(rng).error() for _ in range(CHANCE_DRAWS)])
     curve = reliability_curve(probs, gold, values)
     return {
         "error": error,
-        "error_ci": tuple(np.maximum(0.0, [2 * error - high, 2 * error - low]).tolist()),
+        "error_ci": _interval(binned, n_resamples, rng, by_chance=p_value(error, [chance]) > 0.05),
         "error_by_chance": float(np.mean(chance)),
         **{name: getattr(curve, name).tolist() for name in curve._fields},
     }
+
+
+def _interval(binned: "_Binned", times: int, rng: np.random.Generator, by_chance: bool) -> Interval:
+    if len(binned.reached) < 2 or not times:
+        return NONE
+    gaps, covariance, expected = binned.gaps()
+    own = np.sqrt(covariance.diagonal())
+    # Where a rare score happens not to be among a bin's few records, their own spread is too small.
+    errors = np.sqrt(np.maximum(covariance.diagonal(), expected))
+    variances, axes = np.linalg.eigh(covariance)  # clipped, since rounding leaves negative ones, of which numpy warns
+    noise = (rng.standard_normal((times, len(gaps))) * np.sqrt(variances.clip(0))) @ axes.T
+    noise *= np.divide(errors, own, out=np.ones_like(own), where=own > 0)
+    sums = np.array([unfolded(gaps, errors, terms).sum() for terms in (FEW, MANY)])
+    reach = [1.96 * unfolded(gaps + noise, errors, terms).sum(1).std() for terms in (FEW, MANY)]
+    low, high = np.maximum(0.0, [(sums - reach).min(), (sums + reach).max()]).tolist()
+    return 0.0 if by_chance else low, high
 
 
 class _Binned(NamedTuple):
@@ -98,7 +119,8 @@ class _Binned(NamedTuple):
     thresholds: Floats  # (K - 1,)
     predicted: Floats  # (n, K - 1), probability of a score at or below each threshold
     reached: Floats  # (n, K - 1), 1 where the gold score is, 0 where it is not
-    inside: Floats  # (n, K - 1, B), 1 in the bin of each probability, 0 elsewhere
+    cells: Ints  # (n, K - 1), the bin of each probability, counted on from threshold to threshold
+    n_cells: int  # C
 
     @classmethod
     def of(cls, probs: Rows, gold: Scores, values: Sequence[float], n_bins: int) -> "_Binned":
@@ -113,19 +135,30 @@ class _Binned(NamedTuple):
         cumulative = np.cumsum(p[scored][:, order], axis=1)
         predicted = cumulative[:, :-1] / cumulative[:, -1:]
         bins = np.minimum((predicted * n_bins).astype(np.int64), n_bins - 1)
-        inside = (bins[:, :, None] == np.arange(n_bins)).astype(np.float64)
         thresholds = scale[order][:-1]
-        return cls(thresholds, predicted, (y[scored, None] <= thresholds).astype(np.float64), inside)
+        cells, reached = bins + n_bins * np.arange(len(thresholds)), y[scored, None] <= thresholds
+        return cls(thresholds, predicted, reached.astype(np.float64), cells, n_bins * len(thresholds))
 
-    def errors(self, weights: Floats) -> Floats:
-        """Calibration error, `(R,)`, where each record counts as often as each column of `weights`, `(n, R)`, says."""
-        # A bin's records times the difference of its means is the sum of their differences.
-        gaps = (self.inside * (self.predicted - self.reached)[:, :, None]).reshape(len(self.reached), -1)
-        return np.abs(gaps.T @ weights).sum(0) / len(self.thresholds) / weights.sum(0)
+    def sums(self, side: Floats) -> Floats:
+        """Sums over the records of each cell, `(C,)`, of what is given for each threshold, `(n, K - 1)`."""
+        return np.bincount(self.cells.ravel(), side.ravel(), self.n_cells).astype(np.float64)
+
+    def gaps(self) -> tuple[Floats, Floats, Floats]:
+        """
+        What each cell adds to the calibration error, with its sign, `(C,)`; the covariance of these, `(C, C)`; and
+        their variance, `(C,)`, if the judge were calibrated.
+        """
+        n, width = self.reached.shape
+        parts = ((self.predicted - self.reached) / width).ravel(), self.cells.ravel(), np.arange(n + 1) * width
+        of_record = csr_array(parts, shape=(n, self.n_cells))
+        means: Floats = of_record.sum(0) / n
+        covariance = ((of_record.T @ of_record).toarray() / n - np.outer(means, means)) / (n - 1)
+        return means, covariance, self.sums(self.predicted * (1 - self.predicted)) / (width * n) ** 2
 
     def error(self) -> float:
-        n = len(self.reached)
-        return float(self.errors(np.ones((n, 1)))[0]) if n else np.nan
+        # A cell's records times the difference of its means is the sum of their differences.
+        n, width = self.reached.shape
+        return float(np.abs(self.sums(self.predicted - self.reached)).sum() / width / n) if n else np.nan
 
     def redrawn(self, rng: np.random.Generator) -> "_Binned":
         """The same predictions with gold scores drawn from them."""

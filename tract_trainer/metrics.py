@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from tract_trainer.errors import InputError
-from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, chunks, interval, p_value, resamples
+from tract_trainer.intervals import FISHER, LINEAR, LOG, Interval, around, around_share, p_value
+from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, chunks, resamples
 
 Scores = Sequence[float] | Floats
+ERRORS = ("rmse", "mae")
+"""Figures in units of the scale, of which less is better."""
 
 
 def agreement(
@@ -31,8 +34,8 @@ def agreement(
         gold (`Sequence[float]`): gold scores, `(n,)`; they may lie between the values of the scale.
         values (`Sequence[float]`, *optional*): values of the scale, `(K,)`; they bring in the figures that need them.
         n_resamples (`int`, *optional*, defaults to `1000`): bootstrap resamples of records; 0 for no intervals.
-        confidence_level (`float`, *optional*, defaults to `0.95`): what the percentile intervals are to cover; with
-            some 200 records, those of 95 % cover 94 %, and that of a share that is found to be 1 has no width.
+        confidence_level (`float`, *optional*, defaults to `0.95`): how many of such intervals are to cover the figure
+            that all records of this kind would have.
         seed (`int`, *optional*, defaults to `42`): seed of the bootstrap.
 
     Returns:
@@ -53,6 +56,10 @@ def agreement(
         - `<name>_worst`: each of these over all records, if those unscored had been given the end of the scale that is
           farther from their gold score (of two as far, the lower). Like the three before, it comes with `values` only.
 
+        An interval is [`~tract_trainer.intervals.around`] the figure, with the bootstrap's standard error: of errors on
+        a logarithmic axis, of the others on that of Fisher's z. `within_one` has the interval of Wilson,
+        [`~tract_trainer.intervals.around_share`]. docs/evaluation.md says how often they cover the true figure.
+
     Raises:
         InputError: the lengths differ, a gold score is not finite, or `values` are not those of a scale.
     """
@@ -63,14 +70,29 @@ def agreement(
     records = Agreement(x[scored], y[scored], scale)
     found: dict[str, Any] = {"n": len(x), "unscored": int((~scored).sum())} | records.overall(names)
     if n_resamples:
-        drawn = resamples(len(records.gold), n_resamples, np.random.default_rng(seed))
-        resampled = [records.figures(names, weights) for weights in drawn]
-        found |= {f"{name}_ci": interval([chunk[name] for chunk in resampled], confidence_level) for name in names}
+        for name, bounds in _intervals(records, found, names, n_resamples, confidence_level, seed).items():
+            found[f"{name}_ci"] = bounds
     if scale is not None:
         farther = np.where(scale.max() - y > y - scale.min(), scale.max(), scale.min())
         worst = Agreement(np.where(scored, x, farther), y, scale).overall(names)
         found |= {f"{name}_worst": figure for name, figure in worst.items()}
     return found
+
+
+def _intervals(
+    records: Agreement, found: dict[str, Any], names: Sequence[str], n_resamples: int, level: float, seed: int
+) -> dict[str, Interval]:
+    """Of the figures `names`, whose values `found` has."""
+    n, others = len(records.gold), [name for name in names if name != "within_one"]
+    drawn = resamples(n, n_resamples, np.random.default_rng(seed))
+    chunked = [records.figures(others, weights) for weights in drawn]
+    intervals = {}
+    for name in others:
+        axis = LOG if name in ERRORS else FISHER
+        intervals[name] = around(found[name], [chunk[name] for chunk in chunked], n, level, axis)
+    if "within_one" in names:
+        intervals["within_one"] = around_share(records.within_one(), 0, 1, level)
+    return intervals
 
 
 def paired_difference(
@@ -102,6 +124,10 @@ def paired_difference(
         two-sided, `(1 + permutations with as large a difference) / (1 + permutations)`; `n`, the number of records;
         `unscored`, how many of them are left out since a judge gave no score. What is not defined is NaN.
 
+        The interval is [`~tract_trainer.intervals.around`] the difference, with the bootstrap's standard error of it;
+        for `within_one` that of Tango, [`~tract_trainer.intervals.around_share`]. Judges that gave every record the
+        same score get `(0, 0)`.
+
     Raises:
         InputError: as [`agreement`], or `figure` is not known or needs `values`.
     """
@@ -122,28 +148,30 @@ def paired_difference(
         return pool.figures([figure], columns)[figure].reshape(2, -1).round(12)
 
     of_a, of_b = figures(np.ones((n, 1)), np.zeros((n, 1)))[:, 0].tolist()
-    resampled = [np.subtract(*figures(drawn, 0 * drawn)) for drawn in resamples(n, n_resamples, rng)]
+    resampled = (np.subtract(*figures(drawn, 0 * drawn)) for drawn in resamples(n, n_resamples, rng))
+    bounds = around(of_a - of_b, resampled, n, confidence_level, LINEAR)
+    if figure == "within_one" and not np.array_equal(first[both], second[both]):
+        close = pool.within_one()
+        bounds = around_share(close[:n] - close[n:], -1, 1, confidence_level)
     swaps = chunks(lambda: rng.integers(2, size=n), n, n_permutations)
     permuted = [np.subtract(*figures(kept, 1 - kept)) for kept in swaps]
     found = {"n": len(both), "unscored": len(both) - n, "a": of_a, "b": of_b, "difference": of_a - of_b}
-    tests = {"difference_ci": interval(resampled, confidence_level), "p_value": p_value(of_a - of_b, permuted)}
-    return found | tests
+    return found | {"difference_ci": bounds, "p_value": p_value(of_a - of_b, permuted)}
 
 
-def pairwise_accuracy(
-    first: Scores, second: Scores, *, n_resamples: int = 1000, confidence_level: float = 0.95, seed: int = 42
-) -> dict[str, Any]:
+def pairwise_accuracy(first: Scores, second: Scores, *, confidence_level: float = 0.95) -> dict[str, Any]:
     """
     How often a judge gives the preferred response of a pair the higher score.
 
     Args:
         first, second (`Sequence[float]`): scores of the preferred and of the other responses, `(n,)`; NaN if unscored.
-        n_resamples, confidence_level, seed: as in [`agreement`].
+        confidence_level (`float`, *optional*, defaults to `0.95`): as in [`agreement`].
 
     Returns:
         `dict` with `accuracy`, a tie being half right, and `accuracy_ci`, a `(low, high)` pair, over the pairs with two
         scores; `accuracy_worst`, over all pairs, the others being wrong; `n`, the number of pairs; `ties`;
-        `unscored`, how many lack a score. What is not defined is NaN.
+        `unscored`, how many lack a score. What is not defined is NaN. The interval is that of a score test,
+        [`~tract_trainer.intervals.around_share`]: Wilson's where no pair is tied.
 
     Raises:
         InputError: the lengths differ.
@@ -156,10 +184,25 @@ def pairwise_accuracy(
     found: dict[str, Any] = {"n": len(x), "ties": int((right == 0.5).sum()), "unscored": len(x) - n}
     found["accuracy"] = float(right.mean()) if n else np.nan
     found["accuracy_worst"] = float(right.sum() / len(x)) if len(x) else np.nan
-    if n_resamples:
-        drawn = resamples(n, n_resamples, np.random.default_rng(seed))
-        found["accuracy_ci"] = interval([right @ weights / n for weights in drawn], confidence_level)
-    return found
+    return found | {"accuracy_ci": around_share(right, 0, 1, confidence_level)}
+
+
+def accuracy_difference(a: Scores, b: Scores, *, seed: int = 42) -> dict[str, Any]:
+    """
+    The pairwise accuracy of judge `a` less that of judge `b`, over the pairs that both scored.
+
+    Args:
+        a, b (`Sequence[float]`): wins of either judge, `(n,)`: 1, 0, a half in a tie, NaN where unscored.
+        seed (`int`, *optional*, defaults to `42`): seed of the permutations.
+
+    Returns:
+        `dict` as of [`paired_difference`], but with the interval of a score test,
+        [`~tract_trainer.intervals.around_share`]: Tango's where no pair is tied.
+    """
+    # The mean of wins is their mean distance from 0, so what is computed for `mae` is the accuracy.
+    found = paired_difference(a, b, np.zeros(len(a)), figure="mae", n_resamples=0, seed=seed)
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    return found | {"difference_ci": around_share(differences[np.isfinite(differences)], -1, 1, 0.95)}
 
 
 def checked_gold(gold: Scores) -> Floats:

@@ -186,8 +186,9 @@ def pair_figures(scores: Sequence[float] | NDArray[np.float64], subsets: Sequenc
 
     Returns:
         `dict` with what [`~tract_trainer.metrics.pairwise_accuracy`] returns, and `subsets` with the same of each.
-        Where all are of RewardBench, `sections` has both accuracies of each section, `average` and `average_worst` are
-        the means over sections, and `average_ci` draws pairs within each subset. What has no pairs is NaN.
+        Where all are of RewardBench, `sections` has both accuracies of each section and the interval of the first,
+        `average` and `average_worst` are the means over sections, and `average_ci` is the interval of the former. These
+        intervals are [`~tract_trainer.intervals.of_mean`] those of the subsets. What has no pairs is NaN.
 
     Raises:
         InputError: there are not two scores per pair.
@@ -203,7 +204,7 @@ def pair_figures(scores: Sequence[float] | NDArray[np.float64], subsets: Sequenc
     result = {**pairwise_accuracy(*pairs.T), "subsets": by_subset}
     if not set(subsets) <= REWARD_BENCH_SUBSETS:
         return result
-    return result | _section_figures(by_subset) | {"average_ci": _average_interval(of_subset)}
+    return result | _section_figures(by_subset)
 
 
 def pair_wins(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -212,28 +213,26 @@ def pair_wins(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
     return wins
 
 
-def _section_figures(by_subset: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _section_figures(by_subset: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {"sections": {section: {} for section in REWARD_BENCH_SECTIONS}}
     for kind, average in (("accuracy", "average"), ("accuracy_worst", "average_worst")):
         sections = section_accuracies({subset: figures[kind] for subset, figures in by_subset.items()})
         for section, accuracy in sections.items():
             result["sections"][section][kind] = accuracy
         result[average] = float(np.mean(list(sections.values())))
-    return result
+    for section, weights in REWARD_BENCH_SECTIONS.items():
+        # Without those whose accuracy is NaN.
+        known = {name: figures for name, figures in by_subset.items() if name in weights and figures["accuracy"] >= 0}
+        result["sections"][section]["accuracy_ci"] = _interval(known, weights)
+    return result | {"average_ci": _interval(result["sections"], dict.fromkeys(REWARD_BENCH_SECTIONS, 1))}
 
 
-def _average_interval(of_subset: Mapping[str, NDArray[np.float64]], times: int = 1000) -> tuple[float, float]:
-    from tract_trainer.resampling import interval, resamples
+def _interval(parts: Mapping[str, Mapping[str, Any]], weights: Mapping[str, int]) -> tuple[float, float]:
+    """Of the weighted mean of the accuracies of `parts`."""
+    from tract_trainer.intervals import of_mean  # not at start-up, as above
 
-    rng, drawn = np.random.default_rng(42), {}
-    for subset, pairs in of_subset.items():
-        wins = pair_wins(pairs)
-        wins = wins[~np.isnan(wins)]
-        alone = np.full(times, wins[0] if len(wins) else np.nan)  # of one pair, no resample differs
-        several = [wins @ weights / len(wins) for weights in resamples(len(wins), times, rng)]
-        drawn[subset] = np.concatenate(several) if several else alone
-    columns = (dict(zip(drawn, column, strict=True)) for column in zip(*drawn.values(), strict=True))
-    return interval([np.array([np.mean(list(section_accuracies(column).values())) for column in columns])], 0.95)
+    accuracies, intervals = ([figures[key] for figures in parts.values()] for key in ("accuracy", "accuracy_ci"))
+    return of_mean(accuracies, intervals, [weights[name] for name in parts])
 
 
 def section_accuracies(accuracies: Mapping[str, float]) -> dict[str, float]:

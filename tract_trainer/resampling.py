@@ -1,4 +1,4 @@
-"""Turns records into figures of agreement, for many resamples of the records at once, and those into an interval.
+"""Turns records into figures of agreement, for many resamples of the records at once.
 
 A resample weights each record by how often it was drawn. So the records are sorted once, and each figure of every
 resample is made of sums of weights, which are whole numbers and exact in float64. Shape letters: `n` records, `m`
@@ -32,25 +32,6 @@ def chunks(draw: Callable[[], Ints], n: int, times: int) -> Iterator[Floats]:
         yield np.ascontiguousarray(rows.T, dtype=np.float64)
 
 
-def interval(resampled: Iterable[Floats], level: float) -> tuple[float, float]:
-    """The middle share `level` of the resampled figures, chunks of `(R,)`, that are defined; NaN if none is."""
-    figures = _defined(resampled)
-    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2]) if len(figures) else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def p_value(difference: float, permuted: Iterable[Floats]) -> float:
-    """Two-sided, of a difference among those of permutations, chunks of `(R,)`, that are defined; NaN if it is not."""
-    differences = _defined(permuted)
-    as_large = np.abs(differences) >= abs(difference) - 1e-12  # all swapped is none swapped, but for rounding
-    return np.nan if np.isnan(difference) else float((1 + as_large.sum()) / (1 + len(differences)))
-
-
-def _defined(parts: Iterable[Floats]) -> Floats:
-    figures = np.concatenate([np.empty(0), *parts])
-    return figures[~np.isnan(figures)]
-
-
 class Agreement:
     """
     Figures of agreement of `n` records, by name.
@@ -63,6 +44,14 @@ class Agreement:
 
     def __init__(self, predictions: Floats, gold: Floats, values: Floats | None = None) -> None:
         self.predictions, self.gold, self.values = predictions, gold, values
+
+    def within_one(self) -> Floats:
+        """1 for each record whose rounded prediction is at most a step from gold, 0 for the others, `(n,)`."""
+        if not len(self.gold):
+            return np.empty(0)
+        pairs = self._pairs["in steps"]
+        close: Floats = pairs.moments[7] @ pairs.of_record
+        return close
 
     def overall(self, names: Iterable[str]) -> dict[str, float]:
         """The figures of all records, each counted once."""
