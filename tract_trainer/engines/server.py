@@ -4,7 +4,11 @@ Prompts travel as token ids, and so do the tokens written: nothing is tokenised 
 the log-probabilities of given tokens (`logprob_token_ids`, an extension of vLLM's); it is asked once, before any work.
 """
 
+import logging
+import math
 import os
+import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -20,8 +24,14 @@ from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
+logger = logging.getLogger(__name__)
+
 UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
-"""What may pass: the client tries again with exponential back-off and jitter, or after the time that a server asks."""
+"""What may pass: the request is made again after exponential back-off and jitter, or when a server says."""
+
+CONNECT, ASIDE, FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 5.0, 30.0, 0.5, 8.0, 120.0
+"""Seconds: to connect in; that a server is set aside for when it does not answer; the first back-off, the longest one,
+and the longest wait that a server may ask for."""
 
 ID = "token_id:"
 
@@ -29,13 +39,14 @@ ID = "token_id:"
 class ServerEngine:
     """
     Args:
-        clients (`Sequence[openai.OpenAI]`): the servers of one model. A request goes to the next one in turn, and on to
-            another if that one does not answer.
+        clients (`Sequence[openai.OpenAI]`): the servers of one model, each asked once a try. A request goes to the next
+            one in turn, and on to another if that one does not answer.
         model (`str`, *optional*): name the model is served under; needed where a server has several.
         saved ([`~tract_trainer.engines.saved.SavedJudge`]): the judge's files.
         tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as its tokenizer writes it.
         config ([`~tract_trainer.hub.JudgeConfig`]): how the judge is asked.
         concurrency (`int`, *optional*, defaults to `64`): requests under way at the same time.
+        max_retries (`int`, *optional*, defaults to `8`): further tries of a request that no server answers.
 
     Raises:
         ValueError: the server has no such model, or does not return the log-probabilities of the scale.
@@ -52,11 +63,13 @@ class ServerEngine:
         tokens: ScoreTokens,
         config: JudgeConfig,
         concurrency: int = 64,
+        max_retries: int = 8,
     ) -> None:
-        if concurrency < 1:
-            raise InputError(f"concurrency must be at least 1, got {concurrency}.")
+        if concurrency < 1 or max_retries < 0:
+            raise InputError(f"Expected concurrency >= 1 and max_retries >= 0, got {concurrency} and {max_retries}.")
         self.clients, self.saved, self.tokens, self.calls = list(clients), saved, tokens, concurrency
-        self.turns = count()
+        self.max_retries, self.turns = max_retries, count()
+        self.aside: dict[openai.OpenAI, float] = {}  # until when, of those that did not answer last
         self.pool = ThreadPoolExecutor(concurrency)
         self.stop_ids = stop_ids(saved.generation_config, tokens, config)
         served = self._served(model)
@@ -85,7 +98,7 @@ class ServerEngine:
             name_or_path (`str`): folder or repository of the judge, for its tokenizer; its weights stay where they are.
             base_url (`str` or `Sequence[str]`): e.g. `"http://localhost:8000/v1"`; several for several servers.
             served_model (`str`, *optional*): see `model` of the class.
-            timeout (`float`, *optional*, defaults to `600.0`): seconds to wait for an answer.
+            timeout (`float`, *optional*, defaults to `600.0`): seconds to wait for an answer; for a connection, 5.
             max_retries (`int`, *optional*, defaults to `8`): further tries of a request, about a minute in all.
         """
         if batch_size is not None:
@@ -94,13 +107,13 @@ class ServerEngine:
             openai.OpenAI(
                 base_url=url,
                 api_key=os.environ.get("OPENAI_API_KEY", "none"),
-                timeout=timeout,
-                max_retries=max_retries,
+                timeout=openai.Timeout(timeout, connect=min(timeout, CONNECT)),
+                max_retries=0,  # the engine's own tries go round the servers
             )
             for url in ([base_url] if isinstance(base_url, str) else base_url)
         ]
         saved = SavedJudge.find(name_or_path, revision, weights=False)
-        return cls(clients, served_model, saved, tokens, config, **kwargs)
+        return cls(clients, served_model, saved, tokens, config, max_retries=max_retries, **kwargs)
 
     @property
     def identity(self) -> str:
@@ -179,15 +192,15 @@ class ServerEngine:
         turn = next(self.turns) % len(self.clients)
         order = [*self.clients[turn:], *self.clients[:turn]]
         try:
-            for client in order[:-1]:
+            for tries in range(self.max_retries):
                 try:
-                    return request(client.with_options(max_retries=0))
-                except UNAVAILABLE:
-                    continue
-            return request(order[-1])  # the last one that may answer is asked again and again
+                    return self._ask_each(order, request)
+                except UNAVAILABLE as error:
+                    time.sleep(_wait(error, tries))
+            return self._ask_each(order, request)
         except UNAVAILABLE as error:
             raise ConnectionError(
-                f"{self._urls} gave no answer in {order[-1].max_retries + 1} tries: {error} Is the server up? What was "
+                f"{self._urls} gave no answer in {self.max_retries + 1} tries: {error} Is the server up? What was "
                 "finished is kept: run the same again when it is."
             ) from error
         except openai.APIStatusError as error:
@@ -195,6 +208,42 @@ class ServerEngine:
         except ValueError as error:  # not JSON
             raise ConnectionError(f"{self._urls} sent an answer that cannot be read: {error}") from error
 
+    def _ask_each(self, order: list[openai.OpenAI], request: Callable[[openai.OpenAI], Any]) -> Any:
+        """The first answer. Servers that are set aside are left out, unless all are."""
+        now, failed = time.monotonic(), []
+        for client in [client for client in order if self.aside.get(client, now) <= now] or order:
+            try:
+                answer = request(client)
+                self.aside.pop(client, None)
+                return answer
+            except UNAVAILABLE as error:
+                logger.info("%s gave no answer: %s", client.base_url, error)
+                failed.append(error)
+                if isinstance(error, openai.APIConnectionError):
+                    self._set_aside(client, error)
+        raise min(failed, key=_asked_wait)
+
+    def _set_aside(self, client: openai.OpenAI, error: Exception) -> None:
+        if client not in self.aside and len(self.clients) > 1:
+            logger.warning("%s gave no answer (%s): it is set aside, the others are asked.", client.base_url, error)
+        self.aside[client] = time.monotonic() + ASIDE
+
     @property
     def _urls(self) -> str:
         return ", ".join(str(client.base_url) for client in self.clients)
+
+
+def _wait(error: openai.APIError, tries: int) -> float:
+    """Seconds before the next try, after so many."""
+    backoff, asked = min(FIRST_WAIT * 2**tries, LONGEST_WAIT) * random.uniform(0.75, 1), _asked_wait(error)
+    return max(backoff, asked) if asked <= LONGEST_ASKED else backoff
+
+
+def _asked_wait(error: openai.APIError) -> float:
+    """Seconds that a server asks for (`Retry-After`); endless where it did not answer."""
+    if not isinstance(error, openai.APIStatusError):
+        return math.inf
+    try:
+        return float(error.response.headers.get("retry-after", 0))
+    except ValueError:  # a date
+        return 0.0
