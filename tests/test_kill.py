@@ -109,5 +109,68 @@ def test_two_processes_write_what_one_writes(judge, tmp_path):
     assert [shard.read_text().count("\n") for shard in shards] == [12, 12]
 
 
+def records_file(folder, count):
+    records = [
+        {"instruction": f"Say {i}.", "response": RATIONALES[i % 7], "rubric": "Is it said?", "score": 1 + i % 5}
+        for i in range(count)
+    ]
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def tract(processes, *arguments):
+    """Starts a command of `tract` in so many processes, as torchrun does."""
+    port, command = str(free_port()), [sys.executable, "-m", "tract_trainer", *map(str, arguments)]
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environments = [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [
+        subprocess.Popen(
+            command, env={**os.environ, **each}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for each in (environments if processes > 1 else [{}])
+    ]
+
+
+def finish(processes):
+    for process in processes:
+        error = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, error[-3000:]
+
+
+def test_two_processes_judge_what_one_judges_though_they_are_killed(judge, tmp_path):
+    data = records_file(tmp_path, 40)
+    settings = ["--model", judge, "--max_new_tokens", 40, "--unfinished", "force"]
+    evaluate = ["evaluate", "--data", data, *settings, "--batch_size", 1, "--output"]
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    finish(tract(1, *evaluate, one))
+    killed = tract(2, *evaluate, two)
+    parts = [tmp_path / f"two.unfinished.jsonl.process-0000{i}" for i in range(2)]
+    while not any(part.exists() and part.read_bytes().count(b"\n") for part in parts):
+        assert killed[0].poll() is None
+        time.sleep(0.01)
+    for process in killed:
+        process.kill()
+        process.communicate()
+    done = [part.read_text() if part.exists() else "" for part in parts]
+    assert 0 < sum(text.count("\n") for text in done) < 40
+    finish(tract(2, *evaluate, two))
+    found, expected = (json.loads(path.read_text())["judgments"] for path in (two, one))
+    assert found == expected
+    assert all(json.loads(line) in found for text in done for line in text.splitlines() if line.endswith("}"))
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
+def test_two_processes_write_the_judgments_of_a_file_in_its_order(judge, tmp_path):
+    command = ["judge", "--input", records_file(tmp_path, 9), "--model", judge]
+    command += ["--max_new_tokens", 40, "--batch_size", 1, "--output"]
+    paths = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    for processes, path in enumerate(paths, start=1):
+        finish(tract(processes, *command, path))
+    assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].read_bytes().count(b"\n") == 9
+    (again,) = tract(1, *command, paths[1])
+    assert "processes: 2 there, 1 now" in again.communicate(timeout=300)[1] and again.returncode == 2
+
+
 if __name__ == "__main__":  # a process that `launch` has started, in the environment that torchrun sets
     write(sys.argv[1], sys.argv[2], rows=int(sys.argv[3]))

@@ -51,7 +51,8 @@ def evaluate(
     """
     Judges records and writes the result: JSON to `path`, and beside it a Markdown table and pictures.
 
-    Judgments are on disk as they are made: the same call goes on where a killed one stopped.
+    Judgments are on disk as they are made: the same call goes on where a killed one stopped. Launched processes share
+    the records.
 
     Args:
         judge ([`Judge`]): the judge.
@@ -79,15 +80,23 @@ def evaluate(
     of_judge = {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(config)}
     benchmark = {"name": name, "records": len(records), "digest": _digest(records)}
 
-    def rows(start: int) -> Iterator[dict[str, Any]]:
-        asked = (pair_records(records, config.scale) if pairs else records)[start:]
-        judgments = judge.stream(asked, num_cots, **drawn) if num_cots else _without_rationales(judge, asked)
-        known = (_of_pairs if pairs else _of_records)(records)[start:]
-        for gold, record, judgment in zip(known, asked, judgments, strict=True):
-            yield {**gold, **_row(judgment, judge.rows.prompt(record))}
+    every = pair_records(records, config.scale) if pairs else records
+    known = (_of_pairs if pairs else _of_records)(records)
+    state = process_state()
+    progress = None if state.is_main_process else False
 
-    made_with = {"judge": judge.identity, "benchmark": benchmark, **settings}
-    judged = _judged(path, made_with, rows)
+    def rows(numbers: range) -> Iterator[dict[str, Any]]:
+        asked = [every[i] for i in numbers]
+        judgments = (
+            judge.stream(asked, num_cots, progress=progress, **drawn)
+            if num_cots
+            else _without_rationales(judge, asked, progress)
+        )
+        for i, judgment in zip(numbers, judgments, strict=True):
+            yield {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
+
+    made_with = {"judge": judge.identity, "benchmark": benchmark, **settings, "processes": state.num_processes}
+    judged = _judged(path, made_with, len(known), rows)
     result = {
         "schema_version": SCHEMA_VERSION,
         "tract_trainer_version": version("tract-trainer"),
@@ -97,7 +106,7 @@ def evaluate(
         **without_nan(_figures(judged, config, num_cots)),
         "judgments": judged,
     }
-    if process_state().is_main_process:
+    if state.is_main_process:
         save(result, path)
     return result
 
@@ -140,26 +149,28 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
 
 
 def _judged(
-    path: Path, made_with: dict[str, Any], rows: Callable[[int], Iterator[dict[str, Any]]]
+    path: Path, made_with: dict[str, Any], count: int, rows: Callable[[range], Iterator[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """All rows; in a file beside `path` until there are all, where one process alone judges."""
-    if process_state().num_processes > 1:
-        return list(rows(0))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """All rows; in a file beside `path` until there are all."""
+    state = process_state()
     begun, settings = (path.with_name(f"{path.stem}.unfinished.{kind}") for kind in ("jsonl", "json"))
-    check_settings(settings, made_with)
-    append_rows(begun, rows)
+    with state.main_process_first():
+        check_settings(settings, made_with)
+    append_rows(begun, count, rows)
     judged = [json.loads(line) for line in begun.read_bytes().splitlines()]
-    begun.unlink()
-    settings.unlink()
+    state.wait_for_everyone()  # all have read it
+    if state.is_main_process:
+        begun.unlink()
+        settings.unlink()
     return judged
 
 
-def _without_rationales(judge: Judge, records: Sequence[Record]) -> Iterator[Judgment]:
+def _without_rationales(judge: Judge, records: Sequence[Record], progress: bool | None) -> Iterator[Judgment]:
     """The score right after the prompt and the prefix, some batches of records at a time."""
     size, limit = 8 * judge.engine.batch_size, judge.engine.max_length
     too_long = "The prompt and the prefix have {} tokens, the model reads {}."
-    for start in tqdm(range(0, len(records), size), desc="Judging", unit=f" x {size} records"):
+    bar = {"desc": "Judging", "unit": f" x {size} records", "disable": progress is False}
+    for start in tqdm(range(0, len(records), size), **bar):
         piece = [records[i] for i in range(start, min(start + size, len(records)))]
         rows = [judge.rows.scored_ids(record, "") for record in piece]
         short = [record for record, row in zip(piece, rows, strict=True) if judge.fits(row)]

@@ -1,6 +1,6 @@
 """Turns records into a trained judge and its figures: the steps behind the command line, one function each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -140,20 +140,21 @@ def is_trained(folder: Path) -> bool:
 def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: int, **settings: Any) -> None:
     """
     Appends a line for each record to the JSONL file `path`. Whole lines that are there already are not redone; a file
-    beside it tells what they were made with.
+    beside it tells what they were made with. Launched processes share the records.
 
     Raises:
         InputError: they were made with another judge, other records or other settings.
     """
-    if process_state().num_processes > 1:
-        raise InputError("One process writes the judgments of a file: launch tract judge without accelerate launch.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    state = process_state()
     made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}
-    check_settings(path.with_name(path.name + ".settings.json"), made_with)
-    append_rows(
-        path,
-        lambda start: map(as_json, judge.stream(records[start:], num_cots, progress=True, **settings)),
-    )
+    with state.main_process_first():
+        check_settings(path.with_name(path.name + ".settings.json"), made_with | {"processes": state.num_processes})
+
+    def rows(numbers: range) -> Iterator[dict[str, Any]]:
+        asked = [records[i] for i in numbers]
+        return map(as_json, judge.stream(asked, num_cots, progress=state.is_main_process, **settings))
+
+    append_rows(path, len(records), rows)
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:

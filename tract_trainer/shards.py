@@ -6,11 +6,14 @@ A line is whole or it does not count: what a killed process left half-written is
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from tract_trainer.errors import InputError
+from tract_trainer.limits import refuse_lone_process, refuse_sharding
+from tract_trainer.parallel import process_state
 
 OFFSET_BITS = 48
 
@@ -101,13 +104,48 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def append_rows(path: Path, rows: Callable[[int], Iterable[Mapping[str, Any]]]) -> None:
-    """Appends to the JSONL file `path`, as they come, the rows that `rows` gives after as many as there are lines."""
+def append_rows(path: Path, count: int, rows: Callable[[range], Iterable[Mapping[str, Any]]]) -> None:
+    """
+    Appends to the JSONL file `path`, as they come, those of `count` rows that are not there yet.
+
+    Launched processes take turns at the rows. Each appends its own to a file beside `path`, and the first of them puts
+    the files together when all are done.
+
+    Args:
+        rows (`Callable`): gives the rows with the numbers that it is given, in their order.
+    """
+    state = process_state()
+    refuse_lone_process(state.num_processes)
+    refuse_sharding()
+    if state.num_processes == 1:
+        _append(path, range(count), rows)
+        return
+    parts = [path.with_name(f"{path.name}.process-{i:05d}") for i in range(state.num_processes)]
+    if not path.exists():
+        _append(parts[state.process_index], range(state.process_index, count, len(parts)), rows)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _put_together(parts, count, path)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def _append(path: Path, numbers: range, rows: Callable[[range], Iterable[Mapping[str, Any]]]) -> None:
     done = path.read_bytes() if path.exists() else b""
     whole = done[: done.rfind(b"\n") + 1]
     with path.open("r+b" if path.exists() else "wb") as file:
         file.truncate(len(whole))  # a killed run may have left half a line
         file.seek(len(whole))
-        for row in rows(whole.count(b"\n")):
+        for row in rows(numbers[whole.count(b"\n") :]):
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             file.flush()
+
+
+def _put_together(parts: Sequence[Path], count: int, path: Path) -> None:
+    whole = path.with_name(path.name + ".part")
+    with ExitStack() as stack, whole.open("wb") as file:
+        opened = [stack.enter_context(part.open("rb")) for part in parts]
+        file.writelines(opened[i % len(parts)].readline() for i in range(count))
+    whole.replace(path)
