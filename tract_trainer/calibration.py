@@ -4,11 +4,13 @@ Knows nothing of models. A row with a NaN is unscored. `n` records, `K` values o
 `C = (K - 1) B` cells, the bins of all thresholds.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
+from scipy.special import stdtrit
 
 from tract_trainer.errors import InputError
 from tract_trainer.intervals import NONE, Interval, p_value
@@ -81,9 +83,9 @@ def calibration(
         The interval is of the error that many such records would have. What chance adds to the sizes of the bins' gaps
         depends on the true gaps: most where they are 0, nothing where they are large. So the error is summed up anew
         from sizes that [`~tract_trainer.unfolding.unfolded`] estimates almost without what chance adds, in two ways:
-        one is hardly too large, the other hardly too small. The interval is of all that is within 1.96 standard errors
-        of either sum, from normal draws of all gaps. It begins at 0 unless the error is larger than in 95 % of the data
-        sets of a calibrated judge: so it covers 0, that judge's error, with 95 %.
+        one is hardly too large, the other hardly too small. The interval is of all that is within t standard errors of
+        either sum, from normal draws of all gaps; each bin takes a degree of freedom. It begins at 0 unless the error
+        is larger than in 95 % of the data sets of a calibrated judge: so it covers 0, that judge's error, with 95 %.
     """
     binned, rng = _Binned.of(probs, gold, values, 10), np.random.default_rng(seed)
     error = binned.error()
@@ -108,7 +110,10 @@ def _interval(binned: "_Binned", times: int, rng: np.random.Generator, by_chance
     noise = (rng.standard_normal((times, len(gaps))) * np.sqrt(variances.clip(0))) @ axes.T
     noise *= np.divide(errors, own, out=np.ones_like(own), where=own > 0)
     sums = np.array([unfolded(gaps, errors, terms).sum() for terms in (FEW, MANY)])
-    reach = [1.96 * unfolded(gaps + noise, errors, terms).sum(1).std() for terms in (FEW, MANY)]
+    n, occupied = len(binned.reached), np.count_nonzero(binned.sums(np.ones_like(binned.reached)))
+    left = max(1.0, n - occupied / len(binned.thresholds))  # degrees of freedom: each bin's mean takes one
+    student = float(stdtrit(left, 0.975)) * math.sqrt((n - 1) / left)
+    reach = [student * unfolded(gaps + noise, errors, terms).sum(1).std() for terms in (FEW, MANY)]
     low, high = np.maximum(0.0, [(sums - reach).min(), (sums + reach).max()]).tolist()
     return 0.0 if by_chance else low, high
 
