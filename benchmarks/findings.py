@@ -18,6 +18,7 @@ from tract_trainer.drawing import COLORS, DOTS, MARKERS, grid, legend_below
 
 COUNTS = (1, 2, 4, 8, 16)
 BEST = "best possible from the prompt"
+BY_HEART = "written word for word"
 SHOWN = {"decoded": "decoded", "greedy": "likeliest label", "RAIL": "RAIL", "RAIL renormalised": "RAIL, renormalised"}
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "not resolved"
 
@@ -126,11 +127,12 @@ FINDINGS = (
 def write_findings(folder: Path, arms: Sequence[str], tasks: Sequence[str], seeds: int) -> str:
     """Reads what is in `folder`, writes `results.md` and `results.png` there, and returns the text."""
     main, *others = (read(folder / task, arms, seeds) for task in tasks)
+    by_heart = [[run["share"] for run in read(folder / task, [BY_HEART], seeds)[BY_HEART]] for task in tasks]
     sections = {
         "": arms_table(main),
         "Several rationales": counts_table(main),
         "Where the rationales come from": shift_table(main),
-        "Where nothing is hidden": tasks_table(dict(zip(tasks, (main, *others), strict=True))),
+        "Other tasks": tasks_table(dict(zip(tasks, (main, *others), strict=True)), by_heart),
         "The paper's findings": findings_table(main),
     }
     text = "\n\n".join(f"## {title}\n\n{table}" if title else table for title, table in sections.items())
@@ -171,11 +173,15 @@ def shift_table(runs: Runs) -> str:
     return table(["RMSE of RAIL", "after annotated rationales", "after own", "difference"], rows)
 
 
-def tasks_table(tasks: dict[str, Runs]) -> str:
-    arms = [arm for arm in next(iter(tasks.values())) if all(arm in runs for runs in tasks.values())]
-    rows = [[arm, *(mean([pearson(run) for run in runs[arm]]) for runs in tasks.values())] for arm in arms]
+def tasks_table(tasks: dict[str, Runs], by_heart: Sequence[Sequence[float]]) -> str:
+    arms = [arm for arm in next(iter(tasks.values())) if sum(arm in runs for runs in tasks.values()) > 1]
+    rows = [
+        [arm, *(mean([pearson(run) for run in runs[arm]]) if arm in runs else "" for runs in tasks.values())]
+        for arm in arms
+    ]
     gaps = [TRACT.values(runs) - Side("stage 1").values(runs) for runs in tasks.values()]
-    return table(["Pearson's r of RAIL", *tasks], [*rows, ["TRACT minus stage 1", *map(mean, gaps)]])
+    shares = [f"share of stage 1's rationales {BY_HEART}", *map(mean, by_heart)]
+    return table(["Pearson's r of RAIL", *tasks], [*rows, ["TRACT minus stage 1", *map(mean, gaps)], shares])
 
 
 def findings_table(runs: Runs) -> str:

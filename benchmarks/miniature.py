@@ -6,8 +6,9 @@
 The tasks are variants of that of `tract demo`, and `tract_trainer/demo_task.py` says how they are made: the annotated
 rationale holds what the judge cannot see, as one written with the score in hand does; the judge writes fluent
 rationales that are sometimes wrong; gold scores are ordinal and off by one now and then. The seed model knows facts but
-not scoring, as a language model does before it learns to judge. The variant "all known" takes the mechanism away: there
-the annotated rationale holds nothing that the judge cannot see.
+not scoring, as a language model does before it learns to judge. "All known" takes the mechanism away: there the
+annotated rationale holds nothing that the judge cannot see. "Few records" overdoes stage 1, which learns its rationales
+by heart.
 
 For each seed there is one seed model, one training set and one set of held-out records, the same for every row of the
 tables. `findings.py` turns the scores into the tables.
@@ -18,7 +19,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
-from findings import BEST, COUNTS, write_findings
+from findings import BEST, BY_HEART, COUNTS, write_findings
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
@@ -52,8 +53,11 @@ from tract_trainer.seeds import derive_seed
 
 SMALL = DemoSize(facts=1500, records=200, epochs=4, held_out=300)
 NEW_TOKENS, BATCH_SIZE = 32, 128
+Rows = list[dict[str, Any]]
 
-TASKS: dict[str, dict[str, Any]] = {"half known": {}, "all known": {"odds": (1, 0)}}
+MAIN, KNOWN, FEW = "half known", "all known", "few records"
+TASKS: dict[str, dict[str, Any]] = {MAIN: {}, KNOWN: {"odds": (1, 0)}, FEW: {}}
+REPEATS = 5  # of the few records: as much fewer, and as many more epochs
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,16 @@ class Arm:
             wrote (its name), or `"half"` (annotated and those of stage 1, in equal parts).
         start (`str`): arm whose weights it starts from; `"seed"` for the seed model.
         num_cots (`int`):
-            Rationales written for a held-out record of the first task, one for the others'; 0 where the score is asked
+            Rationales written for a held-out record of the main task, one for the others'; 0 where the score is asked
             for at once.
-        everywhere (`bool`): whether it is trained on every task, not on the first alone.
+        tasks (`tuple`): that it is trained on.
         settings (`dict`): of `RegressionAwareSFTConfig`.
     """
 
     rows: str
     start: str = "seed"
     num_cots: int = 1
-    everywhere: bool = False
+    tasks: tuple[str, ...] = (MAIN,)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,11 +94,11 @@ RELEASED = {"score_loss_weight": 1 / 16, "score_token_in_ce": False}
 ARMS = {
     "CE, score only": Arm("score", num_cots=0, settings=CE),
     "RAFT, score only": Arm("score", num_cots=0, settings={"ce_loss_weight": 0.0}),
-    "CE": Arm("annotated", num_cots=16, everywhere=True, settings=CE),
-    "stage 1": Arm("annotated", num_cots=16, everywhere=True),
-    "CE in both stages": Arm("CE", settings=CE),
-    "TRACT": Arm("stage 1", num_cots=16, everywhere=True),
-    "stage 2 from stage 1": Arm("stage 1", start="stage 1"),
+    "CE": Arm("annotated", num_cots=16, tasks=(MAIN, KNOWN, FEW), settings=CE),
+    "stage 1": Arm("annotated", num_cots=16, tasks=(MAIN, KNOWN, FEW)),
+    "CE in both stages": Arm("CE", tasks=(MAIN, FEW), settings=CE),
+    "TRACT": Arm("stage 1", num_cots=16, tasks=(MAIN, KNOWN, FEW)),
+    "stage 2 from stage 1": Arm("stage 1", start="stage 1", tasks=(MAIN, FEW)),
     "TRACT, a tenth of the learning rate": Arm("stage 1", settings=SLOW),
     "stage 2 from stage 1, a tenth of the learning rate": Arm("stage 1", start="stage 1", settings=SLOW),
     "half annotated": Arm("half"),
@@ -115,6 +119,8 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    if task == FEW:
+        size = replace(size, records=size.records // REPEATS, epochs=size.epochs * REPEATS)
     held_out = make_records(size.held_out, derive_seed(seed, "held out"), **TASKS[task])
     records = make_records(size.records, derive_seed(seed, "training"), **TASKS[task])
     examples = [training_example(record) for record in records]
@@ -124,14 +130,18 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
     save(folder / f"{BEST}.json", {"gold": gold, "own": {"1": {"RAIL": best}}, "annotated": best})
     if not (folder / "seed").is_dir():
         train_seed_model(folder / "seed", task, seed, size)
-    first = task == next(iter(TASKS))
     for name, arm in ARMS.items():
         path = folder / f"{name}.json"
-        if not path.is_file() and (arm.everywhere or first):
+        if not path.is_file() and task in arm.tasks:
             judge = train(name, arm, folder, examples, seed, size)
-            num_cots = arm.num_cots if first else min(1, arm.num_cots)
+            num_cots = arm.num_cots if task == MAIN else min(1, arm.num_cots)
             save(path, judged(judge, num_cots, held_out, seed))
             print(f"{task}, seed {seed}: {name}", flush=True)
+    own = training_rows("stage 1", folder, examples, seed)
+    same = [
+        mine["completion"].split() == theirs["completion"].split() for mine, theirs in zip(own, examples, strict=True)
+    ]
+    save(folder / f"{BY_HEART}.json", {"share": float(np.mean(same))})
 
 
 def best_possible(record: dict[str, Any]) -> float:
@@ -160,7 +170,7 @@ def train_seed_model(folder: Path, task: str, seed: int, size: DemoSize) -> None
     finish(SFTTrainer(make_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer), folder)
 
 
-def train(name: str, arm: Arm, folder: Path, examples: list[dict[str, Any]], seed: int, size: DemoSize) -> Judge:
+def train(name: str, arm: Arm, folder: Path, examples: Rows, seed: int, size: DemoSize) -> Judge:
     """The judge of an arm, loaded if it was trained before."""
     saved = folder / "judges" / name
     if not saved.is_dir():
@@ -186,7 +196,7 @@ def finish(trainer: SFTTrainer, folder: Path) -> None:
     Path(str(trainer.args.output_dir)).replace(folder)
 
 
-def training_rows(kind: str, folder: Path, examples: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+def training_rows(kind: str, folder: Path, examples: Rows, seed: int) -> Rows:
     """The rows of an arm: prompts and gold scores are the same for all."""
     if kind == "annotated":
         return examples
