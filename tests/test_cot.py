@@ -15,6 +15,7 @@ from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, tr
 
 from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, generate_cot_dataset
 from tract_trainer.engines import Rationale
+from tract_trainer.pipeline import prompts_of
 from tract_trainer.shards import Shards
 
 SETTINGS = {"max_new_tokens": 60, "progress": False}
@@ -215,6 +216,42 @@ def test_a_model_that_never_comes_to_a_score_is_refused_and_may_be_forced(judge,
         generate_cot_dataset(judge, dataset, output_dir=tmp_path / "a", **settings)
     found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "b", unfinished="force", **settings)
     assert [c[0]["content"][-len(PREFIX) - 1 :] for c in found["completion"]] == [PREFIX + "4", PREFIX + "2"]
+
+
+@pytest.mark.parametrize("known", [4, 5])
+@pytest.mark.parametrize("form", ["completion", "messages", "records"])
+def test_rationales_known_by_heart_are_counted_and_more_than_half_are_warned_of(
+    scripted, tmp_path, caplog, form, known
+):
+    rows = make_rows(8)
+    texts = {row["prompt"].strip(): row["completion"].rpartition(PREFIX)[0].strip() for row in rows}
+    by_heart = [prompt for prompt, text in texts.items() if PREFIX not in text][:known]
+
+    def write(text, seed):
+        asked = next(prompt for prompt in texts if prompt in text)
+        return Rationale(f" {texts[asked]}\n" if asked in by_heart else f"{texts[asked]} Or not.", "3", (-1.0,) * 5, 7)
+
+    judge = scripted(write)
+    if form == "records":  # several annotated rationales, each with a closing phrase of its own
+        records = [
+            {
+                "prompt": r["prompt"],
+                "score": r["score"],
+                "gpt4_feedback": ["Bad.", f"{texts[r['prompt'].strip()]} [RESULT] 2"],
+            }
+            for r in rows
+        ]
+        dataset = prompts_of(records, judge)
+    else:
+        turns = [
+            [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}] for r in rows
+        ]
+        dataset = Dataset.from_list(
+            rows if form == "completion" else [{"messages": each, "score": 3} for each in turns]
+        )
+    generate_cot_dataset(judge, dataset, output_dir=tmp_path, **SETTINGS)
+    assert report(tmp_path)["by_heart"] == known
+    assert ("5 of 8 rationales are word for word an annotated one" in caplog.text) == (known == 5)
 
 
 # What is refused

@@ -21,7 +21,7 @@ from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
 from tract_trainer.limits import refuse_lone_process, refuse_sharding
 from tract_trainer.parallel import as_finished, process_state
-from tract_trainer.records import Prompt, gold_score, prompt_ids, unanswered
+from tract_trainer.records import Prompt, annotated_rationales, completion_text, gold_score, prompt_ids, unanswered
 from tract_trainer.seeds import derive_seed
 from tract_trainer.shards import Shards, check_settings
 from tract_trainer.stage2 import Request, described, summary, write_stage2
@@ -53,7 +53,8 @@ def generate_cot_dataset(
         model (`str` or [`Judge`]): folder or Hub repository of the stage-1 judge, or a judge in memory.
         dataset ([`~datasets.Dataset`]):
             Rows with `prompt` (text or messages) or `messages`, and `score`. Without a `score`, it is read from the end
-            of the completion. Existing completions are not used otherwise.
+            of the completion. Existing completions are not used otherwise, but for a count in the report: how many of
+            the rationales are word for word an annotated one.
         engine (`str`, *optional*, defaults to `"transformers"`): what runs the model.
         num_cots (`int`, *optional*, defaults to `1`): rationales per row.
         temperature, top_p, repetition_penalty, max_new_tokens: see [`~tract_trainer.engines.Sampling`].
@@ -166,16 +167,15 @@ class _Work:
 
     def request(self, row: int, cot: int) -> Request:
         values = self.dataset[row]
-        return Request(row, cot, _prompt(values), self._gold(values, row))
+        annotated = annotated_rationales(values, self.judge.config.score_prefix)
+        return Request(row, cot, _prompt(values), self._gold(values, row), annotated)
 
     def _gold(self, values: Mapping[str, Any], row: int) -> float:
         config = self.judge.config
         score = gold_score(values)
         if score is None and "score" not in values:
-            completion = values.get("completion", values.get("messages"))
-            text = completion if isinstance(completion, str) else completion[-1]["content"] if completion else ""
             tokens = self.judge.engine.tokens  # the rule that training finds it with
-            found = tokens.find(tokens.tokenizer(text, add_special_tokens=False)["input_ids"])
+            found = tokens.find(tokens.tokenizer(completion_text(values), add_special_tokens=False)["input_ids"])
             score = None if found is None else config.scale.value(found.label)
         if score is None or not config.scale.low <= score <= config.scale.high:
             raise InputError(

@@ -17,7 +17,14 @@ from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
 from tract_trainer.judgment import Judgment
 from tract_trainer.parallel import process_state
-from tract_trainer.records import Record, as_messages, gold_score, read_records, training_examples
+from tract_trainer.records import (
+    Record,
+    annotated_rationales,
+    as_messages,
+    gold_score,
+    read_records,
+    training_examples,
+)
 from tract_trainer.report import without_nan
 from tract_trainer.seeds import digest
 from tract_trainer.shards import append_rows, check_settings
@@ -92,6 +99,7 @@ def prompts_of(rows: Sequence[Record] | Dataset, judge: Judge) -> Dataset:
                 if judge.config.conversational
                 else judge.rows.prompt(row),
                 "score": gold_score(row),
+                "rationale": annotated_rationales(row, judge.config.score_prefix),
             }
             for row in rows
         ]

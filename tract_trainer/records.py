@@ -154,6 +154,23 @@ def gold_score(record: Record) -> float | None:
         raise InputError(f"A gold score must be a number or a list of numbers, found {value!r}.") from error
 
 
+def annotated_rationales(row: Record, prefix: str) -> list[str]:
+    """A record's annotated rationales, or that of a completion, without what closes them: `[RESULT] 4`, the prefix."""
+    found = next((row[name] for name in RATIONALE_COLUMNS if row.get(name) is not None), None)
+    texts = [completion_text(row)] if found is None else found if isinstance(found, list) else [found]
+    return [_before(prefix, str(text).split("[RESULT]")[0]).strip() for text in texts]
+
+
+def completion_text(row: Record) -> str:
+    """What is written in a row's `completion`, or in the last of its `messages`; nothing where it has neither."""
+    found = row.get("completion") or row.get("messages") or ""
+    return found if isinstance(found, str) else str(found[-1]["content"])
+
+
+def _before(prefix: str, text: str) -> str:
+    return text.rpartition(prefix)[0] if prefix in text else text
+
+
 def close(rationale: str, prefix: str, label: str) -> str:
     """The completion of a rationale: the rationale, white space if it ends in none, the prefix and the label."""
     joint = "" if not rationale or rationale[-1].isspace() else " "
@@ -177,17 +194,14 @@ def training_examples(
     """
     for number, record in enumerate(records):
         gold = gold_score(record)
-        found = next((record[name] for name in RATIONALE_COLUMNS if record.get(name) is not None), None)
-        if gold is None or found is None:
+        if gold is None or not any(record.get(name) is not None for name in RATIONALE_COLUMNS):
             raise InputError(
                 f"Record {number} cannot be trained on: it needs a score (one of {list(SCORE_COLUMNS)}) and a "
                 f"rationale (one of {list(RATIONALE_COLUMNS)}); found {sorted(record)}."
             )
         prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
-        for rationale in found if isinstance(found, list) else [found]:
-            text = str(rationale).split("[RESULT]")[0]
-            text = text.rpartition(prefix)[0] if prefix in text else text
-            completion = close(text.strip(), prefix, scale.nearest_label(gold))
+        for rationale in annotated_rationales(record, prefix):
+            completion = close(rationale, prefix, scale.nearest_label(gold))
             yield {
                 "prompt": as_messages(prompt) if conversational else prompt,
                 "completion": [{"role": "assistant", "content": completion}] if conversational else completion,

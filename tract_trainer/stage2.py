@@ -3,12 +3,13 @@
 import json
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.logging import get_logger
 from datasets import Dataset
 
 from tract_trainer.errors import InputError
@@ -18,6 +19,8 @@ from tract_trainer.records import Prompt, close
 from tract_trainer.report import save_results
 from tract_trainer.seeds import digest
 from tract_trainer.shards import Shards
+
+logger = get_logger(__name__)
 
 ROWS_AT_ONCE = 1000
 
@@ -30,12 +33,16 @@ OWN_RATIONALES = "Rationales that a judge wrote itself"
 
 
 class Request(NamedTuple):
-    """One rationale to write: number `cot` for row `row`, which reads `prompt` and has gold score `score`."""
+    """
+    One rationale to write: number `cot` for row `row`, which reads `prompt`, has gold score `score` and these annotated
+    rationales.
+    """
 
     row: int
     cot: int
     prompt: Prompt
     score: float
+    annotated: Sequence[str] = ()
 
     @property
     def key(self) -> str:
@@ -71,6 +78,12 @@ def write_stage2(
     partial.replace(folder / "train.parquet")
     report = tally.report()
     save_results(folder / "report.json", report)
+    if 2 * report["by_heart"] > report["rationales"]:
+        logger.warning(
+            f"{report['by_heart']:,} of {report['rationales']:,} rationales are word for word an annotated one. The "
+            "model knows its training data by heart, and stage 2 would be trained on the same rationales again, which "
+            "is no better than stage 1. Train stage 1 for fewer epochs, or on more records."
+        )
     return report
 
 
@@ -91,11 +104,12 @@ def summary(report: dict[str, Any]) -> str:
     counts = [f"{report['retried']:,} drawn again"]
     counts += [f"{report[name]:,} {said}" for name, said in LOST.items() if report[name]]
     pearson = report["discarded_score_agreement"]["pearson"]
+    by_heart = f" {report['by_heart']:,} are word for word an annotated one." if report["by_heart"] else ""
     return (
         f"{report['rationales']:,} rationales for {report['rows']:,} rows: "
         f"{report['share_finished_at_first_try']:.1%} finished at the first try, "
         f"{', '.join(counts)}; {report['mean_tokens']:.0f} tokens on average. "
-        f"The scores they were drawn with, thrown away, agree with gold at r = {pearson:.3f}."
+        f"The scores they were drawn with, thrown away, agree with gold at r = {pearson:.3f}.{by_heart}"
     )
 
 
@@ -105,6 +119,7 @@ class _Tally:
     def __init__(self, config: JudgeConfig, unfinished: str) -> None:
         self.scale, self.unfinished = config.scale, unfinished
         self.rows = self.first_try = self.retried = self.too_long = self.open = self.tokens = self.longest = 0
+        self.by_heart = 0
         self.sampled, self.gold = array("d"), array("d")
 
     def add(self, request: Request, written: dict[str, Any]) -> bool:
@@ -116,6 +131,8 @@ class _Tally:
         fits = written["attempts"] > 0  # no attempt is made at a prompt that leaves no room
         self.too_long += not fits
         self.open += fits and label is None
+        words = written["text"].split()
+        self.by_heart += bool(words) and words in [text.split() for text in request.annotated]
         self.tokens += written["num_tokens"]
         self.longest = max(self.longest, written["num_tokens"])
         self.sampled.append(math.nan if label is None else self.scale.value(label))
@@ -133,6 +150,7 @@ class _Tally:
             "dropped": self.open if self.unfinished == "drop" else 0,
             "forced": self.open if self.unfinished == "force" else 0,
             "prompt_too_long": self.too_long,
+            "by_heart": self.by_heart,
             "mean_tokens": self.tokens / len(self.gold),
             "discarded_score_agreement": {
                 name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")
