@@ -8,7 +8,7 @@ rationale holds what the judge cannot see, as one written with the score in hand
 rationales that are sometimes wrong; gold scores are ordinal and off by one now and then. The seed model knows facts but
 not scoring, as a language model does before it learns to judge. "All known" takes the mechanism away: there the
 annotated rationale holds nothing that the judge cannot see. "Few records" overdoes stage 1, which learns its rationales
-by heart.
+by heart; with fewer epochs it does not.
 
 For each seed there is one seed model, one training set and one set of held-out records, the same for every row of the
 tables. `findings.py` turns the scores into the tables.
@@ -55,9 +55,11 @@ SMALL = DemoSize(facts=1500, records=200, epochs=4, held_out=300)
 NEW_TOKENS, BATCH_SIZE = 32, 128
 Rows = list[dict[str, Any]]
 
-MAIN, KNOWN, FEW = "half known", "all known", "few records"
-TASKS: dict[str, dict[str, Any]] = {MAIN: {}, KNOWN: {"odds": (1, 0)}, FEW: {}}
-REPEATS = 5  # of the few records: as much fewer, and as many more epochs
+MAIN, KNOWN, FEW, SHORT = "half known", "all known", "few records", "few records, fewer epochs"
+TASKS: dict[str, dict[str, Any]] = {MAIN: {}, KNOWN: {"odds": (1, 0)}, FEW: {}, SHORT: {}}
+FEWER = 5
+EPOCHS = {FEW: 5, SHORT: 2}  # as many times as of all records
+EVERY, HIDDEN = tuple(TASKS), (MAIN, FEW, SHORT)
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,11 @@ RELEASED = {"score_loss_weight": 1 / 16, "score_token_in_ce": False}
 ARMS = {
     "CE, score only": Arm("score", num_cots=0, settings=CE),
     "RAFT, score only": Arm("score", num_cots=0, settings={"ce_loss_weight": 0.0}),
-    "CE": Arm("annotated", num_cots=16, tasks=(MAIN, KNOWN, FEW), settings=CE),
-    "stage 1": Arm("annotated", num_cots=16, tasks=(MAIN, KNOWN, FEW)),
-    "CE in both stages": Arm("CE", tasks=(MAIN, FEW), settings=CE),
-    "TRACT": Arm("stage 1", num_cots=16, tasks=(MAIN, KNOWN, FEW)),
-    "stage 2 from stage 1": Arm("stage 1", start="stage 1", tasks=(MAIN, FEW)),
+    "CE": Arm("annotated", num_cots=16, tasks=EVERY, settings=CE),
+    "stage 1": Arm("annotated", num_cots=16, tasks=EVERY),
+    "CE in both stages": Arm("CE", tasks=HIDDEN, settings=CE),
+    "TRACT": Arm("stage 1", num_cots=16, tasks=EVERY),
+    "stage 2 from stage 1": Arm("stage 1", start="stage 1", tasks=HIDDEN),
     "TRACT, a tenth of the learning rate": Arm("stage 1", settings=SLOW),
     "stage 2 from stage 1, a tenth of the learning rate": Arm("stage 1", start="stage 1", settings=SLOW),
     "half annotated": Arm("half"),
@@ -119,8 +121,8 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    if task == FEW:
-        size = replace(size, records=size.records // REPEATS, epochs=size.epochs * REPEATS)
+    if task in EPOCHS:
+        size = replace(size, records=size.records // FEWER, epochs=size.epochs * EPOCHS[task])
     held_out = make_records(size.held_out, derive_seed(seed, "held out"), **TASKS[task])
     records = make_records(size.records, derive_seed(seed, "training"), **TASKS[task])
     examples = [training_example(record) for record in records]
