@@ -80,9 +80,9 @@ def write_stage2(
     save_results(folder / "report.json", report)
     if 2 * report["by_heart"] > report["rationales"]:
         logger.warning(
-            f"{report['by_heart']:,} of {report['rationales']:,} rationales are word for word an annotated one. So writes "
-            "a model that knows its training data by heart. Stage 2 would be trained on what stage 1 was, and be no "
-            "better: train stage 1 for fewer epochs, or on more records."
+            f"{report['by_heart']:,} of {report['rationales']:,} rationales are word for word an annotated one. So "
+            "writes a model that knows its training data by heart. Stage 2 would be trained on what stage 1 was, and be "
+            "no better: train stage 1 for fewer epochs, or on more records."
         )
     return report
 
