@@ -78,11 +78,12 @@ def write_stage2(
     partial.replace(folder / "train.parquet")
     report = tally.report()
     save_results(folder / "report.json", report)
-    if 2 * report["by_heart"] > report["rationales"]:
+    by_heart, asked = report["by_heart"], report["rationales"]
+    if 2 * by_heart > asked:
         logger.warning(
-            f"{report['by_heart']:,} of {report['rationales']:,} rationales are word for word an annotated one. So "
-            "writes a model that knows its training data by heart. Stage 2 would be trained on what stage 1 was, and be "
-            "no better: train stage 1 for fewer epochs, or on more records."
+            f"{by_heart:,} of {asked:,} rationales are word for word an annotated one: the model knows its training "
+            "data by heart. Stage 2 would be trained on what stage 1 was, and be no better. Train stage 1 for fewer "
+            "epochs, or on more records."
         )
     return report
 
