@@ -170,9 +170,17 @@ def test_a_file_of_records_is_judged_and_an_interrupted_one_goes_on(judge_folder
     assert main(argv) == 0
     whole = output.read_text()
     assert len(whole.splitlines()) == 8
-    output.write_text(whole[: len(whole) // 2])  # killed in the middle of a line
+    output.unlink()
+    begun = tmp_path / "judged.jsonl.unfinished" / "process-00000.jsonl"
+    begun.parent.mkdir()
+    row = {"key": "5", **json.loads(whole.splitlines()[5]), "rationale": "of the killed one"}
+    begun.write_text(json.dumps(row) + '\n{"key": "6", "sco')  # killed in the middle of a line
     assert main(argv) == 0
-    assert output.read_text() == whole
+    found = output.read_text().splitlines()
+    assert json.loads(found.pop(5))["rationale"] == "of the killed one"
+    assert found == [line for i, line in enumerate(whole.splitlines()) if i != 5]
+    assert not begun.parent.exists()
+    whole = output.read_text()
     assert main([*argv, "--seed", "7"]) == 2  # other settings are not mixed in
     assert output.read_text() == whole
 

@@ -306,8 +306,8 @@ def test_other_settings_in_the_same_folder_are_refused_with_both_named(scripted,
     with pytest.raises(ValueError) as raised:
         generate_cot_dataset(scripted(finished), **{**first, **change})
     lines = str(raised.value).split("\n")
-    assert lines[0] == f"{tmp_path} holds work done with other settings (settings.json), which cannot be mixed:"
-    assert lines[-1] == "Give another place for the output, or delete this one to start over."
+    assert lines[0] == f"{tmp_path / 'settings.json'} tells of work with other settings, which cannot be mixed:"
+    assert lines[-1] == "Give another place for the output. To start over, delete that work, settings.json too."
     assert set(said) <= {line.strip() for line in lines[1:-1]}
     assert len(lines[1:-1]) == len(said) + ("dataset" in change)  # the rows' hash, too
 
@@ -436,7 +436,7 @@ def test_the_files_of_the_result_are_a_dataset_by_themselves(scripted, tmp_path)
 def test_a_launch_that_shards_the_model_is_refused(scripted, tmp_path, monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(
-        ValueError, match=f"^Rationales are written by whole models, and this launch shards them with {name}"
+        ValueError, match=f"^A judge writes and scores as a whole model, and this launch shards models with {name}"
     ):
         generate_cot_dataset(scripted(finished), make_dataset(2), output_dir=tmp_path, **SETTINGS)
 

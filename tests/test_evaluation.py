@@ -321,7 +321,7 @@ def test_an_interrupted_evaluation_goes_on_and_is_not_mixed_with_another(records
     judge.engine.batch_size = 1  # pieces of eight records
     with pytest.raises(KeyboardInterrupt):
         evaluate(judge, records, "mine", path, 1)
-    begun = tmp_path / "r.unfinished.jsonl"
+    begun = tmp_path / "r.unfinished" / "process-00000.jsonl"
     assert len(begun.read_text().splitlines()) == 8 and not path.exists()
     with begun.open("a") as file:
         file.write('{"gold": 3.0, "rationale": "' + "x" * 100_000)  # killed in the middle of a long line

@@ -145,7 +145,7 @@ def test_two_processes_judge_what_one_judges_though_they_are_killed(judge, tmp_p
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     finish(tract(1, *evaluate, one))
     killed = tract(2, *evaluate, two)
-    parts = [tmp_path / f"two.unfinished.jsonl.process-0000{i}" for i in range(2)]
+    parts = [tmp_path / "two.unfinished" / f"process-0000{i}.jsonl" for i in range(2)]
     while not any(part.exists() and part.read_bytes().count(b"\n") for part in parts):
         assert killed[0].poll() is None
         time.sleep(0.01)
@@ -154,10 +154,9 @@ def test_two_processes_judge_what_one_judges_though_they_are_killed(judge, tmp_p
         process.communicate()
     done = [part.read_text() if part.exists() else "" for part in parts]
     assert 0 < sum(text.count("\n") for text in done) < 40
-    finish(tract(2, *evaluate, two))
+    finish(tract(3, *evaluate, two))  # not as many as before
     found, expected = (json.loads(path.read_text())["judgments"] for path in (two, one))
     assert found == expected
-    assert all(json.loads(line) in found for text in done for line in text.splitlines() if line.endswith("}"))
     assert not list(tmp_path.glob("*unfinished*"))
 
 
@@ -168,8 +167,7 @@ def test_two_processes_write_the_judgments_of_a_file_in_its_order(judge, tmp_pat
     for processes, path in enumerate(paths, start=1):
         finish(tract(processes, *command, path))
     assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].read_bytes().count(b"\n") == 9
-    (again,) = tract(1, *command, paths[1])
-    assert "processes: 2 there, 1 now" in again.communicate(timeout=300)[1] and again.returncode == 2
+    assert not list(tmp_path.glob("*unfinished*"))
 
 
 if __name__ == "__main__":  # a process that `launch` has started, in the environment that torchrun sets

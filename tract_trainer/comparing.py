@@ -15,13 +15,12 @@ from tract_trainer.artifacts import read_artifacts
 from tract_trainer.drawing import COLORS, DOTS, MARKERS, grid, legend_below, shortened, thinned, unit
 from tract_trainer.errors import InputError
 from tract_trainer.methods import METHODS, scores_by_method
-from tract_trainer.metrics import paired_difference
+from tract_trainer.metrics import ERRORS, accuracy_difference, paired_difference
 from tract_trainer.pairwise import pair_wins
 from tract_trainer.report import FIGURES
 from tract_trainer.resampling import PLAIN, ROUNDED, Floats
 from tract_trainer.scale import ScoreScale
 
-ERRORS = ("rmse", "mae")
 """Figures in units of the scale, of which less is better."""
 
 
@@ -59,8 +58,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], method: str = "RAIL") ->
     of_a, of_b = _scores(a, method), _scores(b, method)
     if _is_of_pairs(a):
         first, second = (pair_wins(scores.reshape(-1, 2)) for scores in (of_a, of_b))
-        # The mean of wins is their mean distance from 0, so what is computed for `mae` is the accuracy.
-        figures = {"accuracy": paired_difference(first, second, np.zeros(len(first)), figure="mae")}
+        figures = {"accuracy": accuracy_difference(first, second)}
     else:
         gold, values = [row["gold"] for row in a["judgments"]], a["judge"]["config"]["score_values"]
         names = [name for name in FIGURES if name in (*PLAIN, *ROUNDED)]

@@ -19,12 +19,11 @@ from tqdm.auto import tqdm
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
-from tract_trainer.limits import refuse_lone_process, refuse_sharding
-from tract_trainer.parallel import as_finished, process_state
+from tract_trainer.parallel import as_finished
 from tract_trainer.records import Prompt, annotated_rationales, completion_text, gold_score, prompt_ids, unanswered
 from tract_trainer.seeds import derive_seed
-from tract_trainer.shards import Shards, check_settings
-from tract_trainer.stage2 import Request, described, summary, write_stage2
+from tract_trainer.shards import Shards, begin
+from tract_trainer.stage2 import Annotated, Request, described, summary, write_stage2
 
 
 def generate_cot_dataset(
@@ -98,11 +97,7 @@ def generate_cot_dataset(
     work = _Work(judge, dataset, num_cots, sampling, seed, max_retries)
     settings = work.settings()  # reads every row: one that cannot be used is refused now, not hours later
     folder = Path(output_dir)
-    state = process_state()
-    refuse_lone_process(state.num_processes)
-    refuse_sharding()
-    with state.main_process_first():
-        check_settings(folder / "settings.json", settings)
+    state = begin(folder / "settings.json", settings)
     shards = Shards(folder / ".shards", state.process_index)
     batches = work.batches(batch_size or judge.engine.batch_size)
     missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
@@ -121,7 +116,9 @@ def generate_cot_dataset(
     state.wait_for_everyone()
     if state.is_main_process:
         places = ((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
-        report = write_stage2(work.requests(places), Shards(folder / ".shards"), folder, judge.config, unfinished)
+        report = write_stage2(
+            work.requests(places), Shards(folder / ".shards"), folder, judge.config, unfinished, work.annotated
+        )
         judge.config.save(folder)  # their scale and closing phrase
         if progress:
             Console().print(summary(report), f"Saved in {folder}.")
@@ -137,6 +134,7 @@ class _Work:
     ) -> None:
         self.judge, self.dataset, self.num_cots = judge, dataset, num_cots
         self.sampling, self.seed, self.max_retries = sampling, seed, max_retries
+        self.annotated = Annotated()
 
     def settings(self) -> dict[str, Any]:
         """Everything that the rationales depend on."""
@@ -144,6 +142,8 @@ class _Work:
         for row in range(len(self.dataset)):
             request = self.request(row, 0)
             data.update(f"{request.key} {request.score} ".encode())
+            texts = annotated_rationales(self.dataset[row], self.judge.config.score_prefix)
+            self.annotated.update(request.prompt, texts)
         return {
             **asdict(self.sampling),
             "num_cots": self.num_cots,
@@ -167,8 +167,7 @@ class _Work:
 
     def request(self, row: int, cot: int) -> Request:
         values = self.dataset[row]
-        annotated = annotated_rationales(values, self.judge.config.score_prefix)
-        return Request(row, cot, _prompt(values), self._gold(values, row), annotated)
+        return Request(row, cot, _prompt(values), self._gold(values, row))
 
     def _gold(self, values: Mapping[str, Any], row: int) -> float:
         config = self.judge.config

@@ -5,7 +5,8 @@ again from its `judgments` alone. A row is one of these; of pairs there are two 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,12 +26,11 @@ from tract_trainer.judgment import Judgment, unscored
 from tract_trainer.methods import mean_mass, rationale_counts, scores_by_method
 from tract_trainer.metrics import agreement
 from tract_trainer.pairwise import pair_figures, pair_records
-from tract_trainer.parallel import process_state
 from tract_trainer.pictures import draw
 from tract_trainer.records import Prompt, Record
 from tract_trainer.report import markdown, save_results, without_nan
 from tract_trainer.seeds import digest
-from tract_trainer.shards import append_rows, check_settings
+from tract_trainer.shards import begin, finish_rows, finished_rows
 
 COMPARED = ("instruction", "response", "rubric", "reference", "prompt", "messages", "score", "chosen", "rejected")
 
@@ -51,8 +51,8 @@ def evaluate(
     """
     Judges records and writes the result: JSON to `path`, and beside it a Markdown table and pictures.
 
-    Judgments are on disk as they are made: the same call goes on where a killed one stopped. Launched processes share
-    the records.
+    Judgments are on disk as they are made: the same call goes on where a killed one stopped, and one that is finished
+    does nothing anew. Launched processes share the records, so each of them must call this.
 
     Args:
         judge ([`Judge`]): the judge.
@@ -77,15 +77,24 @@ def evaluate(
         check_scale(records, config.scale.low, config.scale.high)
     drawn = {"seed": seed, "unfinished": unfinished, **asdict(Sampling(**sampling))}
     settings = {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__}
-    of_judge = {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(config)}
     benchmark = {"name": name, "records": len(records), "digest": _digest(records)}
-
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "tract_trainer_version": version("tract-trainer"),
+        "judge": {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(config)},
+        "benchmark": benchmark,
+        "settings": settings,
+    }
+    if _holds(path, head):
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    folder = path.with_name(f"{path.stem}.unfinished")
+    made_with = {"judge": judge.identity, "benchmark": benchmark, **settings}
+    state = begin(folder / "settings.json", made_with)
+    progress = None if state.is_main_process else False
     every = pair_records(records, config.scale) if pairs else records
     known = (_of_pairs if pairs else _of_records)(records)
-    state = process_state()
-    progress = None if state.is_main_process else False
 
-    def rows(numbers: range) -> Iterator[dict[str, Any]]:
+    def rows(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         asked = [every[i] for i in numbers]
         judgments = (
             judge.stream(asked, num_cots, progress=progress, **drawn)
@@ -95,20 +104,13 @@ def evaluate(
         for i, judgment in zip(numbers, judgments, strict=True):
             yield {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
 
-    made_with = {"judge": judge.identity, "benchmark": benchmark, **settings, "processes": state.num_processes}
-    judged = _judged(path, made_with, len(known), rows)
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        "tract_trainer_version": version("tract-trainer"),
-        "judge": of_judge,
-        "benchmark": benchmark,
-        "settings": settings,
-        **without_nan(_figures(judged, config, num_cots)),
-        "judgments": judged,
-    }
+    finish_rows(folder, len(known), rows, state)
     if state.is_main_process:
-        save(result, path)
-    return result
+        judged = list(finished_rows(folder, len(known)))
+        save({**head, **without_nan(_figures(judged, config, num_cots)), "judgments": judged}, path)
+        shutil.rmtree(folder)
+    state.wait_for_everyone()
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: int | None = None) -> dict[str, Any]:
@@ -131,9 +133,9 @@ def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: in
 def save(result: Mapping[str, Any], path: Path) -> None:
     """Writes a result to the JSON file `path`, and beside it its table (`.md`) and its pictures (`-NAME.png`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_results(path, result)
     path.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
     draw(result, path.with_suffix(""))
+    save_results(path, result)  # last, since it tells that all is there
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: int) -> dict[str, Any]:
@@ -148,21 +150,17 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
     return found | {"calibration": calibration(probs, [row["gold"] for row in rows], config.score_values)}
 
 
-def _judged(
-    path: Path, made_with: dict[str, Any], count: int, rows: Callable[[range], Iterator[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """All rows; in a file beside `path` until there are all."""
-    state = process_state()
-    begun, settings = (path.with_name(f"{path.stem}.unfinished.{kind}") for kind in ("jsonl", "json"))
-    with state.main_process_first():
-        check_settings(settings, made_with)
-    append_rows(begun, count, rows)
-    judged = [json.loads(line) for line in begun.read_bytes().splitlines()]
-    state.wait_for_everyone()  # all have read it
-    if state.is_main_process:
-        begun.unlink()
-        settings.unlink()
-    return judged
+def _holds(path: Path, head: Mapping[str, Any]) -> bool:
+    """Whether `path` is a result that begins like this."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(found, dict) and all(found.get(name) == value for name, value in _as_json(head).items())
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(without_nan(value)))  # type: ignore[no-any-return]
 
 
 def _without_rationales(judge: Judge, records: Sequence[Record], progress: bool | None) -> Iterator[Judgment]:

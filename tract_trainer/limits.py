@@ -72,12 +72,12 @@ def refuse_topology(accelerator: Accelerator) -> None:
 
 
 def refuse_sharding() -> None:
-    """Raises `InputError` under a launch that would shard a model which is to write rationales."""
+    """Raises `InputError` under a launch that would shard a model which is to judge."""
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise InputError(
-                f"Rationales are written by whole models, and this launch shards them with {name}. Launch "
-                "`tract sft` that way, and `tract generate` with `accelerate launch --multi_gpu`."
+                f"A judge writes and scores as a whole model, and this launch shards models with {name}. Launch "
+                "`tract sft` that way, and the other commands with `accelerate launch --multi_gpu`."
             )
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -61,6 +62,9 @@ def in_order(function: Callable[[Work], Result], pieces: Iterable[Work], calls: 
 
 
 def process_state() -> PartialState:
-    """The launched processes as one group: of CPUs where `accelerate launch --cpu` says so or there is nothing else."""
+    """
+    The launched processes as one group: of CPUs where `accelerate launch --cpu` says so or there is nothing else. They
+    may wait for each other for days: one may have long texts to write, and if one dies the launcher ends the others.
+    """
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
-    return PartialState(cpu=cpu)
+    return PartialState(cpu=cpu, timeout=timedelta(days=7))

@@ -1,5 +1,7 @@
 """Turns records into a trained judge and its figures: the steps behind the command line, one function each."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +18,6 @@ from tract_trainer.controls import control_pattern
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
 from tract_trainer.judgment import Judgment
-from tract_trainer.parallel import process_state
 from tract_trainer.records import (
     Record,
     annotated_rationales,
@@ -27,7 +28,7 @@ from tract_trainer.records import (
 )
 from tract_trainer.report import without_nan
 from tract_trainer.seeds import digest
-from tract_trainer.shards import append_rows, check_settings
+from tract_trainer.shards import begin, finish_rows, finished_rows
 from tract_trainer.stage2 import described
 from tract_trainer.trainer import RegressionAwareSFTTrainer
 
@@ -147,22 +148,34 @@ def is_trained(folder: Path) -> bool:
 
 def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: int, **settings: Any) -> None:
     """
-    Appends a line for each record to the JSONL file `path`. Whole lines that are there already are not redone; a file
-    beside it tells what they were made with. Launched processes share the records.
+    Writes a line for each record to the JSONL file `path`, in their order. A second call goes on where a killed one
+    stopped; a file beside `path` tells what it was made with. Launched processes share the records.
 
     Raises:
-        InputError: they were made with another judge, other records or other settings.
+        InputError: it was made with another judge, other records or other settings.
     """
-    state = process_state()
     made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}
-    with state.main_process_first():
-        check_settings(path.with_name(path.name + ".settings.json"), made_with | {"processes": state.num_processes})
+    settings_path, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
+    if path.exists() and not settings_path.exists():
+        raise InputError(f"{path} exists, and not from `tract judge`. Give another --output, or delete it.")
+    if num_cots < 1:
+        raise InputError(f"num_cots must be at least 1, got {num_cots}.")
+    state = begin(settings_path, made_with)
+    if path.exists():
+        return
 
-    def rows(numbers: range) -> Iterator[dict[str, Any]]:
+    def rows(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         asked = [records[i] for i in numbers]
         return map(as_json, judge.stream(asked, num_cots, progress=state.is_main_process, **settings))
 
-    append_rows(path, len(records), rows)
+    finish_rows(folder, len(records), rows, state)
+    if state.is_main_process:
+        part = path.with_name(path.name + ".part")
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in finished_rows(folder, len(records)))
+        part.replace(path)
+        shutil.rmtree(folder)
+    state.wait_for_everyone()
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:

@@ -156,15 +156,18 @@ def gold_score(record: Record) -> float | None:
 
 def annotated_rationales(row: Record, prefix: str) -> list[str]:
     """A record's annotated rationales, or that of a completion, without what closes them: `[RESULT] 4`, the prefix."""
-    found = next((row[name] for name in RATIONALE_COLUMNS if row.get(name) is not None), None)
-    texts = [completion_text(row)] if found is None else found if isinstance(found, list) else [found]
-    return [_before(prefix, str(text).split("[RESULT]")[0]).strip() for text in texts]
+    default: Any = completion_text(row) or []
+    found = next((row[name] for name in RATIONALE_COLUMNS if row.get(name) is not None), default)
+    texts = [str(text) for text in (found if isinstance(found, list) else [found]) if text is not None]
+    return [_before(prefix, text.split("[RESULT]")[0]).strip() for text in texts]
 
 
 def completion_text(row: Record) -> str:
-    """What is written in a row's `completion`, or in the last of its `messages`; nothing where it has neither."""
+    """A row's `completion`, or what the assistant says last in it or in the `messages`; nothing where there is none."""
     found = row.get("completion") or row.get("messages") or ""
-    return found if isinstance(found, str) else str(found[-1]["content"])
+    last = found[-1] if isinstance(found, list) else {"role": "assistant", "content": found}
+    is_text = isinstance(last, Mapping) and last.get("role") == "assistant" and isinstance(last.get("content"), str)
+    return last["content"] if is_text else ""
 
 
 def _before(prefix: str, text: str) -> str:
@@ -194,13 +197,14 @@ def training_examples(
     """
     for number, record in enumerate(records):
         gold = gold_score(record)
-        if gold is None or not any(record.get(name) is not None for name in RATIONALE_COLUMNS):
+        rationales = annotated_rationales(record, prefix) if any(name in record for name in RATIONALE_COLUMNS) else []
+        if gold is None or not rationales:
             raise InputError(
                 f"Record {number} cannot be trained on: it needs a score (one of {list(SCORE_COLUMNS)}) and a "
                 f"rationale (one of {list(RATIONALE_COLUMNS)}); found {sorted(record)}."
             )
         prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
-        for rationale in annotated_rationales(record, prefix):
+        for rationale in rationales:
             completion = close(rationale, prefix, scale.nearest_label(gold))
             yield {
                 "prompt": as_messages(prompt) if conversational else prompt,

@@ -150,8 +150,9 @@ def figure_with_interval(value: float | None, interval: Sequence[float | None] |
 
 def save_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """Writes results as JSON, which has no NaN: figures that are not defined become `null`."""
-    text = json.dumps(without_nan(results), indent=2, ensure_ascii=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    text, part = json.dumps(without_nan(results), indent=2, ensure_ascii=False), Path(f"{path}.part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def without_nan(value: Any) -> Any:

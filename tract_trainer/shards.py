@@ -6,10 +6,11 @@ A line is whole or it does not count: what a killed process left half-written is
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from tract_trainer.errors import InputError
 from tract_trainer.limits import refuse_lone_process, refuse_sharding
@@ -93,9 +94,9 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         ]
         if changed:
             raise InputError(
-                f"{path.parent} holds work done with other settings ({path.name}), which cannot be mixed:\n  "
+                f"{path} tells of work with other settings, which cannot be mixed:\n  "
                 + "\n  ".join(changed)
-                + "\nGive another place for the output, or delete this one to start over."
+                + f"\nGive another place for the output. To start over, delete that work, {path.name} too."
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,48 +105,36 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def append_rows(path: Path, count: int, rows: Callable[[range], Iterable[Mapping[str, Any]]]) -> None:
-    """
-    Appends to the JSONL file `path`, as they come, those of `count` rows that are not there yet.
-
-    Launched processes take turns at the rows. Each appends its own to a file beside `path`, and the first of them puts
-    the files together when all are done.
-
-    Args:
-        rows (`Callable`): gives the rows with the numbers that it is given, in their order.
-    """
+def begin(settings_path: Path, settings: dict[str, Any]) -> PartialState:
+    """The launched processes, if they can share the work and its settings are those at `settings_path`, if any."""
     state = process_state()
     refuse_lone_process(state.num_processes)
     refuse_sharding()
-    if state.num_processes == 1:
-        _append(path, range(count), rows)
-        return
-    parts = [path.with_name(f"{path.name}.process-{i:05d}") for i in range(state.num_processes)]
-    if not path.exists():
-        _append(parts[state.process_index], range(state.process_index, count, len(parts)), rows)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            _put_together(parts, count, path)
+    with state.main_process_first():
+        check_settings(settings_path, settings)
+    return state
+
+
+def finish_rows(
+    folder: Path, count: int, rows: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]], state: PartialState
+) -> None:
+    """
+    Adds to `folder` those of `count` rows that an earlier call did not, as they come from `rows`, which is given their
+    numbers. Launched processes share them.
+    """
+    shards = Shards(folder, state.process_index)
+    missing = [number for number in range(count) if str(number) not in shards]
+    state.wait_for_everyone()  # every process has read the shards before one writes
+    mine = missing[state.process_index :: state.num_processes]
+    for number, row in zip(mine, rows(mine), strict=True):
+        shards.append([(str(number), dict(row))])
     state.wait_for_everyone()
-    if state.is_main_process:
-        for part in parts:
-            part.unlink(missing_ok=True)
 
 
-def _append(path: Path, numbers: range, rows: Callable[[range], Iterable[Mapping[str, Any]]]) -> None:
-    done = path.read_bytes() if path.exists() else b""
-    whole = done[: done.rfind(b"\n") + 1]
-    with path.open("r+b" if path.exists() else "wb") as file:
-        file.truncate(len(whole))  # a killed run may have left half a line
-        file.seek(len(whole))
-        for row in rows(numbers[whole.count(b"\n") :]):
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-
-
-def _put_together(parts: Sequence[Path], count: int, path: Path) -> None:
-    whole = path.with_name(path.name + ".part")
-    with ExitStack() as stack, whole.open("wb") as file:
-        opened = [stack.enter_context(part.open("rb")) for part in parts]
-        file.writelines(opened[i % len(parts)].readline() for i in range(count))
-    whole.replace(path)
+def finished_rows(folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """The rows that [`finish_rows`] left there, in the order of their numbers."""
+    shards = Shards(folder)
+    for number in range(count):
+        row = shards[str(number)]
+        del row["key"]
+        yield row

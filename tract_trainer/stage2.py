@@ -3,7 +3,7 @@
 import json
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,24 +33,41 @@ OWN_RATIONALES = "Rationales that a judge wrote itself"
 
 
 class Request(NamedTuple):
-    """
-    One rationale to write: number `cot` for row `row`, which reads `prompt`, has gold score `score` and these annotated
-    rationales.
-    """
+    """One rationale to write: number `cot` for row `row`, which reads `prompt` and has gold score `score`."""
 
     row: int
     cot: int
     prompt: Prompt
     score: float
-    annotated: Sequence[str] = ()
 
     @property
     def key(self) -> str:
         return digest(self.row, self.cot, self.prompt)
 
 
+class Annotated:
+    """The annotated rationales of each prompt, of whatever row. What they are alike in is their words."""
+
+    def __init__(self) -> None:
+        self.known: set[bytes] = set()
+
+    def update(self, prompt: Prompt, rationales: Iterable[str]) -> None:
+        self.known.update(self._key(prompt, rationale) for rationale in rationales)
+
+    def __contains__(self, written: tuple[Prompt, str]) -> bool:
+        return self._key(*written) in self.known
+
+    def _key(self, prompt: Prompt, rationale: str) -> bytes:
+        return bytes.fromhex(digest(prompt, rationale.split())[:16])
+
+
 def write_stage2(
-    requests: Iterable[Request], shards: Shards, folder: Path, config: JudgeConfig, unfinished: str
+    requests: Iterable[Request],
+    shards: Shards,
+    folder: Path,
+    config: JudgeConfig,
+    unfinished: str,
+    annotated: Annotated,
 ) -> dict[str, Any]:
     """
     Writes both files from the finished rows of `shards`, in the order of `requests`.
@@ -61,7 +78,7 @@ def write_stage2(
     Raises:
         InputError: not one rationale came to a score.
     """
-    tally = _Tally(config, unfinished)
+    tally = _Tally(config, unfinished, annotated)
     partial = folder / "train.parquet.tmp"
     with _Writer(partial) as writer:
         for request in requests:
@@ -81,9 +98,9 @@ def write_stage2(
     by_heart, asked = report["by_heart"], report["rationales"]
     if 2 * by_heart > asked:
         logger.warning(
-            f"{by_heart:,} of {asked:,} rationales are word for word an annotated one: the model knows its training "
-            "data by heart. Stage 2 would be trained on what stage 1 was, and be no better. Train stage 1 for fewer "
-            "epochs, or on more records."
+            f"{by_heart:,} of {asked:,} rationales are word for word an annotated one, so stage 2 would be trained on "
+            "what stage 1 was, and be no better. Either the model knows its training data by heart (train stage 1 for "
+            "fewer epochs, or on more records), or the prompts leave nothing else to say."
         )
     return report
 
@@ -117,8 +134,8 @@ def summary(report: dict[str, Any]) -> str:
 class _Tally:
     """Counts how the rationales came out."""
 
-    def __init__(self, config: JudgeConfig, unfinished: str) -> None:
-        self.scale, self.unfinished = config.scale, unfinished
+    def __init__(self, config: JudgeConfig, unfinished: str, annotated: Annotated) -> None:
+        self.scale, self.unfinished, self.annotated = config.scale, unfinished, annotated
         self.rows = self.first_try = self.retried = self.too_long = self.open = self.tokens = self.longest = 0
         self.by_heart = 0
         self.sampled, self.gold = array("d"), array("d")
@@ -132,8 +149,7 @@ class _Tally:
         fits = written["attempts"] > 0  # no attempt is made at a prompt that leaves no room
         self.too_long += not fits
         self.open += fits and label is None
-        words = written["text"].split()
-        self.by_heart += bool(words) and words in [text.split() for text in request.annotated]
+        self.by_heart += bool(written["text"].split()) and (request.prompt, written["text"]) in self.annotated
         self.tokens += written["num_tokens"]
         self.longest = max(self.longest, written["num_tokens"])
         self.sampled.append(math.nan if label is None else self.scale.value(label))
