@@ -28,7 +28,7 @@ Values = NDArray[np.float64]
 
 
 def pearson(run: Run, method: str = "RAIL", count: int = 1) -> float:
-    """Pearson's r over the scored records; 0 for scores that are all the same, NaN where there are none."""
+    """Pearson's r over the [`scored`] records; 0 for scores that are all the same, NaN where there are none."""
     scores, gold = scored(run["own"][str(count)].get(method, [None] * len(run["gold"])), run["gold"])
     if not len(scores):
         return float("nan")
@@ -46,7 +46,9 @@ def rmse_annotated(run: Run) -> float:
 
 
 def scored(scores: Sequence[float | None], gold: Sequence[float]) -> tuple[Values, Values]:
+    """Scores and gold of the scored records; none of a judge that scored less than half, and chose which."""
     there = np.array([score is not None for score in scores])
+    there &= there.mean() >= 0.5
     return np.array(scores, float)[there], np.array(gold)[there]
 
 

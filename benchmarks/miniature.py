@@ -139,11 +139,9 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
             num_cots = arm.num_cots if task == MAIN else min(1, arm.num_cots)
             save(path, judged(judge, num_cots, held_out, seed))
             print(f"{task}, seed {seed}: {name}", flush=True)
-    own = training_rows("stage 1", folder, examples, seed)
-    same = [
-        mine["completion"].split() == theirs["completion"].split() for mine, theirs in zip(own, examples, strict=True)
-    ]
-    save(folder / f"{BY_HEART}.json", {"share": float(np.mean(same))})
+    training_rows("stage 1", folder, examples, seed)  # does nothing anew, but write the report
+    report = json.loads((folder / "rationales" / "stage 1" / "report.json").read_text())
+    save(folder / f"{BY_HEART}.json", {"share": report["by_heart"] / report["rationales"]})
 
 
 def best_possible(record: dict[str, Any]) -> float:

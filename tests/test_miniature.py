@@ -64,6 +64,24 @@ def test_the_figures_are_means_over_seeds_with_t_intervals(tmp_path):
     assert cells[-1] == "10.0%"  # unscored: left out of the figures, and told
 
 
+def test_a_judge_that_scored_less_than_half_has_no_figure(tmp_path):
+    write_runs(tmp_path, {}, seeds=2, unscored=151)
+    text = findings.arms_table(findings.read(tmp_path / miniature.MAIN, list(miniature.ARMS), 2))
+    cells = next(line for line in text.splitlines() if line.startswith("| CE |")).strip("|").split("|")
+    assert not "".join(cells[1:-1]).strip() and cells[-1].strip() == "50.3%"
+
+
+def test_the_tasks_stand_side_by_side_with_what_is_known_by_heart(tmp_path):
+    write_runs(tmp_path, {"TRACT": 0.5})
+    rows = tables(tmp_path)
+    pearson = {arm: cells[0] for arm, cells in rows.items() if arm in ("TRACT", "stage 1")}
+    assert float(pearson["TRACT"][:5]) > float(pearson["stage 1"][:5])
+    assert rows["CE in both stages"][miniature.EVERY.index(miniature.KNOWN)] == ""  # not trained on that task
+    assert rows[f"share of stage 1's rationales {findings.BY_HEART}"] == ["0.250 ± 0.000"] * len(miniature.EVERY)
+    gaps = rows["TRACT minus stage 1"]
+    assert len(gaps) == len(miniature.EVERY) and all(float(gap.split(" ± ")[0]) > 0.1 for gap in gaps)
+
+
 def test_a_judge_without_a_single_score_has_no_figure_and_stops_nothing(tmp_path):
     write_runs(tmp_path, {}, seeds=2, unscored=300)
     assert tables(tmp_path, seeds=2)[DECODED_BY_CE][1] == findings.OPEN
