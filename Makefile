@@ -50,8 +50,8 @@ miniature: $(VENV)/installed
 
 # What training and scoring cost beside TRL's trainer and the released way: docs/performance.md. Resumes.
 bench: $(VENV)/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py train --lora --rows 1 --pairs 5 --warmup 1 --repeats 1 --steps 2
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py score --rounds 3
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py train --lora --rows 1 --warmup 1 --repeats 1 --steps 2 --clock cpu --threads 1
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py score --rounds 3 --clock cpu --threads 1
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overheads.py
 
 lint: $(VENV)/installed

@@ -1,8 +1,8 @@
 """How the costs grow: `train_step.py` over tokens and vocabulary, `score.py` over vocabulary, prompt and rationales.
 
-    python benchmarks/growth.py train --lora
+    python benchmarks/growth.py train --lora --rows 1 --clock cpu --threads 1
     python benchmarks/growth.py score --clock cpu --threads 1
-    python benchmarks/growth.py train --lora --preset 7b        # one GPU
+    python benchmarks/growth.py train --preset 7b        # one GPU
 
 Arguments it does not know go to the script. Each size is a run of its own, kept in the folder: what was measured is not
 measured again.
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARIES = (32_000, 128_256, 256_000)
-TRAIN = [
-    *({"vocab": vocab, "tokens": 512} for vocab in VOCABULARIES),
-    *({"vocab": 32_000, "tokens": tokens} for tokens in (2048, 8192)),
-    {"vocab": 128_256, "tokens": 4096},
+TRAIN = [  # more rounds where a step is short
+    *({"vocab": vocab, "tokens": 512, "pairs": 12} for vocab in VOCABULARIES),
+    *({"vocab": 32_000, "tokens": tokens, "pairs": 5} for tokens in (2048, 8192)),
+    {"vocab": 128_256, "tokens": 4096, "pairs": 5},
 ]
 SCORE = [
     *({"vocab": vocab, "prompt_tokens": 1024, "num_cots": 5} for vocab in VOCABULARIES),
