@@ -87,6 +87,11 @@ def test_relative_links_lead_to_files(page):
             assert (page.parent / link.partition("#")[0]).exists(), link
 
 
+def test_no_placeholder_was_left():
+    for page in PAGES:
+        assert not re.search(r"^[A-Z_]{5,}$", page.read_text(), re.M), page.name
+
+
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert [
