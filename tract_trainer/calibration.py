@@ -84,8 +84,9 @@ def calibration(
         depends on the true gaps: most where they are 0, nothing where they are large. So the error is summed up anew
         from sizes that [`~tract_trainer.unfolding.unfolded`] estimates almost without what chance adds, in two ways:
         one is hardly too large, the other hardly too small. The interval is of all that is within t standard errors of
-        either sum, from normal draws of all gaps; each bin takes a degree of freedom. It begins at 0 unless the error
-        is larger than in 95 % of the data sets of a calibrated judge: so it covers 0, that judge's error, with 95 %.
+        either sum, from normal draws of all gaps, and is widened where records are few beside the bins. It begins at 0
+        unless the error is larger than in 95 % of the data sets of a calibrated judge: so it covers 0, that judge's
+        error, with 95 %.
     """
     binned, rng = _Binned.of(probs, gold, values, 10), np.random.default_rng(seed)
     error = binned.error()
@@ -111,7 +112,8 @@ def _interval(binned: "_Binned", times: int, rng: np.random.Generator, by_chance
     noise *= np.divide(errors, own, out=np.ones_like(own), where=own > 0)
     sums = np.array([unfolded(gaps, errors, terms).sum() for terms in (FEW, MANY)])
     n, occupied = len(binned.reached), np.count_nonzero(binned.sums(np.ones_like(binned.reached)))
-    left = max(1.0, n - occupied / len(binned.thresholds))  # degrees of freedom: each bin's mean takes one
+    # As if each bin took a degree of freedom. That is no derivation: without it, 50 records are covered with 92 %.
+    left = max(1.0, n - occupied / len(binned.thresholds))
     student = float(stdtrit(left, 0.975)) * math.sqrt((n - 1) / left)
     reach = [student * unfolded(gaps + noise, errors, terms).sum(1).std() for terms in (FEW, MANY)]
     low, high = np.maximum(0.0, [(sums - reach).min(), (sums + reach).max()]).tolist()
