@@ -88,7 +88,7 @@ class Arm:
 LEARNING_RATE = 2e-3
 CE: dict[str, Any] = {"score_loss_weight": 0.0}
 SLOW = {"learning_rate": LEARNING_RATE / 10}
-LAMBDAS = (0, 0.1, 0.2, 2, 5, 10)
+LAMBDAS = {0: (MAIN,), 0.1: (MAIN, SHORT), 0.2: (MAIN,), 2: (MAIN,), 5: (MAIN,), 10: (MAIN,)}
 LOSSES = ("absolute_error", "huber", "crps", "soft_ce")
 WASSERSTEIN = {"score_loss_type": "wasserstein", "renormalize_scores": True}
 # The released code divides by the batch size twice and leaves the score out of the cross-entropy: 16 rows at once.
@@ -104,7 +104,10 @@ ARMS = {
     "TRACT, a tenth of the learning rate": Arm("stage 1", settings=SLOW),
     "stage 2 from stage 1, a tenth of the learning rate": Arm("stage 1", start="stage 1", settings=SLOW),
     "half annotated": Arm("half"),
-    **{f"TRACT, lambda {weight:g}": Arm("stage 1", settings={"score_loss_weight": weight}) for weight in LAMBDAS},
+    **{
+        f"TRACT, lambda {weight:g}": Arm("stage 1", tasks=tasks, settings={"score_loss_weight": weight})
+        for weight, tasks in LAMBDAS.items()
+    },
     "stage 1, score not in CE": Arm("annotated", settings={"score_token_in_ce": False}),
     "TRACT, score not in CE": Arm("stage 1", settings={"score_token_in_ce": False}),
     "stage 1, renormalised": Arm("annotated", settings={"renormalize_scores": True}),
