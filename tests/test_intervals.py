@@ -96,10 +96,20 @@ def test_ties_narrow_the_interval_of_a_share_and_equal_values_have_a_width():
 
 
 def test_the_interval_of_a_weighted_mean_by_hand():
-    # Weights 1/4 and 3/4: mean .25 * 1 + .75 * .5; below sqrt((.25 * .1)^2 + (.75 * .2)^2), above .75 * .3 alone.
-    low, high = of_mean([1.0, 0.5], [(0.9, 1.0), (0.3, 0.8)], [2, 6])
-    assert (low, high) == pytest.approx((0.625 - math.hypot(0.025, 0.15), 0.625 + 0.225))
-    assert all(map(math.isnan, of_mean([], [], [])))
+    # 3 of 4 right, and 2 right, 2 tied of 8; weights 1/4 and 3/4. One win and one loss are added to each:
+    # shares 4/6 and 4/10; variances 4/6 - 4/9 = 2/9, and 3.5/10 - .16 = .19.
+    centre, reach = 4 / 24 + 3 * 0.4 / 4, Z * math.sqrt(2 / 9 / 6 / 16 + 9 * 0.19 / 10 / 16)
+    found = of_mean([4, 8], [3, 3], [3, 2.5], [2, 6], 0.95)
+    assert found == pytest.approx((centre - reach, centre + reach))
+    assert all(map(math.isnan, of_mean([], [], [], [], 0.95)))
+
+
+def test_the_interval_of_a_single_weighted_share_is_that_of_agresti_and_coull():
+    share = (17 + 2) / (20 + 4)
+    reach = Z * math.sqrt(share * (1 - share) / 24)
+    assert of_mean([20], [17], [17], [3], 0.95) == pytest.approx((share - reach, share + reach))
+    low, high = of_mean([9, 9], [9, 9], [9, 9], [1, 1], 0.95)
+    assert low < 1 == high
 
 
 def exact_coverage(share, n):

@@ -80,19 +80,29 @@ def around_share(values: Floats, low: float, high: float, level: float) -> Inter
     return low + (high - low) * below, high - (high - low) * above
 
 
-def of_mean(shares: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]) -> Interval:
+def of_mean(
+    counts: Sequence[float], sums: Sequence[float], squares: Sequence[float], weights: Sequence[float], level: float
+) -> Interval:
     """
-    The interval of the weighted mean of independent shares, from theirs.
+    The interval of the weighted mean of independent shares: Price and Bonett (2004), Computational Statistics and Data
+    Analysis 45, 449-456.
 
-    Either side is the root of the sum of the squares of theirs: Zou and Donner (2008), Statistics in Medicine 27,
-    1693-1702. So a share of 1 adds to the lower side alone.
+    Four values are added, two of 1 and two of 0, in equal parts to all shares; the rest is a normal interval. That of a
+    single share is the one of Agresti and Coull. It is at least as wide as to hold the mean itself.
+
+    Args:
+        counts, sums, squares (`Sequence[float]`): of the values of each share, how many, their sum, and their squares'.
+        weights (`Sequence[float]`): of the shares; they are divided by their sum.
     """
-    if not len(shares):
+    if not len(counts):
         return NONE
-    share, bounds, weight = np.array(shares), np.array(intervals), np.array(weights) / np.sum(weights)
-    below, above = np.sqrt(np.square(weight[:, None] * (bounds - share[:, None])).sum(0))
-    mean = float(weight @ share)
-    return mean - float(below), mean + float(above)
+    n, total, weight = np.array(counts), np.array(sums), np.array(weights) / np.sum(weights)
+    added = 2 / len(n)
+    shares = (total + added) / (n + 2 * added)
+    variances = (np.array(squares) + added) / (n + 2 * added) - shares**2
+    reach = float(ndtri((1 + level) / 2) * np.sqrt(weight**2 @ (variances / (n + 2 * added))))
+    mean, centre = float(weight @ (total / n)), float(weight @ shares)
+    return max(0.0, min(mean, centre - reach)), min(1.0, max(mean, centre + reach))
 
 
 def p_value(difference: float, permuted: Iterable[Floats]) -> float:

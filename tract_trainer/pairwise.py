@@ -188,7 +188,7 @@ def pair_figures(scores: Sequence[float] | NDArray[np.float64], subsets: Sequenc
         `dict` with what [`~tract_trainer.metrics.pairwise_accuracy`] returns, and `subsets` with the same of each.
         Where all are of RewardBench, `sections` has both accuracies of each section and the interval of the first,
         `average` and `average_worst` are the means over sections, and `average_ci` is the interval of the former. These
-        intervals are [`~tract_trainer.intervals.of_mean`] those of the subsets. What has no pairs is NaN.
+        intervals are [`~tract_trainer.intervals.of_mean`], over the subsets. What has no pairs is NaN.
 
     Raises:
         InputError: there are not two scores per pair.
@@ -220,19 +220,26 @@ def _section_figures(by_subset: Mapping[str, Mapping[str, Any]]) -> dict[str, An
         for section, accuracy in sections.items():
             result["sections"][section][kind] = accuracy
         result[average] = float(np.mean(list(sections.values())))
+    shares: dict[str, float] = {}  # of each subset with scores in the average
     for section, weights in REWARD_BENCH_SECTIONS.items():
-        # Without those whose accuracy is NaN.
-        known = {name: figures for name, figures in by_subset.items() if name in weights and figures["accuracy"] >= 0}
-        result["sections"][section]["accuracy_ci"] = _interval(known, weights)
-    return result | {"average_ci": _interval(result["sections"], dict.fromkeys(REWARD_BENCH_SECTIONS, 1))}
+        known = {name: weight for name, weight in weights.items() if by_subset.get(name, {}).get("accuracy", -1) >= 0}
+        result["sections"][section]["accuracy_ci"] = _interval(by_subset, known)
+        shares |= {name: weight / sum(known.values()) for name, weight in known.items()}
+    whole = not np.isnan(result["average"])
+    return result | {"average_ci": _interval(by_subset, shares if whole else {})}
 
 
-def _interval(parts: Mapping[str, Mapping[str, Any]], weights: Mapping[str, int]) -> tuple[float, float]:
-    """Of the weighted mean of the accuracies of `parts`."""
+def _interval(by_subset: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[float, float]:
+    """Of the mean accuracy of the subsets that have a weight."""
     from tract_trainer.intervals import of_mean  # not at start-up, as above
 
-    accuracies, intervals = ([figures[key] for figures in parts.values()] for key in ("accuracy", "accuracy_ci"))
-    return of_mean(accuracies, intervals, [weights[name] for name in parts])
+    parts = [by_subset[name] for name in weights]
+    counts = [part["n"] - part["unscored"] for part in parts]
+    wins = [part["accuracy"] * count for part, count in zip(parts, counts, strict=True)]
+    squares = [
+        won - part["ties"] / 4 for part, won in zip(parts, wins, strict=True)
+    ]  # a tie is a half, its square a quarter
+    return of_mean(counts, wins, squares, list(weights.values()), 0.95)
 
 
 def section_accuracies(accuracies: Mapping[str, float]) -> dict[str, float]:
