@@ -181,9 +181,11 @@ def tasks_table(tasks: dict[str, Runs], by_heart: Sequence[Sequence[float]]) -> 
         [arm, *(mean([pearson(run) for run in runs[arm]]) if arm in runs else "" for runs in tasks.values())]
         for arm in arms
     ]
-    gaps = [TRACT.values(runs) - Side("stage 1").values(runs) for runs in tasks.values()]
+    for other in ("stage 1", "stage 2 from stage 1", "CE in both stages", "TRACT, lambda 0.1"):
+        gaps = [TRACT.values(runs) - Side(other).values(runs) if other in runs else [] for runs in tasks.values()]
+        rows.append([f"TRACT minus {other}", *(mean(gap) if len(gap) else "" for gap in gaps)])
     shares = [f"share of stage 1's rationales {BY_HEART}", *map(mean, by_heart)]
-    return table(["Pearson's r of RAIL", *tasks], [*rows, ["TRACT minus stage 1", *map(mean, gaps)], shares])
+    return table(["Pearson's r of RAIL", *tasks], [*rows, shares])
 
 
 def findings_table(runs: Runs) -> str:

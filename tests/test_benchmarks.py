@@ -23,15 +23,14 @@ from tract_trainer.benchmarks import (
 )
 from tract_trainer.errors import InputError
 from tract_trainer.pairwise import (
-    REWARD_BENCH_SECTIONS,
     general_rubric,
     pair_figures,
     pair_records,
     read_pairs,
     ready_prompt,
-    section_accuracies,
 )
 from tract_trainer.records import prompt_of
+from tract_trainer.reward_bench import REWARD_BENCH_SECTIONS, section_accuracies
 
 NAN = float("nan")
 FIVE = ScoreScale.integers(1, 5)

@@ -325,6 +325,10 @@ def test_an_interrupted_evaluation_goes_on_and_is_not_mixed_with_another(records
     assert len(begun.read_text().splitlines()) == 8 and not path.exists()
     with begun.open("a") as file:
         file.write('{"gold": 3.0, "rationale": "' + "x" * 100_000)  # killed in the middle of a long line
+    for wrong in ({"num_cots": -1}, {"unfinished": "drop"}, {"temperature": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):  # before anything is written
+            evaluate(fake_judge(noisy), records, "other", tmp_path / "wrong.json", **wrong)
+    assert not list(tmp_path.glob("wrong*"))
     with pytest.raises(InputError, match="seed: 42 there, 7 now"):
         evaluate(fake_judge(noisy), records, "mine", path, 1, seed=7)
     judge = fake_judge(noisy)

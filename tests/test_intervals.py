@@ -9,7 +9,8 @@ from scipy import stats
 from tract_trainer.calibration import calibration, calibration_error
 from tract_trainer.intervals import FISHER, LINEAR, LOG, around, around_share, of_mean, p_value
 from tract_trainer.metrics import accuracy_difference, agreement, paired_difference, pairwise_accuracy
-from tract_trainer.pairwise import REWARD_BENCH_SECTIONS, pair_figures
+from tract_trainer.pairwise import pair_figures
+from tract_trainer.reward_bench import REWARD_BENCH_SECTIONS
 
 NAN = math.nan
 NAMES = ("pearson", "spearman", "kendall", "rmse", "mae", "ccc", "kendall_rounded", "qwk", "within_one")

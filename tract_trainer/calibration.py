@@ -112,7 +112,7 @@ def _interval(binned: "_Binned", times: int, rng: np.random.Generator, by_chance
     noise *= np.divide(errors, own, out=np.ones_like(own), where=own > 0)
     sums = np.array([unfolded(gaps, errors, terms).sum() for terms in (FEW, MANY)])
     n, occupied = len(binned.reached), np.count_nonzero(binned.sums(np.ones_like(binned.reached)))
-    # As if each bin took a degree of freedom. That is no derivation: without it, 50 records are covered with 92 %.
+    # As if each bin took a degree of freedom. That is no derivation: without it, few records are covered too seldom.
     left = max(1.0, n - occupied / len(binned.thresholds))
     student = float(stdtrit(left, 0.975)) * math.sqrt((n - 1) / left)
     reach = [student * unfolded(gaps + noise, errors, terms).sum(1).std() for terms in (FEW, MANY)]

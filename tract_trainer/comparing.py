@@ -21,8 +21,6 @@ from tract_trainer.report import FIGURES
 from tract_trainer.resampling import PLAIN, ROUNDED, Floats
 from tract_trainer.scale import ScoreScale
 
-"""Figures in units of the scale, of which less is better."""
-
 
 def load_result(path: str | Path) -> dict[str, Any]:
     """

@@ -18,10 +18,9 @@ from tqdm.auto import tqdm
 from tract_trainer.artifacts import SCHEMA_VERSION
 from tract_trainer.benchmarks import check_scale
 from tract_trainer.calibration import calibration
-from tract_trainer.engines import Sampling
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
-from tract_trainer.judge import Judge
+from tract_trainer.judge import Judge, checked
 from tract_trainer.judgment import Judgment, unscored
 from tract_trainer.methods import mean_mass, rationale_counts, scores_by_method
 from tract_trainer.metrics import agreement
@@ -75,7 +74,7 @@ def evaluate(
     pairs = _are_pairs(records)
     if not pairs:
         check_scale(records, config.scale.low, config.scale.high)
-    drawn = {"seed": seed, "unfinished": unfinished, **asdict(Sampling(**sampling))}
+    drawn = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots or 1, unfinished, sampling))}
     settings = {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__}
     benchmark = {"name": name, "records": len(records), "digest": _digest(records)}
     head = {

@@ -152,11 +152,7 @@ class Judge:
         **sampling: Any,
     ) -> Iterator[Judgment]:
         """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
-        if num_cots < 1:
-            raise InputError(f"num_cots must be at least 1, got {num_cots}.")
-        if unfinished not in ("unscored", "force"):
-            raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
-        settings, force = Sampling(**sampling), unfinished == "force"
+        settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
         size = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
         starts = range(0, len(records), size)
         pieces = ([records[i] for i in range(start, min(start + size, len(records)))] for start in starts)
@@ -248,3 +244,12 @@ class Judge:
     def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0) -> Judgment:
         """The judgment that the rationales of one record make together."""
         return judgment(rationales, self.config, max_new_tokens)
+
+
+def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Sampling:
+    """How rationales are drawn; an InputError for settings that [`Judge.score`] does not take."""
+    if num_cots < 1:
+        raise InputError(f"num_cots must be at least 1, got {num_cots}.")
+    if unfinished not in ("unscored", "force"):
+        raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
+    return Sampling(**sampling)

@@ -12,46 +12,10 @@ from numpy.typing import NDArray
 
 from tract_trainer.errors import InputError
 from tract_trainer.records import Record
+from tract_trainer.reward_bench import REWARD_BENCH_SUBSETS, section_figures
 from tract_trainer.scale import ScoreScale
 
 _SIDES = ("chosen", "rejected")
-
-REWARD_BENCH_SECTIONS = {
-    "Chat": {
-        "alpacaeval-easy": 100,
-        "alpacaeval-length": 95,
-        "alpacaeval-hard": 95,
-        "mt-bench-easy": 28,
-        "mt-bench-med": 40,
-    },
-    "Chat Hard": {
-        "mt-bench-hard": 37,
-        "llmbar-natural": 100,
-        "llmbar-adver-neighbor": 134,
-        "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47,
-        "llmbar-adver-manual": 46,
-    },
-    "Safety": {
-        "refusals-dangerous": 100,
-        "refusals-offensive": 100,
-        "xstest-should-refuse": 154,
-        "xstest-should-respond": 250,
-        "donotanswer": 136,
-    },
-    "Reasoning": {
-        "math-prm": 984,  # 447 pairs, weighted like the 6 x 164 pairs of code
-        "hep-cpp": 164,
-        "hep-go": 164,
-        "hep-java": 164,
-        "hep-js": 164,
-        "hep-python": 164,
-        "hep-rust": 164,
-    },
-}
-"""Weight of each subset in its section of RewardBench (github.com/allenai/reward-bench, rewardbench/constants.py)."""
-
-REWARD_BENCH_SUBSETS = {subset for weights in REWARD_BENCH_SECTIONS.values() for subset in weights}
 
 CRITERION = (
     "How good is the response, all in all? It should do what the instruction asks for, be correct in what it says, "
@@ -204,53 +168,10 @@ def pair_figures(scores: Sequence[float] | NDArray[np.float64], subsets: Sequenc
     result = {**pairwise_accuracy(*pairs.T), "subsets": by_subset}
     if not set(subsets) <= REWARD_BENCH_SUBSETS:
         return result
-    return result | _section_figures(by_subset)
+    return result | section_figures(by_subset)
 
 
 def pair_wins(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 where the chosen one of two scores, `(P, 2)`, is higher, 0 where it is lower, a half in a tie, or NaN."""
     wins: NDArray[np.float64] = (np.sign(pairs[:, 0] - pairs[:, 1]) + 1) / 2
     return wins
-
-
-def _section_figures(by_subset: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {"sections": {section: {} for section in REWARD_BENCH_SECTIONS}}
-    for kind, average in (("accuracy", "average"), ("accuracy_worst", "average_worst")):
-        sections = section_accuracies({subset: figures[kind] for subset, figures in by_subset.items()})
-        for section, accuracy in sections.items():
-            result["sections"][section][kind] = accuracy
-        result[average] = float(np.mean(list(sections.values())))
-    shares: dict[str, float] = {}  # of each subset with scores in the average
-    for section, weights in REWARD_BENCH_SECTIONS.items():
-        known = {name: weight for name, weight in weights.items() if by_subset.get(name, {}).get("accuracy", -1) >= 0}
-        result["sections"][section]["accuracy_ci"] = _interval(by_subset, known)
-        shares |= {name: weight / sum(known.values()) for name, weight in known.items()}
-    whole = not np.isnan(result["average"])
-    return result | {"average_ci": _interval(by_subset, shares if whole else {})}
-
-
-def _interval(by_subset: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[float, float]:
-    """Of the mean accuracy of the subsets that have a weight."""
-    from tract_trainer.intervals import of_mean  # not at start-up, as above
-
-    parts = [by_subset[name] for name in weights]
-    counts = [part["n"] - part["unscored"] for part in parts]
-    wins = [part["accuracy"] * count for part, count in zip(parts, counts, strict=True)]
-    squares = [
-        won - part["ties"] / 4 for part, won in zip(parts, wins, strict=True)
-    ]  # a tie is a half, its square a quarter
-    return of_mean(counts, wins, squares, list(weights.values()), 0.95)
-
-
-def section_accuracies(accuracies: Mapping[str, float]) -> dict[str, float]:
-    """
-    Accuracy of each section of RewardBench: the mean over its subsets that `accuracies` has, with the weights of
-    [`REWARD_BENCH_SECTIONS`], whatever the number of pairs. A section without any is NaN, so that no average over the
-    sections leaves it out; the official tool reports 0 for it.
-    """
-    sections = {}
-    for section, weights in REWARD_BENCH_SECTIONS.items():
-        known = {name: weight for name, weight in weights.items() if not np.isnan(accuracies.get(name, np.nan))}
-        total = sum(weight * accuracies[name] for name, weight in known.items())
-        sections[section] = total / sum(known.values()) if known else float("nan")
-    return sections

@@ -16,7 +16,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.controls import control_pattern
 from tract_trainer.errors import InputError
-from tract_trainer.judge import Judge
+from tract_trainer.judge import Judge, checked
 from tract_trainer.judgment import Judgment
 from tract_trainer.records import (
     Record,
@@ -146,7 +146,16 @@ def is_trained(folder: Path) -> bool:
     return (folder / "judge_config.json").is_file()
 
 
-def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: int, **settings: Any) -> None:
+def judge_file(
+    judge: Judge,
+    records: Sequence[Record],
+    path: Path,
+    num_cots: int,
+    *,
+    seed: int = 42,
+    unfinished: str = "unscored",
+    **sampling: Any,
+) -> None:
     """
     Writes a line for each record to the JSONL file `path`, in their order. A second call goes on where a killed one
     stopped; a file beside `path` tells what it was made with. Launched processes share the records.
@@ -154,12 +163,11 @@ def judge_file(judge: Judge, records: Sequence[Record], path: Path, num_cots: in
     Raises:
         InputError: it was made with another judge, other records or other settings.
     """
+    settings = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
     made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}
     settings_path, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
     if path.exists() and not settings_path.exists():
         raise InputError(f"{path} exists, and not from `tract judge`. Give another --output, or delete it.")
-    if num_cots < 1:
-        raise InputError(f"num_cots must be at least 1, got {num_cots}.")
     state = begin(settings_path, made_with)
     if path.exists():
         return
