@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARIES = (32_000, 128_256, 256_000)
-TRAIN = [  # more rounds where a step is short
-    *({"vocab": vocab, "tokens": 512, "pairs": 12} for vocab in VOCABULARIES),
-    *({"vocab": 32_000, "tokens": tokens, "pairs": 5} for tokens in (2048, 8192)),
-    {"vocab": 128_256, "tokens": 4096, "pairs": 5},
+TRAIN = [
+    {"vocab": vocab, "tokens": tokens, "pairs": pairs}  # more rounds where a step is short
+    for vocab, tokens, pairs in (
+        (32_000, 512, 48),
+        (128_256, 512, 24),
+        (256_000, 512, 16),
+        (32_000, 2048, 24),
+        (32_000, 8192, 8),
+        (128_256, 4096, 8),
+    )
 ]
 SCORE = [
     *({"vocab": vocab, "prompt_tokens": 1024, "num_cots": 5} for vocab in VOCABULARIES),
