@@ -19,7 +19,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,14 @@ from tract_trainer.judgment import Judgment
 from tract_trainer.methods import scores_by_method
 from tract_trainer.records import close
 from tract_trainer.seeds import derive_seed
+from tract_trainer.shards import check_settings
 
 SMALL = DemoSize(facts=1500, records=200, epochs=4, held_out=300)
 NEW_TOKENS, BATCH_SIZE = 32, 128
 Rows = list[dict[str, Any]]
 
 MAIN, KNOWN, FEW, SHORT = "half known", "all known", "few records", "few records, fewer epochs"
-TASKS: dict[str, dict[str, Any]] = {MAIN: {}, KNOWN: {"odds": (1, 0)}, FEW: {}, SHORT: {}}
+TASKS: dict[str, dict[str, Any]] = {MAIN: {}, KNOWN: {"odds": [1, 0]}, FEW: {}, SHORT: {}}
 FEWER = 5
 EPOCHS = {FEW: 5, SHORT: 2}  # as many times as of all records
 EVERY, HIDDEN = tuple(TASKS), (MAIN, FEW, SHORT)
@@ -114,7 +115,8 @@ ARMS = {
     "TRACT, renormalised": Arm("stage 1", settings={"renormalize_scores": True}),
     **{f"TRACT, {loss}": Arm("stage 1", settings={"score_loss_type": loss}) for loss in LOSSES},
     "TRACT, wasserstein, renormalised": Arm("stage 1", settings=WASSERSTEIN),
-    "TRACT, scaled as released": Arm("stage 1", settings=RELEASED),
+    "stage 1, scaled as released": Arm("annotated", settings=RELEASED),
+    "TRACT, scaled as released": Arm("stage 1, scaled as released", settings=RELEASED),
 }
 
 
@@ -270,6 +272,15 @@ def arguments(epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
     }
 
 
+def check_work(folder: Path, size: DemoSize) -> None:
+    """Refuses to go on with work in `folder` that was begun with another size, other tasks or other arms of a name."""
+    common = {"tasks": TASKS, "epochs": EPOCHS, "learning rate": LEARNING_RATE, "new tokens": NEW_TOKENS}
+    check_settings(folder / "settings.json", common | asdict(size))
+    for name, arm in ARMS.items():
+        made_with = {key: value for key, value in asdict(arm).items() if key != "tasks"}
+        check_settings(folder / "arms" / f"{name}.json", made_with)
+
+
 def work(folder: Path, seeds: int, size: DemoSize) -> Iterator[tuple[str, int, Path, DemoSize]]:
     return ((task, seed, folder / task / f"seed-{seed:02d}", size) for task in TASKS for seed in range(seeds))
 
@@ -279,12 +290,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2, help="processes; each takes a seed of a task at a time")
     parser.add_argument("--small", action="store_true", help="few records and epochs: the figures mean little")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/miniature"))
+    parser.add_argument("--output_dir", type=Path, help="runs/miniature, or runs/miniature-small, unless given")
     args = parser.parse_args()
-    size = SMALL if args.small else DemoSize()
+    size, folder = (SMALL, "miniature-small") if args.small else (DemoSize(), "miniature")
+    folder = args.output_dir or Path("runs", folder)
+    check_work(folder, size)
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(run_seed, *zip(*work(args.output_dir, args.seeds, size), strict=True)))
-    print(write_findings(args.output_dir, [BEST, *ARMS], list(TASKS), args.seeds))
+        list(pool.map(run_seed, *zip(*work(folder, args.seeds, size), strict=True)))
+    print(write_findings(folder, [BEST, *ARMS], list(TASKS), args.seeds))
 
 
 if __name__ == "__main__":

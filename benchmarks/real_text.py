@@ -56,9 +56,19 @@ FIELDS = r"(?s)to evaluate:\n(.*)\n\n###Response to evaluate:\n(.*)\n\n###Refere
 TEMPLATE = "### Question\n{{ rubric }}\n### Request\n{{ instruction }}\n### Response\n{{ response }}\n### Judgment\n"
 CONSTANT, TRACT = "constant", "TRACT, RAIL"
 FIGURES = {"pearson": "Pearson", "spearman": "Spearman", "rmse": "RMSE"}
+WITHIN = ("pearson", "spearman")
 RESAMPLES = 2000
-TRIVIAL = (CONSTANT, "length of response", "words of response", "words of prompt")
-ROWS = *TRIVIAL, "cross-entropy, decoded", "cross-entropy, RAIL", "stage 1, RAIL", TRACT
+TRIVIAL = (CONSTANT, "length of response", "words of response", "words of question, request and response")
+ROWS = (
+    *TRIVIAL,
+    "cross-entropy, decoded",
+    "cross-entropy, RAIL",
+    "cross-entropy, RAIL renormalised",
+    "stage 1, RAIL",
+    "stage 1, RAIL renormalised",
+    TRACT,
+    "TRACT, RAIL renormalised",
+)
 ask = partial(prompt_of, scale=SCALE, prefix=DEFAULT_PREFIX, template=TEMPLATE)
 
 
@@ -104,7 +114,7 @@ def trivial(train: Records, held_out: Records) -> dict[str, Floats]:
         CONSTANT: np.full(len(held_out), gold.mean()),
         "length of response": np.polyval(np.polyfit(lengths, gold, 1), new_lengths),
         "words of response": by_words(*([record["response"] for record in side] for side in sides), gold),
-        "words of prompt": by_words(*(list(map(ask, side)) for side in sides), gold),
+        TRIVIAL[-1]: by_words(*(list(map(ask, side)) for side in sides), gold),
     }
 
 
@@ -140,8 +150,11 @@ def run_fold(fold: int, path: Path, folder: Path, folds: int, seed: int, size: S
 
 
 def run_judges(work: Path, train: Records, held_out: Records, seed: int, size: Size) -> dict[str, Any]:
-    """Scores of the held-out records, `(n,)`, NaN where unscored; counts of rows, those too long, judgments closed."""
-    start, scores, closed = time.perf_counter(), {}, {}
+    """
+    Scores of the held-out records, `(n,)`, NaN where unscored; counts of rows, those too long and judgments that ended
+    by themselves; mean probability on the scale.
+    """
+    start, scores, closed, mass = time.perf_counter(), {}, {}, {}
     tokenizer = make_tokenizer([ask(record) + record["rationale"] for record in train], size)
     rows = list(training_examples(train, SCALE, DEFAULT_PREFIX, TEMPLATE, controls=control_pattern(tokenizer)))
     kept = [row for row in rows if len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) < size.max_length]
@@ -166,6 +179,8 @@ def run_judges(work: Path, train: Records, held_out: Records, seed: int, size: S
         found = judge.score(held_out, **writes)
         scores[f"{name}, decoded"] = [np.nan if one.label is None else SCALE.value(one.label) for one in found]
         scores[f"{name}, RAIL"] = [one.score for one in found]
+        scores[f"{name}, RAIL renormalised"] = [float(np.dot(one.probs, SCALE.values)) / one.mass for one in found]
+        mass[name] = float(np.nanmean([one.mass for one in found]))
         closed[name] = sum(r.label is not None and not r.forced for one in found for r in one.rationales)
         print(f"{work.name}: {name} after {time.perf_counter() - start:.0f} s", flush=True)
         return judge
@@ -174,7 +189,7 @@ def run_judges(work: Path, train: Records, held_out: Records, seed: int, size: S
     judge_of("cross-entropy", annotated, score_loss_weight=0.0)
     stage1 = judge_of("stage 1", annotated)
     judge_of("TRACT", generate_cot_dataset(stage1, annotated, output_dir=work / "own", max_retries=0, **writes))
-    return {"predictions": scores, "rows": len(rows), "too_long": len(rows) - len(kept), "closed": closed}
+    return {"predictions": scores, "rows": len(rows), "too_long": len(rows) - len(kept), "closed": closed, "mass": mass}
 
 
 def make_tokenizer(texts: Sequence[str], size: Size) -> PreTrainedTokenizerFast:
@@ -189,20 +204,33 @@ def make_tokenizer(texts: Sequence[str], size: Size) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
-def compare(predictions: Mapping[str, Floats], gold: Floats, groups: Sequence[Any], seed: int) -> dict[str, Any]:
+def compare(
+    predictions: Mapping[str, Floats], gold: Floats, groups: Sequence[Any], folds: Sequence[int], seed: int
+) -> dict[str, Any]:
     """
     Figures of each row, and those of TRACT less them (`tract_less_...`), with 95 % intervals from resampled groups: the
-    records of an instruction are drawn together, and the same for all rows. Scores, `gold` and `groups` are `(n,)`.
+    records of an instruction are drawn together, within their fold, and the same for all rows. Correlations are means
+    over the folds: each has a judge of its own, and how high its scores lie is no agreement. Scores, `gold`, `groups`
+    and `folds` are `(n,)`.
     """
-    group = np.unique(np.asarray(groups), return_inverse=True)[1]
-    count, rng = int(group.max()) + 1, np.random.default_rng(seed)
-    drawn = [np.bincount(rng.integers(count, size=count), minlength=count)[group] for _ in range(RESAMPLES)]
-    weights = np.stack([np.ones(len(gold)), *drawn], axis=1)  # (n, 1 + R): each record once, then the resamples
-    found = {name: Agreement(scores, gold).figures(FIGURES, weights) for name, scores in predictions.items()}
-    rows = {}
+    rng, weights = np.random.default_rng(seed), np.ones((len(gold), 1 + RESAMPLES))  # each record once, then resamples
+    parts = [np.flatnonzero(np.asarray(folds) == fold) for fold in dict.fromkeys(folds)]
+    for part in parts:
+        group = np.unique(np.asarray(groups)[part], return_inverse=True)[1]
+        count = int(group.max()) + 1
+        for resample in range(1, 1 + RESAMPLES):
+            weights[part, resample] = np.bincount(rng.integers(count, size=count), minlength=count)[group]
+
+    def figures(scores: Floats) -> dict[str, Floats]:
+        """`(1 + R,)` each."""
+        found = [Agreement(scores[part], gold[part]).figures(WITHIN, weights[part]) for part in parts]
+        records = [weights[part].sum(0) for part in parts]
+        within = {name: np.average([fold[name] for fold in found], axis=0, weights=records) for name in WITHIN}
+        return within | Agreement(scores, gold).figures(("rmse",), weights)
+
+    found, rows = {name: figures(scores) for name, scores in predictions.items()}, {}
     for name, own in found.items():
-        # What little a constant varies is the folds' training means, high where the held-out scores are low.
-        known = {figure: own[figure] for figure in (("rmse",) if name == CONSTANT else FIGURES)}  # (1 + R,) each
+        known = {figure: own[figure] for figure in (("rmse",) if name == CONSTANT else FIGURES)}
         less = {f"tract_less_{figure}": found[TRACT][figure] - known[figure] for figure in known if name != TRACT}
         rows[name] = {
             key: (row[0], np.nanquantile(row[1:], [0.025, 0.975]).tolist()) for key, row in (known | less).items()
@@ -219,19 +247,23 @@ def table(rows: Mapping[str, Mapping[str, tuple[float, list[float]]]]) -> str:
 
 
 def page(folds: Sequence[Mapping[str, Any]], size: Size, seed: int) -> str:
-    """The held-out records of all folds, pooled: the table, and what to know of it."""
+    """The held-out records of all folds: the table, and what to know of it."""
     gold, groups = (np.concatenate([fold[name] for fold in folds]) for name in ("gold", "groups"))
+    of_fold = np.repeat(np.arange(len(folds)), [len(fold["gold"]) for fold in folds])
     predictions = {name: np.concatenate([fold["predictions"][name] for fold in folds]) for name in ROWS}
     scored = np.isfinite(list(predictions.values())).all(0)
-    rows = compare({name: row[scored] for name, row in predictions.items()}, gold[scored], groups[scored], seed)
+    there = {name: row[scored] for name, row in predictions.items()}
+    rows = compare(there, gold[scored], groups[scored], of_fold[scored], seed)
     lines, too_long, seconds = (sum(fold[name] for fold in folds) for name in ("rows", "too_long", "seconds"))
     closed = ", ".join(f"{name} {sum(fold['closed'][name] for fold in folds)}" for name in folds[0]["closed"])
+    mass = ", ".join(f"{name} {np.mean([fold['mass'][name] for fold in folds]):.2f}" for name in folds[0]["mass"])
     return f"""\
 {table(rows)}
 
 n = {len(gold)}, {(~scored).sum()} unscored (by a judge, and left out of every row); {len(set(groups))} instructions, \
-{len(folds)} folds pooled.
-Intervals are of 95 %, from {RESAMPLES:,} resamples of instructions.
+{len(folds)} folds.
+Correlations are means over the folds. Intervals are of 95 %, from {RESAMPLES:,} resamples of instructions; one seed.
+Probability on the scale, mean: {mass}.
 Training rows left out since longer than {size.max_length} tokens: {too_long:,} of {lines:,}, summed over the folds.
 Judgments that came to a score within {size.new_tokens} tokens: {closed}; the others were closed by force.
 {seconds / 60:.0f} minutes of processor time.
@@ -248,7 +280,13 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/real_text"))
     args = parser.parse_args()
     size, folder = SMALL if args.small else Size(), args.output_dir
-    made_with = {"data": digest(read(args.path)), "folds": args.folds, "seed": args.seed, **asdict(size)}
+    made_with = {
+        "data": digest(read(args.path)),
+        "folds": args.folds,
+        "seed": args.seed,
+        "rows": list(ROWS),
+        **asdict(size),
+    }
     check_settings(folder / "settings.json", made_with)
     run = partial(run_fold, path=args.path, folder=folder, folds=args.folds, seed=args.seed, size=size)
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:

@@ -92,25 +92,31 @@ def test_the_words_are_weighed_by_ridge_regression_as_by_hand():
 def make_fold(**scores):
     gold = [1.0, 2.0, 3.0, 4.0, 5.0, 4.0]
     predictions = {row: [2.0, 2.0, 3.0, 5.0, 4.0, 3.0] for row in real_text.ROWS} | scores
-    counts = {"rows": 12, "too_long": 2, "closed": {"TRACT": 4}, "seconds": 60.0}
+    counts = {"rows": 12, "too_long": 2, "closed": {"TRACT": 4}, "mass": {"TRACT": 0.5}, "seconds": 60.0}
     return {"gold": gold, "groups": [0, 0, 1, 1, 2, 2], "predictions": predictions, **counts}
 
 
-def test_the_figures_are_over_all_folds_and_the_intervals_over_instructions():
+def test_correlations_are_within_folds_errors_over_all_and_intervals_over_instructions():
     rng = np.random.default_rng(0)
-    gold = np.repeat(rng.normal(size=12), 20)
-    other = gold + np.repeat(rng.normal(size=12), 20)
-    found = real_text.compare({"other": other, "TRACT, RAIL": gold}, gold, np.repeat(np.arange(12), 20), seed=1)
+    gold = np.repeat(rng.normal(size=24), 20)
+    other = gold + np.repeat(rng.normal(size=24), 20)
+    groups, folds = np.repeat(np.arange(24), 20), np.repeat([0, 1, 1], 160)
+    found = real_text.compare({"other": other, "TRACT, RAIL": gold}, gold, groups, folds, seed=1)
     r, (low, high) = found["other"]["pearson"]
-    assert r == pytest.approx(np.corrcoef(other, gold)[0, 1])
+    first, second = (np.corrcoef(other[part], gold[part])[0, 1] for part in (slice(160), slice(160, 480)))
+    assert r == pytest.approx((first + 2 * second) / 3)
     less, interval = found["other"]["tract_less_pearson"]
     assert less == pytest.approx(1 - r)
     assert interval == pytest.approx((1 - high, 1 - low))
-    # The 20 records of an instruction are equal, so what is drawn is 12 independent pairs, not 240: wide intervals.
-    apart = real_text.compare({"other": other, "TRACT, RAIL": gold}, gold, np.arange(240), seed=1)["other"]
-    assert high - low > 2 * (apart["pearson"][1][1] - apart["pearson"][1][0])
+    assert found["other"]["rmse"][0] == pytest.approx(np.sqrt(np.mean((other - gold) ** 2)))
     assert found["TRACT, RAIL"]["rmse"][0] == 0
     assert "tract_less_rmse" not in found["TRACT, RAIL"]
+    # The 20 records of an instruction are equal, so what is drawn is 24 independent pairs, not 480: wide intervals.
+    apart = real_text.compare({"other": other, "TRACT, RAIL": gold}, gold, np.arange(480), folds, seed=1)["other"]
+    assert high - low > 2 * (apart["pearson"][1][1] - apart["pearson"][1][0])
+    # A judge of one fold that says 3 more of everything agrees as much, and errs more.
+    moved = real_text.compare({"other": other + 3 * folds, "TRACT, RAIL": gold}, gold, groups, folds, seed=1)["other"]
+    assert moved["pearson"][0] == pytest.approx(r) and moved["rmse"][0] > found["other"]["rmse"][0] + 1
 
 
 def test_the_page_has_a_line_for_each_row_and_no_correlation_of_a_constant():
@@ -123,12 +129,13 @@ def test_the_page_has_a_line_for_each_row_and_no_correlation_of_a_constant():
     assert table[0] == ["", "Pearson", "Spearman", "RMSE", "TRACT less it: Pearson", "RMSE"]
     assert [line[0] for line in table[2:]] == list(real_text.ROWS)
     assert all(len(line) == 6 for line in table)
-    constant, tract = table[2], table[-1]
+    constant, tract = table[2], table[2 + real_text.ROWS.index("TRACT, RAIL")]
     # Off by 2, 1, 0, 1, 2, 1 and by 2.5, 1.5, .5, .5, 1.5 on 11 records: sqrt((11 + 11.25) / 11).
     assert constant[1:3] == ["-", "-"] and constant[3].startswith("1.422 [")
     assert constant[4] == "-" and constant[5].startswith("-")
     assert tract[4:] == ["-", "-"]
-    assert "n = 12, 1 unscored (by a judge, and left out of every row); 6 instructions, 2 folds pooled." in page
+    assert "n = 12, 1 unscored (by a judge, and left out of every row); 6 instructions, 2 folds." in page
+    assert "Probability on the scale, mean: TRACT 0.50." in page
     assert "longer than 896 tokens: 4 of 24, summed over the folds." in page
     assert "within 160 tokens: TRACT 8; the others were closed by force.\n2 minutes" in page
 
