@@ -48,11 +48,14 @@ dry-run: .venv-vllm/installed
 miniature: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/miniature.py
 
-# What training and scoring cost beside TRL's trainer and the released way: docs/performance.md. Resumes.
+# What training and scoring cost beside TRL's trainer and the released way: docs/performance.md, but for its GPU rows.
 bench: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --pairs 14 --warmup 2
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py train --lora --rows 1 --warmup 1 --repeats 1 --steps 2 --clock cpu --threads 1
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --pairs 14 --warmup 2 --clock cpu --threads 1
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/score.py --clock cpu --threads 1 --rounds 5
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py score --rounds 3 --clock cpu --threads 1
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overheads.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overheads.py --clock cpu --rounds 3
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ measured again.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -35,27 +36,30 @@ SCORE = [
 
 
 def measured(script: str, size: dict[str, int], passed: list[str], folder: Path) -> Any:
-    """What the script's last line says of a size."""
-    kept = folder / f"{script}-{'-'.join(f'{name}={value}' for name, value in size.items())}.json"
+    """What the script's last line says of a size; kept under all of its flags."""
+    flags = [*(text for name, value in size.items() for text in (f"--{name}", str(value))), *passed]
+    kept = folder / f"{script} {' '.join(flags).replace('/', '_')}.json"
     if not kept.is_file():
-        flags = [text for name, value in size.items() for text in (f"--{name}", str(value))]
-        command = [sys.executable, str(Path(__file__).with_name(f"{script}.py")), *flags, *passed]
+        command = [sys.executable, str(Path(__file__).with_name(f"{script}.py")), *flags]
         print(" ".join(command), file=sys.stderr, flush=True)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(done.stdout.strip().splitlines()[-1])
+        part = kept.with_suffix(".part")
+        part.write_text(done.stdout.strip().splitlines()[-1])
+        part.replace(kept)
     return json.loads(kept.read_text())
 
 
 def train_row(size: dict[str, int], found: Any) -> list[str]:
     trainers = found["trainers"]
     cells = [f"{size['vocab']:,}", f"{size['tokens']:,}", f"{trainers['sft']['seconds']:.2f}"]
-    for kind in ("again", "ours", "full_logits"):
-        row = trainers[kind]
-        low, _, high = row["pair_quartiles"]
-        cells.append(f"{row['time_ratio']:.3f} ({low:.3f} {high:.3f})")
-    megabytes = sorted(trainers["sft"]["peak_bytes"])[len(trainers["sft"]["peak_bytes"]) // 2] / 1e6
-    return [*cells, f"{megabytes:,.0f}", *(f"{trainers[kind]['memory_ratio']:.3f}" for kind in ("ours", "full_logits"))]
+    for row in map(trainers.get, ("again", "ours", "full_logits")):
+        low, _, high = row["pair_quartiles"] if row else (0, 0, 0)
+        cells.append(f"{row['time_ratio']:.3f} ({low:.3f} {high:.3f})" if row else "")
+    peaks = trainers["sft"]["peak_bytes"]
+    cells.append(f"{statistics.median(peaks) / 1e6:,.0f}" if peaks else "")
+    memory = [(trainers.get(kind) or {}).get("memory_ratio") for kind in ("ours", "full_logits")]
+    return [*cells, *(f"{ratio:.3f}" if ratio else "" for ratio in memory)]
 
 
 def score_row(size: dict[str, int], found: Any) -> list[str]:

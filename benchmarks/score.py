@@ -4,10 +4,11 @@ generating first and then scoring one row at a time with a full forward pass, as
     python benchmarks/score.py
     python benchmarks/score.py --preset 7b      # one GPU
 
-All take turns in one process, in a new order each round; a ratio is taken within a round. Every rationale has
-`--new_tokens` tokens: the model has random weights and never ends by itself. "generation alone" is `model.generate`
-with the same sampling settings; "our generation, nothing recorded" is the engine without the log-probabilities of the
-scale. "forced" is the dearest case, in which every rationale is closed and scored after it was generated.
+All take turns in one process, in a new order each round; the ratio is that of the medians, its spread that of the
+ratios within a round. Every rationale has `--new_tokens` tokens: the model has random weights and never ends by itself.
+"generation alone" is `model.generate` with the same sampling settings; "our generation, nothing recorded" is the engine
+without the log-probabilities of the scale. "forced" is the dearest case, in which every rationale is closed and scored
+after it was generated.
 """
 
 import argparse

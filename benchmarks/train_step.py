@@ -5,9 +5,9 @@ the loss over full logits, on the same model and data.
     python benchmarks/train_step.py --preset 7b      # one GPU
 
 Time: all trainers live in one process, each in its own `train()`, and take their optimizer steps in turns, in a new
-order each round. A ratio is taken within a round, so that what else the machine does meets both. "SFTTrainer again" is
-a second one: its ratio is the error of the measurement. Where it is far from 1, because others use the machine, take
-`--clock cpu --threads 1`, the processor time of the process.
+order each round, so that what else the machine does meets all. The ratio is that of the medians, its spread that of the
+ratios within a round. "SFTTrainer again" is a second one: its ratio is the error of the measurement. Where it is far
+from 1, because others use the machine, take `--clock cpu --threads 1`, the processor time of the process.
 Memory: each trainer in a process of its own, `--repeats` times; on a CPU the peak of the whole process, whose allocator
 gives back at once what is freed, on a GPU the peak of PyTorch's.
 """
@@ -27,7 +27,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"vocab": 32_000, "hidden": 256, "layers": 4, "heads": 4, "tokens": 512, "rows": 4, "device": "cpu"},
     "7b": {"vocab": 32_000, "hidden": 4096, "layers": 32, "heads": 32, "tokens": 2048, "rows": 4, "device": "cuda",
-           "lora": True, "trainers": ["sft", "ours", "full_logits"]},
+           "lora": True},
 }  # fmt: skip
 NAMES = {
     "sft": "SFTTrainer",
