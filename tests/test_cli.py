@@ -302,3 +302,15 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
 
     assert main(["run", "--config", str(config), "--max_steps", "4"]) == 2
     assert "max_steps: 3 there, 4 now" in capsys.readouterr().err
+    assert main(["run", "--config", str(config), "--unfinished", "drop"]) == 2  # stage 2 was trained on the others, too
+    assert "unfinished: 'force' there, 'drop' now" in capsys.readouterr().err
+
+    # A checkpoint that was pushed leaves a judge in the folder: it is no sign that training came to its end.
+    (folder / "stage2.done").unlink()
+    assert main(["run", "--config", str(config)]) == 0
+    assert (folder / "stage2.done").exists()
+    assert {path for path in saved if path.stat().st_mtime_ns != saved[path]} == {folder / "stage2/model.safetensors"}
+
+    (folder / "settings.json").unlink()
+    assert main(["run", "--config", str(config)]) == 2
+    assert "stage1 holds work of an earlier run" in capsys.readouterr().err

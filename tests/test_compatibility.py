@@ -158,6 +158,36 @@ def test_images_are_refused(make_trainer, column):
         make_trainer(build(), rows)
 
 
+def test_an_evaluation_set_may_be_named_as_the_training_set_is(make_trainer):
+    rows = Dataset.from_list(make_rows())
+    trainer = make_trainer(build(), rows, eval_dataset={"train": rows.select(range(2)), "test": rows})
+    assert (trainer.row_counts["train"].given, trainer.row_counts["test"].given) == (8, 8)
+    with pytest.raises(ValueError, match="The train dataset has no rows"):
+        make_trainer(build(), rows.select([]), eval_dataset={"train": rows})
+
+
+def test_rows_that_are_evaluated_are_not_counted_as_trained_on(make_trainer):
+    rows = Dataset.from_list(make_rows())
+    trainer = make_trainer(build(), rows)
+    trainer.evaluate({"train": rows.select(range(3))})
+    assert trainer.row_counts["train"].given == 8
+
+
+@pytest.mark.parametrize("with_score", [True, False])
+def test_tensors_that_were_not_prepared_are_scored(make_trainer, with_score):
+    rows = test_step.naive_rows(TOKENIZER, make_rows())
+    dataset = Dataset.from_list(test_step.tokenised(rows)).with_format("torch")
+    dataset = dataset if with_score else dataset.remove_columns("score")
+    batches = dataset.to_iterable_dataset().with_format("torch")
+    collator = DataCollatorForScoredCompletion(
+        TOKENIZER.pad_token_id, score_tokens=make_trainer(build(), make_rows()).score_tokens
+    )
+    expected = [row.scores[0][1] for row in (rows if with_score else test_step.labels_as_gold(rows))]
+    for examples in (list(dataset), list(batches)):
+        found = collator(examples)["score_labels"]
+        assert found[~found.isnan()].tolist() == pytest.approx(expected)
+
+
 # The collator
 
 

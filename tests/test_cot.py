@@ -1,5 +1,6 @@
 """`generate_cot_dataset`: the model's own rationales, closed with the gold score; safe to kill."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,10 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Value, load_dataset
+from fake import FakeEngine, fake_judge, sure
 from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 
-from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, generate_cot_dataset
+from tract_trainer import (
+    Judge,
+    JudgeConfig,
+    RegressionAwareSFTConfig,
+    RegressionAwareSFTTrainer,
+    generate_cot_dataset,
+    stage2,
+)
 from tract_trainer.engines import Rationale
 from tract_trainer.pipeline import prompts_of
 from tract_trainer.shards import Shards
@@ -129,6 +138,96 @@ def test_messages_with_their_answer_become_prompts(scripted, tmp_path):
     judge = scripted(finished)
     found = generate_cot_dataset(judge, dataset, output_dir=tmp_path, **SETTINGS)
     assert found["prompt"][:] == [row["prompt"] for row in rows]
+
+
+TEMPLATE = """\
+{% if tools %}{{ tools | tojson }}{% endif %}\
+{% for m in messages %}<|im_start|>{{ m.role }}\n\
+{% if m.role == 'assistant' and think %}<think></think>{% endif %}{{ m.content }}<|im_end|>{% endfor %}\
+{% if add_generation_prompt %}<|im_start|>assistant\n{% if think %}<think></think>{% endif %}{% endif %}"""
+TOOLS = [
+    {"type": "function", "function": {"name": "run", "parameters": {"type": "object", "properties": {}}}},
+    {"type": "function", "function": {"name": "läs", "description": "Read."}},
+]
+
+
+def trained_rows(dataset, tokenizer, folder):
+    """The tokens of each row as the trainer makes them, and the judge's config."""
+    args = RegressionAwareSFTConfig(str(folder), report_to="none", use_cpu=True, bf16=False, max_length=None)
+    model = make_model(vocab_size=len(tokenizer))
+    trainer = RegressionAwareSFTTrainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
+    return trainer.train_dataset["input_ids"][:], trainer.judge_config
+
+
+@pytest.mark.parametrize("as_text", [True, False], ids=["json", "list"])
+def test_prompts_are_rendered_with_each_rows_own_columns_before_and_after(tmp_path, as_text):
+    own = [{"think": True}, {"think": False}, {"think": True}, {"think": None}]
+    tools = [json.dumps(TOOLS) if as_text else TOOLS, "[]" if as_text else [], None, None]
+    rows = [
+        {**row, "chat_template_kwargs": kwargs, "tools": each}
+        for row, kwargs, each in zip(make_rows(4, conversational=True), own, tools, strict=True)
+    ]
+    dataset, tokenizer = Dataset.from_list(rows), make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    stage1, config = trained_rows(dataset, tokenizer, tmp_path / "one")
+    asked = []
+
+    class Asked(FakeEngine):
+        def generate(self, prompts, *args):
+            asked.extend(prompts)
+            return super().generate(prompts, *args)
+
+    engine = Asked(lambda text: [sure(2)], config)
+    engine.tokens.tokenizer.chat_template = TEMPLATE
+    settings = {"output_dir": tmp_path / "cots", "batch_size": 1, **SETTINGS}
+    found = generate_cot_dataset(Judge(engine, config), dataset, **settings)
+    assert found["chat_template_kwargs"][:] == own
+    stage2, _ = trained_rows(found, tokenizer, tmp_path / "two")
+    for rows in (stage1, stage2):
+        assert [sum(row[: len(prompt)] == prompt for prompt in asked) for row in rows] == [1, 1, 1, 1]
+    texts = [tokenizer.decode(row) for row in stage2]
+    assert [("<think>" in text, '"name": "run"' in text) for text in texts] == [
+        (True, True), (False, False), (True, False), (False, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [None, {}], ids=["no column", "empty"])
+def test_records_prompts_are_rendered_as_the_judges_config_says_before_and_after(judge, tmp_path, given):
+    config = dataclasses.replace(judge.config, chat_template_kwargs={"think": True})
+    rows = make_rows(2, conversational=True)
+    dataset = Dataset.from_list(rows if given is None else [{**row, "chat_template_kwargs": given} for row in rows])
+    found = generate_cot_dataset(
+        Judge(FakeEngine(lambda text: [sure(2)], config), config), dataset, output_dir=tmp_path, **SETTINGS
+    )
+    if given is None:
+        assert found["chat_template_kwargs"][:] == [{"think": True}] * 2
+    else:
+        assert found.column_names == ["prompt", "completion", "score"]
+
+
+def test_what_the_first_prompts_leave_empty_a_later_one_may_hold(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage2, "ROWS_AT_ONCE", 2)
+    rows = make_rows(4, conversational=True)
+    rows[3]["prompt"][0]["name"] = "Ann"
+    for form in ("prompt", "messages"):
+        dataset = Dataset.from_list([{form: row["prompt"], "score": 3} for row in rows])
+        found = generate_cot_dataset(scripted(finished), dataset, output_dir=tmp_path / form, **SETTINGS)
+        assert [prompt[0]["name"] for prompt in found["prompt"]] == [None, None, None, "Ann"]
+
+
+def test_the_end_of_the_scale_may_be_rounded_as_float32_rounds_it(tmp_path):
+    config = JudgeConfig(list("1234"), [0.2, 0.4, 0.6, 0.8], PREFIX)
+    judge = fake_judge(lambda text: [sure(2, (1, 2, 3, 4))], config)
+    rows = [{"prompt": "Rate.\n", "score": score} for score in (0.8, 0.2)]
+    dataset = Dataset.from_list(rows).cast_column("score", Value("float32"))
+    assert dataset["score"][0] > 0.8
+    found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "a", **SETTINGS)
+    assert [text[-1] for text in found["completion"]] == ["4", "1"]
+    with pytest.raises(
+        ValueError, match=r"^Row 0 has no gold score on the scale of 0\.2 to 0\.8: its score is 0\.8001\."
+    ):
+        dataset = Dataset.from_list([{"prompt": "Rate.\n", "score": 0.8001}])
+        generate_cot_dataset(judge, dataset, output_dir=tmp_path / "b", **SETTINGS)
 
 
 def test_two_rationales_a_row_stand_side_by_side_and_differ(judge, tmp_path):
@@ -307,7 +406,8 @@ def test_other_settings_in_the_same_folder_are_refused_with_both_named(scripted,
         generate_cot_dataset(scripted(finished), **{**first, **change})
     lines = str(raised.value).split("\n")
     assert lines[0] == f"{tmp_path / 'settings.json'} tells of work with other settings, which cannot be mixed:"
-    assert lines[-1] == "Give another place for the output. To start over, delete that work, settings.json too."
+    there = f"{tmp_path / 'settings.json'} and {tmp_path / '.shards'}"
+    assert lines[-1] == f"Give another place for the output. To start over, delete {there}."
     assert set(said) <= {line.strip() for line in lines[1:-1]}
     assert len(lines[1:-1]) == len(said) + ("dataset" in change)  # the rows' hash, too
 
@@ -355,7 +455,7 @@ def test_a_torn_last_line_is_written_again(judge, tmp_path, cut):
     settings = {"batch_size": 2, "unfinished": "force", **SETTINGS}
     whole = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "whole", **settings)
     generate_cot_dataset(judge, dataset, output_dir=tmp_path / "torn", **settings)
-    (shard,) = (tmp_path / "torn" / ".shards").iterdir()
+    (shard,) = (tmp_path / "torn" / ".shards").glob("*.jsonl")
     lines = shard.read_bytes().splitlines(keepends=True)
     shard.write_bytes(b"".join(lines[:5])[:-cut])  # the fifth line is torn, the rest is gone
     (tmp_path / "torn" / "train.parquet").unlink()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
-from tiny import PREFIX, make_model, make_rows, make_tokenizer, train_judge
+from tiny import FAMILIES, PREFIX, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM, GenerationConfig, MambaConfig, Qwen3NextConfig, TopPLogitsWarper
 
 from tract_trainer import Judge, ScoreScale
@@ -169,6 +169,21 @@ def test_results_come_in_the_order_of_the_prompts_for_every_batch_size(engine):
         engine.batch_size = batch_size
         assert [rationale.text for rationale in engine.generate(PROMPTS, range(6), sampling)] == texts
     assert [r.text for r in engine.generate(PROMPTS[::-1], range(5, -1, -1), sampling)] == texts[::-1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])  # positions that go on, and a table of them that ends
+def test_a_long_prompt_takes_no_room_from_the_prompts_beside_it(kind):
+    model = make_model(kind, len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id, max_position_embeddings=64)
+    engine = TransformersEngine(model, TOKENS, CONFIG)
+    text = TOKENIZER("1 2 3 4 5 " * 12)["input_ids"]
+    lengths = [63, 8, 8, 24, 25, 60, 60, 63]
+    prompts, sampling = [text[:length] for length in lengths], Sampling(temperature=0, max_new_tokens=40, **PLAIN)
+    together = engine.generate(prompts, range(8), sampling)
+    for i, rationale in enumerate(together):
+        (alone,) = engine.generate([prompts[i]], [i], sampling)
+        assert (rationale.text, rationale.num_tokens) == (alone.text, alone.num_tokens)
+        assert rationale.num_tokens <= 64 - lengths[i]
+    assert together[0].num_tokens == 1 < together[1].num_tokens
 
 
 def test_the_seed_and_nothing_else_decides_the_draw(engine):
@@ -375,6 +390,23 @@ def test_an_error_that_is_no_lack_of_memory_is_raised(engine, monkeypatch):
 
 
 # Stopping and leaving no trace
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "labels"),
+    [
+        *((family, PREFIX, [f"<s{number}>" for number in range(1, 6)]) for family in FAMILIES),
+        ("qwen", "<score>", "12345"),
+    ],
+)
+def test_a_rationale_ends_before_the_closing_phrase_also_where_its_tokens_are_special(family, prefix, labels):
+    tokenizer = make_tokenizer(family)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*(label for label in labels if label[1:]), "<score>"]})
+    tokens = ScoreTokens.resolve(ScoreScale(labels, [1, 2, 3, 4, 5]), prefix, tokenizer)
+    prompt = tokenizer("Rate it.\n")["input_ids"]
+    row = tokenizer(f"Rate it.\nWeak. {prefix}{labels[3]}")["input_ids"]
+    found = read_written(tokens, prompt, row[len(prompt) :], [], lambda place: [-1.0] * 5)
+    assert (found.text.strip(), found.label) == ("Weak.", labels[3])
 
 
 def test_a_rationale_ends_before_the_first_stop_token(engine, monkeypatch):

@@ -125,6 +125,18 @@ def test_a_record_whose_rationales_come_to_no_score_is_unscored_with_the_reason(
     )
 
 
+def test_the_reason_names_the_models_limit_where_that_cut_the_rationales(judge):
+    tokenizer = make_tokenizer()
+    model = make_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=64)
+    crowded = Judge.from_model(model, tokenizer, dataclasses.replace(judge.config, conversational=False))
+    record = {"prompt": tokenizer.decode(tokenizer("1 2 3 4 5 " * 12)["input_ids"][:62])}
+    (judgment,) = crowded.score([record, {"prompt": "Rate."}], 2, temperature=0, max_new_tokens=40)[:1]
+    assert judgment.reason == (
+        "None of 2 rationales came to 'So the overall score is ' and a label; 2 were cut at the model's limit of 64 "
+        "tokens, of which the prompt takes 62."
+    )
+
+
 def test_a_prompt_longer_than_the_model_reads_is_unscored_with_the_reason(judge):
     long = {"prompt": [{"role": "user", "content": "Rate 3. " * 200}]}
     for unfinished in ("unscored", "force"):
@@ -135,6 +147,12 @@ def test_a_prompt_longer_than_the_model_reads_is_unscored_with_the_reason(judge)
         assert middle.reason == f"The prompt has {count} tokens, the model reads 512."
         alone = judge.score([RECORDS[0], RECORDS[1]], 2, **settings)
         assert [first.score, last.score] == pytest.approx([j.score for j in alone], abs=1e-5, nan_ok=True)
+
+
+def test_a_reward_is_nan_only_where_the_model_has_no_room(judge):
+    reward = judge.as_reward_func(rubric="Is it clear?", max_new_tokens=4)
+    short, long = reward(prompts=["Rate it."] * 2, completions=["Clear.", "Clear. " * 600])
+    assert math.isfinite(short) and math.isnan(long)
 
 
 def test_a_dataset_is_judged_like_its_rows(judge, judgments):

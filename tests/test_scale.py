@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from tiny import FAMILIES, PREFIX, make_tokenizer
 
@@ -61,6 +62,15 @@ def test_a_half_way_score_that_went_through_float32_still_has_both_neighbours():
     scale = ScoreScale(["a", "b"], [0.1, 0.2])
     assert scale.writes("a", 0.15000000596046448)  # np.float32(0.15) is above 0.15
     assert scale.writes("b", 0.15000000596046448)
+
+
+@pytest.mark.parametrize("values", [[0.2, 0.4, 0.6, 0.8], [-0.7, 0.1], [99.1, 99.7]])
+def test_the_ends_of_a_scale_that_went_through_float32_are_on_it(values):
+    scale = ScoreScale("ABCD"[: len(values)], values)
+    ends = [float(np.float32(scale.low)), float(np.float32(scale.high))]
+    assert not scale.low <= ends[0] or not ends[1] <= scale.high  # float32(0.8) is 0.800000011920929
+    assert all(map(scale.covers, [*values, *ends]))
+    assert not any(map(scale.covers, [scale.low - 0.01, scale.high + 0.01, math.nan, math.inf, -math.inf]))
 
 
 @pytest.mark.parametrize(

@@ -797,6 +797,11 @@ REFUSED = [
         "Use packing_strategy='bfd' or 'bfd_split', or packing=False.",
     ),
     (
+        {"eval_packing": True, "max_length": 128},
+        "eval_packing=True with packing=False packs evaluation rows for a collator that does not keep packed rows "
+        "apart, so they read each other and their scores are wrong. Set packing=True, or leave out eval_packing.",
+    ),
+    (
         {"label_smoothing_factor": 0.1},
         "label_smoothing_factor=0.1 takes the loss from a second forward, without the score term. "
         "Set label_smoothing_factor=0; the score loss already tells near misses from far ones.",
@@ -809,7 +814,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("settings,text", REFUSED, ids=["wrapped", "label_smoothing", "compute_loss_func"])
+@pytest.mark.parametrize(
+    "settings,text", REFUSED, ids=["wrapped", "eval_packing", "label_smoothing", "compute_loss_func"]
+)
 def test_what_would_not_be_exact_is_refused(make_trainer, settings, text):
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         make_trainer(build(), make_rows(), **settings)

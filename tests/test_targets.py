@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, IterableDataset, Value, load_from_disk
 from datasets.fingerprint import Hasher
-from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer
+from tiny import CHATML, PREFIX, make_dataset, make_model, make_rows, make_tokenizer
 
 from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale
 from tract_trainer.scale import ScoreTokens
@@ -86,6 +86,30 @@ def test_a_score_half_way_between_two_labels_may_be_written_with_either(train):
     assert gold_of(train(Dataset.from_list(rows)).train_dataset) == [2.5, 2.5]
 
 
+def test_a_score_that_went_through_float32_stays_on_its_scale(train):
+    rows = [dict(row, completion=f"Fine. {PREFIX}4", score=0.8) for row in make_rows(2)]
+    dataset = Dataset.from_list(rows).cast_column("score", Value("float32"))
+    args = {"score_labels": list("1234"), "score_values": [0.2, 0.4, 0.6, 0.8]}
+    assert gold_of(train(dataset, **args).train_dataset) == pytest.approx([0.8, 0.8])
+
+
+@pytest.mark.parametrize("with_score", [True, False])
+@pytest.mark.parametrize("conversational", [True, False])
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_the_format_of_a_dataset_does_not_matter(train, kind, conversational, with_score):
+    dataset = make_dataset(8, conversational=conversational, with_score=with_score)
+    plain = train(dataset)
+    for formatted in (dataset.with_format(kind), dataset.to_iterable_dataset().with_format(kind)):
+        trainer = train(formatted, max_steps=1)
+        assert gold_of(trainer.train_dataset) == gold_of(plain.train_dataset)
+        assert trainer.judge_config == plain.judge_config
+
+
+def test_a_transform_is_refused_by_trl(train):
+    with pytest.raises(ValueError, match=r"uses `Dataset.with_transform\(\)`"):
+        train(make_dataset(8).with_transform(lambda rows: rows))
+
+
 # Each problem, as the user sees it
 
 
@@ -112,6 +136,47 @@ def test_the_example_shows_the_last_eighty_characters(train):
 def test_the_prompts_closing_phrase_does_not_count(train):
     with pytest.raises(ValueError, match=r"^1 of 8 training rows \(12\.5 %\) hold no score; the first is row 5, "):
         train(changed(8, [5], prompt=f"An example: {PREFIX}4\n", completion="It is good."))
+
+
+def turns(*contents):
+    """Messages of user and assistant in turn."""
+    return [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, contents, strict=False)]
+
+
+UNSCORED = {
+    "user": {"messages": turns(f"Example: bad. {PREFIX}5\nNow rate this.", "I cannot tell.")},
+    "assistant": {"messages": turns("Rate it.", f"Weak. {PREFIX}5", "Rate this.", "I cannot tell.")},
+    "user_last": {"messages": turns("Rate it.", "Weak.", f"I should say: {PREFIX}5")},
+    "number": {"messages": turns(f"Example: bad. {PREFIX}1", f"Weak. {PREFIX}10")},
+    "trained_prompt": {"prompt": f"Example: bad. {PREFIX}5\nNow rate this.\n", "completion": "I cannot tell."},
+    "completion": {
+        "prompt": turns("Rate."),
+        "completion": turns("", f"Weak. {PREFIX}5", "Sure?", "I cannot tell.")[1:],
+    },
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("case", UNSCORED)
+def test_a_score_before_the_last_turn_does_not_count(train, case, streaming):
+    dataset = Dataset.from_list([UNSCORED[case]] * 3)
+    dataset = dataset.to_iterable_dataset() if streaming else dataset
+    settings = {"completion_only_loss": False} if case == "trained_prompt" else {}
+    kept = train(dataset, missing_score="keep", max_steps=1, **settings).train_dataset
+    assert np.isnan(gold_of(kept)).all()
+    with pytest.raises(ValueError, match=r"training rows (\(100\.0 %\) )?hold no score"):
+        list(train(dataset, max_steps=1, **settings).train_dataset)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_score_in_the_last_turn_counts_whatever_stands_before_it(train, parts, monkeypatch):
+    answer = f"Clear, if not {PREFIX}2, then {PREFIX}4"
+    messages = turns(f"Example: {PREFIX}5", f"Weak. {PREFIX}1", "Rate this.", answer)
+    if parts:
+        template = CHATML.replace("message['content']", "message['content'][0]['text']")
+        monkeypatch.setattr(TOKENIZER, "chat_template", template)
+        messages = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
+    assert gold_of(train(Dataset.from_list([{"messages": messages}])).train_dataset) == [4]
 
 
 def test_scores_that_are_text_are_refused_with_the_cast(train):
@@ -191,6 +256,66 @@ def test_evaluation_rows_are_named_as_such(train, tmp_path):
                 eval_dataset=evals,
                 processing_class=TOKENIZER,
             )
+
+
+# Scores that come as a column along the tokens
+
+
+def ready(*columns):
+    return Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "score_labels": c} for c in columns])
+
+
+NAN = math.nan
+
+
+def test_score_labels_off_the_scale_are_refused(train):
+    shown = TOKENIZER.decode([5, 6, 7, 8])
+    refused(
+        train,
+        ready([NAN, 4.5, NAN, 1.0], [NAN, 4.0, NAN, 9.0]),
+        "1 of 2 training rows (50.0 %) have `score_labels` off the scale of 1 to 5; the first is row 1, ending "
+        f"{shown!r}. Correct that column, or set the settings score_labels and score_values to its scale" + WAYS_OUT,
+    )
+
+
+@pytest.mark.parametrize("missing_score", ["drop", "keep"])
+def test_rows_whose_score_labels_are_off_or_cut_are_counted(train, missing_score):
+    dataset = ready([NAN, 9.0, NAN, NAN], [NAN, 4.0, NAN, 2.0], [NAN, NAN, 3.0, NAN], [NAN] * 4)
+    trainer = train(dataset, max_length=3, missing_score=missing_score)
+    lost = {"have `score_labels` off the scale of 1 to 5": 1, "lose their score to max_length=3": 1}
+    assert trainer.row_counts["train"] == (4, lost, 2 if missing_score == "drop" else 4)
+    whole = [[NAN, NAN, 3.0], [NAN] * 3]
+    kept = whole if missing_score == "drop" else [[NAN] * 3, [NAN] * 3, *whole]
+    np.testing.assert_array_equal(trainer.train_dataset["score_labels"][:], kept)
+
+
+def test_a_score_label_cut_off_is_refused_with_the_length(train):
+    with pytest.raises(
+        ValueError, match=r"^1 of 2 training rows \(50\.0 %\) lose their score to max_length=3; the first"
+    ):
+        train(ready([NAN, 4.0, NAN, NAN], [NAN, NAN, NAN, 2.0]), max_length=3)
+
+
+def test_score_labels_of_another_length_than_the_row_are_refused(train):
+    refused(
+        train,
+        ready([NAN, 4.0, 5.0]),
+        "The column `score_labels` must hold a number per token, found 3 for 4 tokens. Give NaN where no score is due.",
+    )
+
+
+def test_score_labels_that_are_collated_unprepared_are_checked_too(train):
+    trainer = train(ready([NAN, 4.0, NAN, 9.0]), dataset_kwargs={"skip_prepare_dataset": True}, max_steps=1)
+    with pytest.raises(ValueError, match=r"^Some rows have `score_labels` off the scale of 1 to 5; the first is one "):
+        trainer.train()
+
+
+def test_a_prepared_dataset_is_prepared_again_to_the_same(train):
+    once = train(make_dataset(8), missing_score="keep", max_length=50).train_dataset
+    again = train(once, max_length=50)
+    assert again.row_counts["train"] == (8, {}, 8)
+    assert 0 < count_scores(once) < 8
+    assert gold_of(again.train_dataset) == pytest.approx(gold_of(once), nan_ok=True)
 
 
 # Scores cut off by max_length
@@ -414,6 +539,13 @@ def test_what_is_hashed_for_the_cache_is_the_same_before_and_after_use():
     assert Hasher.hash(target_row) == Hasher.hash(target_row)
 
 
+def test_another_version_of_the_package_does_not_read_the_cache(train, monkeypatch):
+    dataset = make_dataset(8)
+    same, again = train(dataset).train_dataset, train(dataset).train_dataset
+    monkeypatch.setattr("tract_trainer.targets.version", lambda package: f"another {package}")
+    assert same._fingerprint == again._fingerprint != train(dataset).train_dataset._fingerprint
+
+
 @pytest.mark.parametrize("missing_score", ["drop", "keep"])
 def test_the_second_preparation_reads_the_cache_and_still_counts(train, tmp_path, missing_score, caplog):
     problem_dataset().save_to_disk(tmp_path / "data")
@@ -438,7 +570,7 @@ def test_the_second_preparation_reads_the_cache_and_still_counts(train, tmp_path
 
 
 def test_each_problem_has_a_complaint_and_a_remedy():
-    assert set(PROBLEMS) == {"missing", "cut", "empty", "off_scale", "mismatch"}
+    assert set(PROBLEMS) == {"missing", "cut", "empty", "off_scale", "labels_off_scale", "mismatch"}
     assert all(len(texts) == 2 and all(texts) for texts in PROBLEMS.values())
 
 

@@ -57,14 +57,16 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
         return batch
 
     def _score_labels(self, example: dict[str, Any]) -> Any:
-        if "score_labels" in example:
-            return example["score_labels"]
         if self.score_tokens is None:
+            if "score_labels" in example:
+                return example["score_labels"]
             raise InputError(
                 "An example has no `score_labels`, and the collator has no `score_tokens` to find its score with. "
                 "Pass score_tokens=ScoreTokens.resolve(scale, prefix, tokenizer)."
             )
         row = {"labels": example["input_ids"], **example}
+        if "score_labels" not in row:  # rows of a formatted dataset hold tensors, and no tensor is a token to look up
+            row |= {name: np.asarray(row[name]).tolist() for name in ("input_ids", "labels", "score") if name in row}
         target = target_row(row, self.score_tokens, Cut(None, "keep_start"))
         if target["score_problem"] and self.missing_score == "error":
             complaint, shown, remedy = describe(target["score_problem"], row, self.score_tokens, Cut(None, ""))

@@ -5,6 +5,7 @@ appended to a shard at once. So a run that was killed goes on where it stopped, 
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,8 +23,16 @@ from tract_trainer.judge import Judge
 from tract_trainer.parallel import as_finished
 from tract_trainer.records import Prompt, annotated_rationales, completion_text, gold_score, prompt_ids, unanswered
 from tract_trainer.seeds import derive_seed
-from tract_trainer.shards import Shards, begin
-from tract_trainer.stage2 import Annotated, Request, described, summary, write_stage2
+from tract_trainer.shards import Shards, begin, writing
+from tract_trainer.stage2 import (
+    RENDERED,
+    Annotated,
+    Request,
+    described,
+    stage2_features,
+    summary,
+    write_stage2,
+)
 
 
 def generate_cot_dataset(
@@ -53,7 +62,8 @@ def generate_cot_dataset(
         dataset ([`~datasets.Dataset`]):
             Rows with `prompt` (text or messages) or `messages`, and `score`. Without a `score`, it is read from the end
             of the completion. Existing completions are not used otherwise, but for a count in the report: how many of
-            the rationales are word for word an annotated one.
+            the rationales are word for word an annotated one. `tools` and `chat_template_kwargs` render the prompts as
+            they do in training, and are columns of the result.
         engine (`str`, *optional*, defaults to `"transformers"`): what runs the model.
         num_cots (`int`, *optional*, defaults to `1`): rationales per row.
         temperature, top_p, repetition_penalty, max_new_tokens: see [`~tract_trainer.engines.Sampling`].
@@ -97,27 +107,33 @@ def generate_cot_dataset(
     work = _Work(judge, dataset, num_cots, sampling, seed, max_retries)
     settings = work.settings()  # reads every row: one that cannot be used is refused now, not hours later
     folder = Path(output_dir)
-    state = begin(folder / "settings.json", settings)
-    shards = Shards(folder / ".shards", state.process_index)
-    batches = work.batches(batch_size or judge.engine.batch_size)
-    missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
-    state.wait_for_everyone()  # every process has read the shards before one writes
-    pending = missing[state.process_index :: state.num_processes]
-    with tqdm(
-        total=sum(map(len, pending)),
-        desc="Writing rationales",
-        unit="cot",
-        disable=not progress or not state.is_main_process,
-    ) as bar:
-        requested = (list(work.requests(batch)) for batch in pending)
-        for _, rows in as_finished(work.write, requested, judge.engine.calls):
-            shards.append(rows)
-            bar.update(len(rows))
+    state = begin(folder / "settings.json", settings, folder / ".shards")
+    with writing(folder / ".shards", state.process_index) as shards:
+        batches = work.batches(batch_size or judge.engine.batch_size)
+        missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
+        state.wait_for_everyone()  # every process has read the shards before one writes
+        pending = missing[state.process_index :: state.num_processes]
+        with tqdm(
+            total=sum(map(len, pending)),
+            desc="Writing rationales",
+            unit="cot",
+            disable=not progress or not state.is_main_process,
+        ) as bar:
+            requested = (list(work.requests(batch)) for batch in pending)
+            for _, rows in as_finished(work.write, requested, judge.engine.calls):
+                shards.append(rows)
+                bar.update(len(rows))
     state.wait_for_everyone()
     if state.is_main_process:
         places = ((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
         report = write_stage2(
-            work.requests(places), Shards(folder / ".shards"), folder, judge.config, unfinished, work.annotated
+            work.requests(places),
+            work.features,
+            Shards(folder / ".shards"),
+            folder,
+            judge.config,
+            unfinished,
+            work.annotated,
         )
         judge.config.save(folder)  # their scale and closing phrase
         if progress:
@@ -135,6 +151,7 @@ class _Work:
         self.judge, self.dataset, self.num_cots = judge, dataset, num_cots
         self.sampling, self.seed, self.max_retries = sampling, seed, max_retries
         self.annotated = Annotated()
+        self.features = stage2_features(dataset.features, _prompt_column(dataset[0]), judge.config)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the rationales depend on."""
@@ -167,7 +184,13 @@ class _Work:
 
     def request(self, row: int, cot: int) -> Request:
         values = self.dataset[row]
-        return Request(row, cot, _prompt(values), self._gold(values, row))
+        return Request(row, cot, _prompt(values), self._gold(values, row), self._rendered(values))
+
+    def _rendered(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = {"chat_template_kwargs": self.judge.config.chat_template_kwargs, **values}
+        if not isinstance(found.get("tools"), str | None):
+            found["tools"] = json.dumps(found["tools"])  # TRL reads that too, and Parquet holds no empty mappings
+        return {name: found[name] for name in RENDERED if name in self.features}
 
     def _gold(self, values: Mapping[str, Any], row: int) -> float:
         config = self.judge.config
@@ -176,7 +199,7 @@ class _Work:
             tokens = self.judge.engine.tokens  # the rule that training finds it with
             found = tokens.find(tokens.tokenizer(completion_text(values), add_special_tokens=False)["input_ids"])
             score = None if found is None else config.scale.value(found.label)
-        if score is None or not config.scale.low <= score <= config.scale.high:
+        if score is None or not config.scale.covers(score):
             raise InputError(
                 f"Row {row} has no gold score on the scale of {config.scale.low:g} to {config.scale.high:g}: its score "
                 f"is {score}. Fill in the column `score`, or leave such rows out."
@@ -186,9 +209,7 @@ class _Work:
     def write(self, requests: list[Request]) -> list[tuple[str, dict[str, Any]]]:
         """Key and finished row of each request; rationales that come to no score are drawn again."""
         config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
-        prompts = [
-            prompt_ids(r.prompt, tokenizer, config.conversational, **config.chat_template_kwargs) for r in requests
-        ]
+        prompts = [prompt_ids(r.prompt, tokenizer, config.conversational, **r.template_kwargs) for r in requests]
         todo = [i for i, prompt in enumerate(prompts) if self.judge.fits(prompt)]
         drawn = {i: (Rationale("", None, None, 0), 0) for i in range(len(requests))}
         attempts = self.max_retries + 1 if self.sampling.temperature > 0 else 1  # the likeliest text stays the same
@@ -206,8 +227,12 @@ class _Work:
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
-    if row.get("prompt"):
-        return row["prompt"]  # type: ignore[no-any-return]
-    if row.get("messages"):
-        return unanswered(row["messages"])
+    column = _prompt_column(row)
+    return row["prompt"] if column == "prompt" else unanswered(row["messages"])
+
+
+def _prompt_column(row: Mapping[str, Any]) -> str:
+    for column in ("prompt", "messages"):
+        if row.get(column):
+            return column
     raise InputError(f"A row needs `prompt` or `messages` to write a rationale for; found the columns {sorted(row)}.")

@@ -88,7 +88,7 @@ def evaluate(
         return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     folder = path.with_name(f"{path.stem}.unfinished")
     made_with = {"judge": judge.identity, "benchmark": benchmark, **settings}
-    state = begin(folder / "settings.json", made_with)
+    state = begin(folder / "settings.json", made_with, folder)
     progress = None if state.is_main_process else False
     every = pair_records(records, config.scale) if pairs else records
     known = (_of_pairs if pairs else _of_records)(records)

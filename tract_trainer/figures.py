@@ -6,6 +6,7 @@ all of them at the end. `N` is the number of scores due in a batch.
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from tract_trainer.losses import expected_score, score_mass
 from tract_trainer.metrics import agreement
 from tract_trainer.targets import count_scores
+
+logger = get_logger(__name__)
 
 MEANS = ("score_loss", "score_mae", "score_mass")
 
@@ -60,9 +63,13 @@ class ScoreFigures:
         self.steps = 0
         return means
 
+    def begin_evaluation(self) -> None:
+        """Forgets the batches of an evaluation that was interrupted."""
+        self._batches = []
+
     def evaluation(self, dataset: object) -> dict[str, float]:
         """
-        Figures of the batches since the last call, over all processes.
+        Figures of the batches since `begin_evaluation`, over all processes.
 
         Args:
             dataset ([`~datasets.Dataset`]): what was evaluated; needed to know the number of scores.
@@ -77,8 +84,15 @@ class ScoreFigures:
         if not batches:
             return {}
         rows = torch.cat([batch[3] for batch in batches])
-        if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset):
-            rows = rows[: count_scores(dataset)]  # the last batches repeat the first rows to be of equal size
+        if self.accelerator.num_processes > 1:  # the last batches repeat the first rows to be of equal size
+            if isinstance(dataset, Dataset) and "score_labels" in dataset.column_names:
+                rows = rows[: count_scores(dataset)]
+            else:
+                logger.warning(
+                    "A stream, or a dataset without the column `score_labels`, does not tell how many scores it holds, "
+                    "so the rows that fill the last batches count twice in its figures. Evaluate on one process, or "
+                    "let the trainer prepare a dataset."
+                )
         figures = {"ce_loss": sum(batch[2] for batch in batches) / len(batches)}
         if len(rows):
             figures |= dict(zip(MEANS, rows[:, :3].mean(0).tolist(), strict=True))

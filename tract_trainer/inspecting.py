@@ -5,6 +5,7 @@ The rows are prepared by the trainer itself, on a model without weights. `T` is 
 
 from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ class _Preparation(RegressionAwareSFTTrainer):
         rows = super(RegressionAwareSFTTrainer, self)._prepare_dataset(
             dataset, processing_class, uncut(args), False, *rest
         )
-        settings = {"tokens": self.score_tokens, "cut": Cut.of(args, packing)}
+        settings = {"tokens": self.score_tokens, "cut": Cut.of(args, packing), "made_by": version("tract-trainer")}
         self.whole = rows.map(target_row, fn_kwargs=settings, desc="Finding the scores")
         return self.whole
 

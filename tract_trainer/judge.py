@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,7 +13,7 @@ from tract_trainer.asking import RecordRows
 from tract_trainer.engines import Engine, Rationale, Sampling, engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
-from tract_trainer.judgment import Comparison, Judgment, comparison, judgment, unscored
+from tract_trainer.judgment import Comparison, Judgment, comparison, judgment
 from tract_trainer.parallel import in_order
 from tract_trainer.records import Record
 from tract_trainer.reward import reward_func
@@ -156,10 +157,7 @@ class Judge:
         size = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
         starts = range(0, len(records), size)
         pieces = ([records[i] for i in range(start, min(start + size, len(records)))] for start in starts)
-
-        def judged(piece: Sequence[Record]) -> list[Judgment]:
-            return self._judged(piece, num_cots, seed, settings, force)
-
+        judged = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
         shown = len(records) > size if progress is None else progress
         with tqdm(total=len(records), desc="Judging", unit="record", disable=not shown) as bar:
             for judgments in in_order(judged, pieces, self.engine.calls):
@@ -178,17 +176,11 @@ class Judge:
         if force:
             rationales = self._forced([records[i] for i, _ in requests], rationales)
         of_record = {i: rationales[n * num_cots : (n + 1) * num_cots] for n, i in enumerate(fitting)}
-        return [
-            self.judgment(of_record[i], sampling.max_new_tokens) if i in of_record else self._too_long(row)
-            for i, row in enumerate(rows)
-        ]
+        return [self.judgment(of_record.get(i, []), sampling.max_new_tokens, len(row)) for i, row in enumerate(rows)]
 
     def fits(self, row: Sequence[int]) -> bool:
         """Whether the model has room to write after the tokens of `row`."""
         return self.engine.max_length is None or len(row) < self.engine.max_length
-
-    def _too_long(self, row: Sequence[int]) -> Judgment:
-        return unscored(f"The prompt has {len(row)} tokens, the model reads {self.engine.max_length}.", self.config)
 
     def _forced(self, records: Sequence[Record], rationales: Sequence[Rationale]) -> list[Rationale]:
         """`rationales`, one per record, with a score read where those end that came to none."""
@@ -237,13 +229,14 @@ class Judge:
             rubric (`str` or `dict`, *optional*): what to judge completions by; by default, the column `rubric`.
             num_cots (`int`, *optional*, defaults to `1`): rationales per completion.
             **settings:
-                As in [`score`]. `unfinished` is `"force"` by default, so that every completion has a reward.
+                As in [`score`]. `unfinished` is `"force"` by default: a reward is NaN only where the model has no room
+                for the prompt, or after the rationale for the prefix.
         """
         return reward_func(self, rubric, num_cots, {"unfinished": "force", **settings})
 
-    def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0) -> Judgment:
+    def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0, prompt_length: int = 0) -> Judgment:
         """The judgment that the rationales of one record make together."""
-        return judgment(rationales, self.config, max_new_tokens)
+        return judgment(rationales, self.config, max_new_tokens, prompt_length, self.engine.max_length)
 
 
 def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Sampling:

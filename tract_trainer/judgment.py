@@ -43,14 +43,29 @@ class Judgment:
     rationales: tuple[Rationale, ...]
 
 
-def judgment(rationales: Sequence[Rationale], config: JudgeConfig, max_new_tokens: int = 0) -> Judgment:
-    """The judgment that the rationales of one record make together."""
+def judgment(
+    rationales: Sequence[Rationale],
+    config: JudgeConfig,
+    max_new_tokens: int = 0,
+    prompt_length: int = 0,
+    max_length: int | None = None,
+) -> Judgment:
+    """
+    The judgment that the rationales of one record make together, written after a prompt of `prompt_length` tokens by a
+    model that reads `max_length`.
+    """
     finished = [rationale for rationale in rationales if rationale.log_probs is not None]
     if not finished:
-        cut = sum(rationale.num_tokens >= max_new_tokens for rationale in rationales)
+        room = math.inf if max_length is None else max_length - prompt_length
+        limit = f"max_new_tokens={max_new_tokens}"
+        if room < max_new_tokens:
+            limit = f"the model's limit of {max_length} tokens, of which the prompt takes {prompt_length}"
+        cut = sum(rationale.num_tokens >= min(max_new_tokens, room) for rationale in rationales)
         reason = (
             f"None of {len(rationales)} rationales came to {config.score_prefix!r} and a label; {cut} were "
-            f"cut at max_new_tokens={max_new_tokens}."
+            f"cut at {limit}."
+            if room > 0
+            else f"The prompt has {prompt_length} tokens, the model reads {max_length}."
         )
         return unscored(reason, config, rationales)
     values = torch.tensor(config.scale.values)  # (K,)

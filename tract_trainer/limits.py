@@ -13,6 +13,11 @@ from tract_trainer.errors import InputError
 
 def refuse_settings(args: RegressionAwareSFTConfig, compute_loss_func: Callable[..., Any] | None) -> None:
     """Raises `InputError` for settings under which the score term would be missing or wrong."""
+    if args.eval_packing and not args.packing:
+        raise InputError(
+            "eval_packing=True with packing=False packs evaluation rows for a collator that does not keep packed rows "
+            "apart, so they read each other and their scores are wrong. Set packing=True, or leave out eval_packing."
+        )
     if args.packing and args.packing_strategy == "wrapped":
         raise InputError(
             "packing_strategy='wrapped' cuts rows anywhere, so scores are lost and judged in another row's context. "
@@ -38,7 +43,7 @@ def refuse_datasets(train_dataset: Any, eval_dataset: Any, text_field: str | Non
     that holds text, `None` where a formatting function makes it.
     """
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    for name, dataset in {"train": train_dataset, **evals}.items():
+    for name, dataset in (("train", train_dataset), *evals.items()):
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise InputError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
     sample: dict[str, Any] = next(iter(train_dataset), {}) if train_dataset is not None else {}

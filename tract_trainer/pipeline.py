@@ -9,8 +9,7 @@ from typing import Any, cast
 
 from accelerate.logging import get_logger
 from datasets import Dataset, load_dataset
-from transformers import AutoTokenizer
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoTokenizer, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tract_trainer.config import RegressionAwareSFTConfig
@@ -71,12 +70,20 @@ def _training_data(
 ) -> Dataset:
     columns = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
     if any(column in columns for column in READY_COLUMNS):
-        return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+        return as_dataset(rows)
     tokenizer = _tokenizer(model_args, args)
     conversational = tokenizer.chat_template is not None
     controls = control_pattern(tokenizer)
     examples = training_examples(rows, args.scale, args.score_prefix, args.prompt_template, conversational, controls)
     return Dataset.from_list(list(examples))
+
+
+def as_dataset(rows: Sequence[Record] | Dataset) -> Dataset:
+    """The rows with the columns of all of them: `Dataset.from_list` alone has those of the first."""
+    if isinstance(rows, Dataset):
+        return rows
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return Dataset.from_list([{**columns, **row} for row in rows])
 
 
 def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
@@ -92,7 +99,7 @@ def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
 def prompts_of(rows: Sequence[Record] | Dataset, judge: Judge) -> Dataset:
     """A dataset to write rationales for: TRL rows as they are, records as their prompts and gold scores."""
     if any(column in rows[0] for column in READY_COLUMNS):
-        return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+        return as_dataset(rows)
     return Dataset.from_list(
         [
             {
@@ -115,7 +122,7 @@ def train(
 ) -> None:
     """
     Trains one stage and saves it to `args.output_dir`. It goes on from `args.resume_from_checkpoint`, where `"true"` is
-    the last checkpoint in the folder, if there is one.
+    the last whole checkpoint in the folder, if there is one.
     """
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -133,17 +140,24 @@ def train(
     )
     checkpoint = args.resume_from_checkpoint
     if str(checkpoint).lower() == "true":
-        folder = Path(str(args.output_dir))
-        checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+        checkpoint = last_checkpoint(Path(str(args.output_dir)))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()  # trainer_state.json: the curves of tract report
     trainer.save_model()  # and pushes, with push_to_hub
     trainer.accelerator.wait_for_everyone()  # the first process saves, and all may load
 
 
-def is_trained(folder: Path) -> bool:
-    """Whether a stage has been saved there: `judge_config.json` is the last file that saving writes."""
-    return (folder / "judge_config.json").is_file()
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was saved to its end, which is `trainer_state.json`."""
+    numbered = [(int(path.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-*[0-9]") if path.is_dir()]
+    for _, checkpoint in sorted(numbered, reverse=True):
+        try:
+            TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        except (OSError, ValueError):
+            logger.warning(f"{checkpoint} was not saved to its end, so training does not go on from there.")
+        else:
+            return str(checkpoint)
+    return None
 
 
 def judge_file(
@@ -168,7 +182,7 @@ def judge_file(
     settings_path, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
     if path.exists() and not settings_path.exists():
         raise InputError(f"{path} exists, and not from `tract judge`. Give another --output, or delete it.")
-    state = begin(settings_path, made_with)
+    state = begin(settings_path, made_with, folder)
     if path.exists():
         return
 

@@ -58,8 +58,10 @@ def run_pipeline(
         )
     refuse_sharding()
     folder, console = Path(str(args.output_dir)), Console(quiet=not PartialState().is_main_process)
+    steps = [folder / name for name in ("stage1", "cots", "stage2", "evaluation.json")]
     with PartialState().main_process_first():
-        check_settings(folder / "settings.json", _settings(rows, eval_data, args, model, draw, settings))
+        check_settings(folder / "settings.json", _settings(rows, eval_data, args, model, draw, settings), *steps)
+        _check_unfinished(folder, settings, begin=False)
     held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
     if settings.max_eval_records is not None:
         held_out = held_out[: settings.max_eval_records]
@@ -81,6 +83,8 @@ def run_pipeline(
         unfinished=settings.unfinished,
     )
     console.print(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
+    with PartialState().main_process_first():
+        _check_unfinished(folder, settings, begin=True)
     _stage(folder / "stage2", model, args, cots, push=bool(args.push_to_hub))
     console.print(f"[4/4] Evaluation on {len(held_out):,} held-out records")
     judge = _judge(folder / "stage2", model, draw, settings)
@@ -129,11 +133,18 @@ def _settings(
     """What a folder's results depend on, as JSON."""
     found = {name: value for name, value in args.to_dict().items() if not any(word in name for word in ASIDE)}
     found |= asdict(model) | asdict(draw) | asdict(settings)
-    for name in ("batch_size", "max_eval_records", "unfinished"):  # these may change when a run goes on
+    for name in ("batch_size", "max_eval_records", "unfinished"):  # these may change, the last until stage 2 begins
         del found[name]
     found |= {"data": digest(rows), "eval_data": eval_data}
     text = json.dumps(found, default=str)
     return json.loads(text, object_hook=_without_token)  # type: ignore[no-any-return]
+
+
+def _check_unfinished(folder: Path, settings: RunArguments, begin: bool) -> None:
+    """`unfinished` decides which rationales stage 2 is trained on: once that has begun, it stands."""
+    path = folder / "stage2.settings.json"
+    if begin or path.exists():
+        check_settings(path, {"unfinished": settings.unfinished}, folder / "stage2")
 
 
 def _without_token(settings: dict[str, Any]) -> dict[str, Any]:
@@ -161,12 +172,16 @@ def _split(
 def _stage(
     folder: Path, model: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset, push: bool = False
 ) -> None:
-    if pipeline.is_trained(folder):
+    """Trains a stage unless it is done, as a file beside its folder says: what lies in it may be of a checkpoint."""
+    done = folder.with_name(f"{folder.name}.done")
+    if done.exists():
         return
     args = copy.copy(args)
     args.output_dir, args.resume_from_checkpoint = str(folder), "true"  # the settings have been compared
     args.push_to_hub, args.hub_model_id = push, args.hub_model_id or folder.parent.resolve().name
     pipeline.train(model, args, dataset)
+    if PartialState().is_main_process:
+        done.touch()
     clear_device_cache(garbage_collection=True)  # the next step loads a model of its own
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from peft import PeftModel
 from transformers import PreTrainedModel
+from transformers.trainer_utils import HubStrategy
 from trl import SFTTrainer
 from trl.data_utils import is_conversational
 
@@ -86,7 +87,7 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
                 raise
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             self.judge_config.save(str(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
 

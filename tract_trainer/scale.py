@@ -76,6 +76,11 @@ class ScoreScale:
         """The number `label` stands for, in units of the scale."""
         return self.values[self.labels.index(label)]
 
+    def covers(self, score: float) -> bool:
+        """Whether `score` lies between the ends of the scale, which it may pass by the rounding of float32."""
+        slack = 1e-6 * max(abs(self.low), abs(self.high))
+        return self.low - slack <= score <= self.high + slack
+
     def nearest_label(self, score: float) -> str:
         """The label whose value is nearest to `score`; of two equally near, the first of the scale."""
         return min(self.labels, key=lambda label: abs(self.value(label) - score))

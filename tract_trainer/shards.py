@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 
 from tract_trainer.errors import InputError
 from tract_trainer.limits import refuse_lone_process, refuse_sharding
@@ -27,6 +29,9 @@ class Shards:
     Args:
         folder (`Path`): folder of the files, made if it is missing.
         process_index (`int`, *optional*): number of the process that writes; `None` to read only.
+
+    Raises:
+        InputError: a line is not one of ours.
     """
 
     def __init__(self, folder: Path, process_index: int | None = None) -> None:
@@ -44,7 +49,14 @@ class Shards:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                self.places.setdefault(_short(json.loads(line)["key"]), number << OFFSET_BITS | offset)
+                try:
+                    key = json.loads(line)["key"]
+                except ValueError as error:
+                    raise InputError(
+                        f"{path} is damaged at byte {offset}: expected a row as JSON, found {line[:40]!r}. Delete the "
+                        "file from there on; its rows will be made anew."
+                    ) from error
+                self.places.setdefault(_short(key), number << OFFSET_BITS | offset)
                 offset += len(line)
         if path == self.own and offset < path.stat().st_size:
             os.truncate(path, offset)
@@ -73,17 +85,39 @@ class Shards:
             os.fsync(file.fileno())
 
 
+@contextmanager
+def writing(folder: Path, process_index: int) -> Iterator[Shards]:
+    """
+    [`Shards`] to which no other running process writes meanwhile.
+
+    Raises:
+        InputError: one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"process-{process_index:05d}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"Another run is writing to {folder}. Wait for it, or give another place for the output."
+        ) from error
+    try:
+        yield Shards(folder, process_index)
+    finally:
+        lock.release()
+
+
 def _short(key: str) -> bytes:
     """A key in less memory."""
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
-def check_settings(path: Path, settings: dict[str, Any]) -> None:
+def check_settings(path: Path, settings: dict[str, Any], *work: Path) -> None:
     """
     Writes the settings of a piece of work to `path`; where they stand there already, compares.
 
     Raises:
-        InputError: they differ. Each difference is named.
+        InputError: they differ, and each difference is named; or one of `work` is there without its settings.
     """
     if path.is_file():
         before = json.loads(path.read_text())
@@ -93,25 +127,35 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
             if before.get(name) != settings.get(name)
         ]
         if changed:
+            there = [str(found) for found in (path, *work) if found.exists()]
             raise InputError(
                 f"{path} tells of work with other settings, which cannot be mixed:\n  "
                 + "\n  ".join(changed)
-                + f"\nGive another place for the output. To start over, delete that work, {path.name} too."
+                + f"\nGive another place for the output. To start over, delete {' and '.join(there)}."
             )
         return
+    for found in work:
+        if found.exists():
+            raise InputError(
+                f"{found} holds work of an earlier run, and {path}, which tells how it was made, is gone. Give another "
+                f"place for the output. To start over, delete {found}."
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(settings, indent=2) + "\n")
     temporary.replace(path)
 
 
-def begin(settings_path: Path, settings: dict[str, Any]) -> PartialState:
-    """The launched processes, if they can share the work and its settings are those at `settings_path`, if any."""
+def begin(settings_path: Path, settings: dict[str, Any], shards: Path) -> PartialState:
+    """
+    The launched processes, if they can share the work in the folder `shards` and its settings are those at
+    `settings_path`, if any.
+    """
     state = process_state()
     refuse_lone_process(state.num_processes)
     refuse_sharding()
     with state.main_process_first():
-        check_settings(settings_path, settings)
+        check_settings(settings_path, settings, shards)
     return state
 
 
@@ -122,12 +166,12 @@ def finish_rows(
     Adds to `folder` those of `count` rows that an earlier call did not, as they come from `rows`, which is given their
     numbers. Launched processes share them.
     """
-    shards = Shards(folder, state.process_index)
-    missing = [number for number in range(count) if str(number) not in shards]
-    state.wait_for_everyone()  # every process has read the shards before one writes
-    mine = missing[state.process_index :: state.num_processes]
-    for number, row in zip(mine, rows(mine), strict=True):
-        shards.append([(str(number), dict(row))])
+    with writing(folder, state.process_index) as shards:
+        missing = [number for number in range(count) if str(number) not in shards]
+        state.wait_for_everyone()  # every process has read the shards before one writes
+        mine = missing[state.process_index :: state.num_processes]
+        for number, row in zip(mine, rows(mine), strict=True):
+            shards.append([(str(number), dict(row))])
     state.wait_for_everyone()
 
 

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from accelerate.logging import get_logger
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
@@ -32,17 +31,31 @@ OWN_RATIONALES = "Rationales that a judge wrote itself"
 """How the description of a dataset begins that holds such."""
 
 
+RENDERED = ("tools", "chat_template_kwargs")
+"""Columns that TRL gives the chat template beside the prompt."""
+
+
 class Request(NamedTuple):
-    """One rationale to write: number `cot` for row `row`, which reads `prompt` and has gold score `score`."""
+    """
+    One rationale to write: number `cot` for row `row`, which reads `prompt`, `rendered` with what it has of `RENDERED`,
+    and has gold score `score`.
+    """
 
     row: int
     cot: int
     prompt: Prompt
     score: float
+    rendered: dict[str, Any]
 
     @property
     def key(self) -> str:
-        return digest(self.row, self.cot, self.prompt)
+        return digest(self.row, self.cot, self.prompt, *([self.rendered] if self.rendered else []))
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Arguments of the chat template, as TRL makes them of the columns."""
+        tools = json.loads(self.rendered.get("tools") or "null")
+        return {"tools": tools, **(self.rendered.get("chat_template_kwargs") or {})}
 
 
 class Annotated:
@@ -61,8 +74,30 @@ class Annotated:
         return bytes.fromhex(digest(prompt, rationale.split())[:16])
 
 
+def stage2_features(given: Features, prompt: str, config: JudgeConfig) -> Features:
+    """
+    Columns of the result, for rows of a dataset with the columns `given` that has its prompts in `prompt`. Types are
+    those of that dataset where it has one: the rows at hand may leave empty what a later one fills.
+    """
+    text = Value("string")
+    is_text = isinstance(given[prompt], Value)
+    features = {
+        "prompt": given[prompt],
+        "completion": text if is_text else List({"role": text, "content": text}),
+        "score": Value("float64"),
+    }
+    if "tools" in given:
+        features["tools"] = text
+    # A dataset of records has no such column: its prompts were rendered as the judge's config says.
+    kwargs = Dataset.from_list([{"chat_template_kwargs": config.chat_template_kwargs}]).features
+    if found := {**kwargs, **given}["chat_template_kwargs"]:  # Parquet has no column of empty mappings
+        features["chat_template_kwargs"] = found
+    return Features(features)
+
+
 def write_stage2(
     requests: Iterable[Request],
+    features: Features,
     shards: Shards,
     folder: Path,
     config: JudgeConfig,
@@ -80,7 +115,7 @@ def write_stage2(
     """
     tally = _Tally(config, unfinished, annotated)
     partial = folder / "train.parquet.tmp"
-    with _Writer(partial) as writer:
+    with _Writer(partial, features) as writer:
         for request in requests:
             written = shards[request.key]
             if tally.add(request, written):
@@ -178,18 +213,17 @@ class _Tally:
 class _Writer:
     """Writes rows to a Parquet file, some at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.count = path, 0
+    def __init__(self, path: Path, features: Features) -> None:
+        self.features, self.count = features, 0
         self.rows: list[dict[str, Any]] = []
-        self.file: pq.ParquetWriter | None = None
+        self.file = pq.ParquetWriter(path, features.arrow_schema)
 
     def __enter__(self) -> "_Writer":
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._flush()
-        if self.file is not None:
-            self.file.close()
+        self.file.close()
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -199,9 +233,7 @@ class _Writer:
 
     def _flush(self) -> None:
         if self.rows:
-            table = pa.Table.from_pylist(self.rows, schema=None if self.file is None else self.file.schema)
-            self.file = self.file or pq.ParquetWriter(self.path, table.schema)
-            self.file.write_table(table)
+            self.file.write_table(Dataset.from_list(self.rows, features=self.features).with_format("arrow")[:])
             self.rows = []
 
 
@@ -211,4 +243,5 @@ def _example(request: Request, rationale: str, config: JudgeConfig) -> dict[str,
         "prompt": request.prompt,
         "completion": completion if isinstance(request.prompt, str) else [{"role": "assistant", "content": completion}],
         "score": request.score,
+        **request.rendered,
     }

@@ -6,9 +6,8 @@ an earlier closing phrase can look like the real one. `T` is the number of token
 """
 
 import copy
-import math
-import numbers
 from collections import Counter
+from importlib.metadata import version
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +15,8 @@ from datasets import Dataset, IterableDataset
 from trl import SFTConfig, pack_dataset
 
 from tract_trainer.errors import InputError
-from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
+from tract_trainer.gold import gold_scores
+from tract_trainer.scale import IGNORE_INDEX, ScoreTokens
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
@@ -52,41 +52,26 @@ class Cut(NamedTuple):
         return position > length - self.max_length if self.how == "keep_end" else position < self.max_length
 
 
-def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> dict[str, Any]:
+def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, made_by: str = "") -> dict[str, Any]:
     """
     Args:
-        row (`dict`): `input_ids` and `labels`, `(T,)`, and optionally `score`.
+        row (`dict`): see [`~tract_trainer.gold.gold_scores`].
         tokens ([`ScoreTokens`]): the scale as the row's tokenizer writes it.
         cut ([`Cut`]): how the row will be shortened.
+        made_by (`str`): unread. `datasets` does not see a change of this function, but one of its arguments, so the
+            version that is given here keeps rows apart that another version has cached.
 
     Returns:
         `dict` with `score_labels`, `(T,)` float32, and `score_problem`, a key of `PROBLEMS` or `""`.
     """
-    found = tokens.find(row["input_ids"], row["labels"])
-    problem = _problem(row, found, tokens.scale)
-    if found is not None and not problem and not cut.keeps(found.position, len(row["input_ids"])):
+    length = len(row["input_ids"])
+    scores, problem = gold_scores(row, tokens)
+    if not problem and not all(cut.keeps(position, length) for position in scores):
         problem = "cut"
-    score_labels = np.full(len(row["input_ids"]), np.nan, dtype=np.float32)
-    if found is not None and not problem:
-        score_labels[found.position] = row["score"] if "score" in row else tokens.scale.value(found.label)
+    score_labels = np.full(length, np.nan, dtype=np.float32)
+    if not problem:
+        score_labels[list(scores)] = list(scores.values())
     return {"score_labels": score_labels, "score_problem": problem}
-
-
-def _problem(row: dict[str, Any], found: FoundScore | None, scale: ScoreScale) -> str:
-    if "score" in row:
-        score = row["score"]
-        if score is not None and (isinstance(score, bool) or not isinstance(score, numbers.Real)):
-            raise InputError(
-                f"The column `score` must hold numbers, found {score!r} ({type(score).__name__}). Convert it, e.g. "
-                "dataset.cast_column('score', datasets.Value('float32')), or remove it to use the label in the text."
-            )
-        if score is None or math.isnan(score):
-            return "empty"
-        if not scale.low <= float(score) <= scale.high:
-            return "off_scale"
-    if found is None:
-        return "missing"
-    return "" if "score" not in row or scale.writes(found.label, row["score"]) else "mismatch"
 
 
 # What is wrong with the rows, and what to do about it.
@@ -107,6 +92,10 @@ PROBLEMS = {
     "off_scale": (
         "have a `score` off the scale of {low:g} to {high:g}",
         "Correct the column, or set score_labels and score_values to its scale",
+    ),
+    "labels_off_scale": (
+        "have `score_labels` off the scale of {low:g} to {high:g}",
+        "Correct that column, or set the settings score_labels and score_values to its scale",
     ),
     "mismatch": (
         "end with a label that is not the nearest to their `score`",
@@ -151,7 +140,7 @@ def add_score_labels(
         ValueError: with `missing_score="error"`, a row has no usable score; or no row is left. For an
             [`~datasets.IterableDataset`], when the row is read.
     """
-    kwargs: dict[str, Any] = {"fn_kwargs": {"tokens": tokens, "cut": cut}}
+    kwargs: dict[str, Any] = {"fn_kwargs": {"tokens": tokens, "cut": cut, "made_by": version("tract-trainer")}}
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(target_row, **kwargs)
         if missing_score == "error":
@@ -205,6 +194,12 @@ def _refuse(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, name: str) -> di
 
 def _has_score(row: dict[str, Any]) -> bool:
     return not row["score_problem"]
+
+
+def unformatted(dataset: AnyDataset) -> AnyDataset:
+    """`dataset` with rows of lists and numbers, not of tensors. A transform stays: TRL refuses it with the reason."""
+    is_transform = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+    return dataset if is_transform else dataset.with_format(None)
 
 
 def uncut(args: SFTConfig) -> SFTConfig:

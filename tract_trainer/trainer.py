@@ -32,7 +32,7 @@ from tract_trainer.losses import score_loss
 from tract_trainer.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.score_head import add_score_head, first_output
-from tract_trainer.targets import COLUMNS, Cut, add_score_labels, cut_or_pack, uncut
+from tract_trainer.targets import COLUMNS, Cut, add_score_labels, cut_or_pack, uncut, unformatted
 
 logger = get_logger(__name__)
 
@@ -55,7 +55,8 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
     and pushes (adds `judge_config.json` and the model card). The rest is inherited.
 
     Logged: `ce_loss`, `score_loss`, `score_mae` and `score_mass` (probability on the scale), as means over the logging
-    window; in evaluation also `score_pearson`, `score_spearman` and `score_rmse`, over the whole evaluation set.
+    window; in evaluation also `score_pearson`, `score_spearman` and `score_rmse`, over the whole evaluation set. On
+    several processes, those of a stream count again the few rows that Accelerate repeats to fill the last batches.
 
     Raises:
         ValueError: a combination of settings under which the score term would not be exact, or rows without a usable
@@ -98,6 +99,8 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         refuse_settings(args, compute_loss_func)
         refuse_datasets(train_dataset, eval_dataset, args.dataset_text_field if formatting_func is None else None)
         self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
+        if train_dataset is not None:
+            train_dataset = unformatted(train_dataset)
         self._sample = next(iter(train_dataset), {}) if train_dataset is not None else {}
         self.row_counts = {}
         super().__init__(
@@ -147,27 +150,29 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         if {*COLUMNS, "seq_lengths"} <= columns:  # packed by an earlier call
             return dataset
         # The score is found on whole rows, in their order: what cuts, shuffles and packs comes afterwards.
-        dataset = super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
-        given, counts = len(dataset) if isinstance(dataset, Dataset) else None, {}
+        dataset = super()._prepare_dataset(
+            unformatted(dataset), processing_class, uncut(args), False, formatting_func, dataset_name
+        )
+        given = len(dataset) if isinstance(dataset, Dataset) else None
         with PartialState().local_main_process_first():  # the others read its cache
-            if "score_labels" not in columns:
-                dataset, lost = add_score_labels(
-                    dataset,
-                    self.score_tokens,
-                    Cut.of(args, packing),
-                    self._score_args.missing_score,
-                    "training" if dataset_name == "train" else dataset_name,
-                    args.dataset_num_proc,
-                )
-                counts = {kind.complaint: kind.rows for kind in lost}
-                for kind in lost:
-                    logger.warning(f"missing_score={self._score_args.missing_score!r}: {kind.sentence}")
+            dataset, lost = add_score_labels(
+                dataset,
+                self.score_tokens,
+                Cut.of(args, packing),
+                self._score_args.missing_score,
+                "training" if dataset_name == "train" else dataset_name,
+                args.dataset_num_proc,
+            )
+            for kind in lost:
+                logger.warning(f"missing_score={self._score_args.missing_score!r}: {kind.sentence}")
             left = len(dataset) if isinstance(dataset, Dataset) else None
             dataset = cut_or_pack(dataset, args, packing, dataset_name)
         if given is not None and left is not None:
+            counts = {kind.complaint: kind.rows for kind in lost}
             used = left if packing else len(dataset)  # packing puts several rows into one
             cut = {} if used == left else {"have no trained token within max_length": left - used}
-            self.row_counts[dataset_name] = RowCounts(given, counts | cut, used)
+            # `evaluate` may be given another dataset of the same name.
+            self.row_counts.setdefault(dataset_name, RowCounts(given, counts | cut, used))
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -233,6 +238,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         kwargs["metric_key_prefix"] = metric_key_prefix
+        self._figures.begin_evaluation()
         output: EvalLoopOutput = super().evaluation_loop(dataloader, *args, **kwargs)
         figures = self._figures.evaluation(dataloader.dataset)
         named = {f"{metric_key_prefix}_{name}": figure for name, figure in figures.items()}

@@ -92,20 +92,32 @@ class TransformersEngine:
         return f"{self.model.config.model_type}-{digest(values)[:16]}"
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
-        def write(chosen: list[int]) -> list[Rationale]:
-            return self._generate_batch([prompts[i] for i in chosen], [seeds[i] for i in chosen], sampling)
+        steps = [
+            sampling.max_new_tokens
+            if self.max_length is None
+            else min(sampling.max_new_tokens, self.max_length - len(prompt))
+            for prompt in prompts
+        ]
 
-        return self._in_batches(write, prompts)
+        def write(chosen: list[int]) -> list[Rationale]:
+            return self._generate_batch(
+                [prompts[i] for i in chosen], [seeds[i] for i in chosen], sampling, steps[chosen[0]]
+            )
+
+        return self._in_batches(write, prompts, steps)
 
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
-        return self._in_batches(lambda chosen: self._score_batch([rows[i] for i in chosen]), rows)
+        return self._in_batches(lambda chosen: self._score_batch([rows[i] for i in chosen]), rows, [0] * len(rows))
 
-    def _in_batches(self, run: Callable[[list[int]], list[Result]], rows: Sequence[list[int]]) -> list[Result]:
+    def _in_batches(
+        self, run: Callable[[list[int]], list[Result]], rows: Sequence[list[int]], steps: Sequence[int]
+    ) -> list[Result]:
         """`run` over batches of row numbers, longest rows first; half as many a batch when memory is out."""
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         results: dict[int, Result] = {}
         while order:
-            chosen = order[: self.batch_size]
+            # Rows that may write for as many steps: none takes the room of another, or writes beyond its own.
+            chosen = [i for i in order[: self.batch_size] if steps[i] == steps[order[0]]]
             batch: list[Result] = []
             try:
                 batch = run(chosen)
@@ -121,10 +133,10 @@ class TransformersEngine:
         return [results[i] for i in range(len(rows))]
 
     @torch.inference_mode()
-    def _generate_batch(self, prompts: list[list[int]], seeds: list[int], sampling: Sampling) -> list[Rationale]:
+    def _generate_batch(
+        self, prompts: list[list[int]], seeds: list[int], sampling: Sampling, steps: int
+    ) -> list[Rationale]:
         width = max(map(len, prompts))
-        room = sampling.max_new_tokens if self.max_length is None else self.max_length - width
-        steps = min(sampling.max_new_tokens, room)
         recorder = ScoreRecorder(self.tokens.ids)
         processors = LogitsProcessorList([recorder])
         if sampling.repetition_penalty != 1:

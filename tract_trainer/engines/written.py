@@ -45,7 +45,8 @@ def read_written(
     if found is None:
         return Rationale(text, None, None, len(written))
     at = tuple(map(float, log_probs(found.position - len(prompt))))
-    return Rationale(text.removesuffix(tokens.prefix + found.label), found.label, at, len(written))
+    text = text.removesuffix(found.label)  # not there where the label is a special token
+    return Rationale(text.removesuffix(tokens.prefix), found.label, at, len(written))
 
 
 def stop_ids(own: "GenerationConfig | None", tokens: ScoreTokens, config: JudgeConfig) -> list[int]:
