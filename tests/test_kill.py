@@ -84,10 +84,10 @@ def test_thirty_kills_leave_the_dataset_of_an_undisturbed_run(judge, undisturbed
         ]
         for process in running:
             process.start()
-        before = finished_rows(tmp_path)
-        while finished_rows(tmp_path) == before and all(process.is_alive() for process in running):
+        goal = finished_rows(tmp_path) + draw.randint(1, 10)
+        while finished_rows(tmp_path) < goal and all(process.is_alive() for process in running):
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 1.2 * duration / KILLS))
+        time.sleep(draw.uniform(0, duration / ROWS))  # somewhere in the next batch
         draw.shuffle(running)  # the first to die leaves the others waiting for it
         for process in running:
             assert process.exitcode is None, "the run ended before it was killed"
