@@ -115,7 +115,8 @@ ARMS = {
     "TRACT, renormalised": Arm("stage 1", settings={"renormalize_scores": True}),
     **{f"TRACT, {loss}": Arm("stage 1", settings={"score_loss_type": loss}) for loss in LOSSES},
     "TRACT, wasserstein, renormalised": Arm("stage 1", settings=WASSERSTEIN),
-    "TRACT, scaled as released": Arm("stage 1", settings=RELEASED),
+    "stage 1, scaled as released": Arm("annotated", settings=RELEASED),
+    "TRACT, scaled as released": Arm("stage 1, scaled as released", settings=RELEASED),
 }
 
 
