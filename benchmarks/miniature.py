@@ -50,7 +50,7 @@ from tract_trainer.judgment import Judgment
 from tract_trainer.methods import scores_by_method
 from tract_trainer.records import close
 from tract_trainer.seeds import derive_seed
-from tract_trainer.shards import check_settings
+from tract_trainer.shards import check_settings, writing
 
 SMALL = DemoSize(facts=1500, records=200, epochs=4, held_out=300)
 NEW_TOKENS, BATCH_SIZE = 32, 128
@@ -121,7 +121,7 @@ ARMS = {
 
 
 def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
-    """Trains and judges every arm of a task and seed that is not in `folder` yet."""
+    """Trains and judges every arm of a task and seed that is not in `folder` yet, to which no other run may write."""
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -131,22 +131,22 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
     held_out = make_records(size.held_out, derive_seed(seed, "held out"), **TASKS[task])
     records = make_records(size.records, derive_seed(seed, "training"), **TASKS[task])
     examples = [training_example(record) for record in records]
-    folder.mkdir(parents=True, exist_ok=True)
     best = [best_possible(record) for record in held_out]
     gold = [record["score"] for record in held_out]
-    save(folder / f"{BEST}.json", {"gold": gold, "own": {"1": {"RAIL": best}}, "annotated": best})
-    if not (folder / "seed").is_dir():
-        train_seed_model(folder / "seed", task, seed, size)
-    for name, arm in ARMS.items():
-        path = folder / f"{name}.json"
-        if not path.is_file() and task in arm.tasks:
-            judge = train(name, arm, folder, examples, seed, size)
-            num_cots = arm.num_cots if task == MAIN else min(1, arm.num_cots)
-            save(path, judged(judge, num_cots, held_out, seed))
-            print(f"{task}, seed {seed}: {name}", flush=True)
-    training_rows("stage 1", folder, examples, seed)  # does nothing anew, but write the report
-    report = json.loads((folder / "rationales" / "stage 1" / "report.json").read_text())
-    save(folder / f"{BY_HEART}.json", {"share": report["by_heart"] / report["rationales"]})
+    with writing(folder, 0):
+        save(folder / f"{BEST}.json", {"gold": gold, "own": {"1": {"RAIL": best}}, "annotated": best})
+        if not (folder / "seed").is_dir():
+            train_seed_model(folder / "seed", task, seed, size)
+        for name, arm in ARMS.items():
+            path = folder / f"{name}.json"
+            if not path.is_file() and task in arm.tasks:
+                judge = train(name, arm, folder, examples, seed, size)
+                num_cots = arm.num_cots if task == MAIN else min(1, arm.num_cots)
+                save(path, judged(judge, num_cots, held_out, seed))
+                print(f"{task}, seed {seed}: {name}", flush=True)
+        training_rows("stage 1", folder, examples, seed)  # does nothing anew, but write the report
+        report = json.loads((folder / "rationales" / "stage 1" / "report.json").read_text())
+        save(folder / f"{BY_HEART}.json", {"share": report["by_heart"] / report["rationales"]})
 
 
 def best_possible(record: dict[str, Any]) -> float:

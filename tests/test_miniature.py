@@ -10,6 +10,7 @@ import pytest
 
 from tract_trainer.demo_task import make_records
 from tract_trainer.errors import InputError
+from tract_trainer.shards import writing
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -129,12 +130,16 @@ def test_no_constant_shift_of_the_best_possible_score_is_better():
 
 @pytest.mark.slow
 def test_one_seed_small_trains_judges_and_resumes(tmp_path):
-    """Every arm of every task is trained, on data and models of its own seed; the second call finds all of it done."""
+    """Every arm of every task is trained, on data and models of its own seed. A call beside another one leaves what that
+    one is at; a call after all is done trains nothing."""
     command = [sys.executable, BENCHMARKS / "miniature.py", "--seeds", "1", "--small", "--output_dir", tmp_path]
+    with writing(tmp_path / miniature.MAIN / "seed-00", 0):
+        beside = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True)
+    assert beside.returncode != 0 and "Another run is writing" in beside.stderr
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     trained = sum(len(arm.tasks) for arm in miniature.ARMS.values())
-    assert done.stdout.count("seed 0: ") == trained
+    assert (beside.stdout + done.stdout).count("seed 0: ") == trained
     assert (tmp_path / "results.png").stat().st_size > 10_000
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "seed 0: " not in again.stdout
