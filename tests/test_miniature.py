@@ -130,8 +130,8 @@ def test_no_constant_shift_of_the_best_possible_score_is_better():
 
 @pytest.mark.slow
 def test_one_seed_small_trains_judges_and_resumes(tmp_path):
-    """Every arm of every task is trained, on data and models of its own seed. A call beside another one leaves what that
-    one is at; a call after all is done trains nothing."""
+    """Every arm of every task is trained, on data and models of its own seed. A call beside another one leaves
+    that one's seed alone; a call after all is done trains nothing."""
     command = [sys.executable, BENCHMARKS / "miniature.py", "--seeds", "1", "--small", "--output_dir", tmp_path]
     with writing(tmp_path / miniature.MAIN / "seed-00", 0):
         beside = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True)

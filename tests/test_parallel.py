@@ -11,12 +11,12 @@ from tract_trainer.parallel import as_finished, in_order
 @pytest.mark.parametrize("calls", [1, 3])
 def test_every_piece_is_worked_once_and_numbered(calls):
     assert sorted(as_finished(lambda x: x * x, range(20), calls)) == [(i, i * i) for i in range(20)]
-    assert list(in_order(lambda x: x * x, range(20), calls)) == [i * i for i in range(20)]
+    assert list(in_order(as_finished(lambda x: x * x, range(20), calls))) == [i * i for i in range(20)]
 
 
 def test_results_are_given_in_the_order_of_the_pieces_though_the_first_is_slow():
     delays = [0.2, 0, 0.1, 0, 0]
-    found = list(in_order(lambda i: time.sleep(delays[i]) or i, range(5), 5))
+    found = list(in_order(as_finished(lambda i: time.sleep(delays[i]) or i, range(5), 5)))
     assert found == [0, 1, 2, 3, 4]
     numbers = [number for number, _ in as_finished(lambda i: time.sleep(delays[i]), range(5), 5)]
     assert numbers[-1] == 0

@@ -18,6 +18,9 @@ from tract_trainer import Judge, generate_cot_dataset
 from tract_trainer.cli import main
 from tract_trainer.engines import Sampling
 from tract_trainer.engines import server as engine
+from tract_trainer.errors import InputError
+from tract_trainer.evaluation import evaluate
+from tract_trainer.pipeline import judge_file
 
 RECORDS = [{"prompt": row["prompt"]} for row in make_rows(8, conversational=True)]
 SAMPLING = {"max_new_tokens": 60}
@@ -443,3 +446,34 @@ def test_what_was_finished_before_the_server_died_is_kept_and_not_asked_again(fo
         again = generate_cot_dataset(connect(folder, server), dataset, output_dir=tmp_path / "cots", **settings)
     assert len(server.asked) - 1 == 40 - kept
     assert again.to_list() == whole.to_list()
+
+
+def judged_to_file(judge, records, folder):
+    judge_file(judge, records, folder / "judged.jsonl", 1, max_new_tokens=2)
+
+
+def evaluated(judge, records, folder):
+    evaluate(judge, records, "made up", folder / "result.json", 1, max_new_tokens=2)
+
+
+def evaluated_without_rationales(judge, records, folder):
+    evaluate(judge, records, "made up", folder / "result.json", 0)
+
+
+@pytest.mark.parametrize("work", [judged_to_file, evaluated, evaluated_without_rationales])
+def test_a_judgment_is_kept_though_one_before_it_is_not_made(folder, local, tmp_path, work):
+    """The first request hangs while the others are answered, and is refused in the end. Eight go together."""
+    records = [{"prompt": f"Rate number {i}.", "score": 1 + i % 5} for i in range(40)]
+
+    def fail(number, asked):
+        if "number 0." not in local.engine.tokens.tokenizer.decode(asked["prompt"]):
+            return None
+        until = time.monotonic() + 30
+        while len(server.asked) < 41 and time.monotonic() < until:
+            time.sleep(0.01)
+        return status(400)
+
+    with serving(local, fail=fail) as server, pytest.raises(InputError, match="refuses the request"):
+        work(connect(folder, server), records, tmp_path)
+    (shard,) = tmp_path.glob("*.unfinished/process-00000.jsonl")
+    assert sorted(json.loads(line)["key"] for line in shard.open()) == sorted(str(i) for i in range(8, 40))

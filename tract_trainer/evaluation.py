@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tract_trainer.artifacts import SCHEMA_VERSION
 from tract_trainer.benchmarks import check_scale
@@ -25,6 +24,7 @@ from tract_trainer.judgment import Judgment, unscored
 from tract_trainer.methods import mean_mass, rationale_counts, scores_by_method
 from tract_trainer.metrics import agreement
 from tract_trainer.pairwise import pair_figures, pair_records
+from tract_trainer.parallel import in_pieces
 from tract_trainer.pictures import draw
 from tract_trainer.records import Prompt, Record
 from tract_trainer.report import markdown, save_results, without_nan
@@ -93,15 +93,16 @@ def evaluate(
     every = pair_records(records, config.scale) if pairs else records
     known = (_of_pairs if pairs else _of_records)(records)
 
-    def rows(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         asked = [every[i] for i in numbers]
         judgments = (
-            judge.stream(asked, num_cots, progress=progress, **drawn)
+            judge.as_finished(asked, num_cots, progress=progress, **drawn)
             if num_cots
-            else _without_rationales(judge, asked, progress)
+            else _without_rationales(judge, asked, progress is None)
         )
-        for i, judgment in zip(numbers, judgments, strict=True):
-            yield {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
+        for place, judgment in judgments:
+            i = numbers[place]
+            yield i, {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
 
     finish_rows(folder, len(known), rows, state)
     if state.is_main_process:
@@ -162,18 +163,17 @@ def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(without_nan(value)))  # type: ignore[no-any-return]
 
 
-def _without_rationales(judge: Judge, records: Sequence[Record], progress: bool | None) -> Iterator[Judgment]:
-    """The score right after the prompt and the prefix, some batches of records at a time."""
-    size, limit = 8 * judge.engine.batch_size, judge.engine.max_length
-    too_long = "The prompt and the prefix have {} tokens, the model reads {}."
-    bar = {"desc": "Judging", "unit": f" x {size} records", "disable": progress is False}
-    for start in tqdm(range(0, len(records), size), **bar):
-        piece = [records[i] for i in range(start, min(start + size, len(records)))]
+def _without_rationales(judge: Judge, records: Sequence[Record], shown: bool) -> Iterator[tuple[int, Judgment]]:
+    """The score right after the prompt and the prefix, as [`Judge.as_finished`] gives it."""
+
+    def read(piece: Sequence[Record]) -> list[Judgment]:
         rows = [judge.rows.scored_ids(record, "") for record in piece]
         short = [record for record, row in zip(piece, rows, strict=True) if judge.fits(row)]
-        read = iter(judge.rescore(short, [""] * len(short)))
-        for row in rows:
-            yield next(read) if judge.fits(row) else unscored(too_long.format(len(row), limit), judge.config)
+        found = iter(judge.rescore(short, [""] * len(short)))
+        return [next(found) if judge.fits(row) else unscored(too_long.format(len(row)), judge.config) for row in rows]
+
+    too_long = f"The prompt and the prefix have {{}} tokens, the model reads {judge.engine.max_length}."
+    return in_pieces(read, records, 8 * judge.engine.batch_size, judge.engine.calls, "Judging", shown)
 
 
 def _are_pairs(records: Sequence[Record]) -> bool:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tract_trainer.asking import RecordRows
 from tract_trainer.engines import Engine, Rationale, Sampling, engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.judgment import Comparison, Judgment, comparison, judgment
-from tract_trainer.parallel import in_order
+from tract_trainer.parallel import in_order, in_pieces
 from tract_trainer.records import Record
 from tract_trainer.reward import reward_func
 from tract_trainer.scale import ScoreTokens
@@ -142,7 +141,11 @@ class Judge:
             return next(self.stream([records], num_cots, seed=seed, unfinished=unfinished, progress=False, **sampling))
         return list(self.stream(records, num_cots, seed=seed, unfinished=unfinished, progress=progress, **sampling))
 
-    def stream(
+    def stream(self, records: "Sequence[Record] | Dataset", num_cots: int = 1, **settings: Any) -> Iterator[Judgment]:
+        """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
+        return in_order(self.as_finished(records, num_cots, **settings))
+
+    def as_finished(
         self,
         records: "Sequence[Record] | Dataset",
         num_cots: int = 1,
@@ -151,19 +154,13 @@ class Judge:
         unfinished: str = "unscored",
         progress: bool | None = None,
         **sampling: Any,
-    ) -> Iterator[Judgment]:
-        """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
+    ) -> Iterator[tuple[int, Judgment]]:
+        """Like [`stream`], but each with its record's number, in the order in which they come from a server."""
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
         size = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
-        starts = range(0, len(records), size)
-        pieces = ([records[i] for i in range(start, min(start + size, len(records)))] for start in starts)
         judged = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
         shown = len(records) > size if progress is None else progress
-        with tqdm(total=len(records), desc="Judging", unit="record", disable=not shown) as bar:
-            for judgments in in_order(judged, pieces, self.engine.calls):
-                for judgment in judgments:
-                    yield judgment
-                    bar.update()
+        return in_pieces(judged, records, size, self.engine.calls, "Judging", shown)
 
     def _judged(
         self, records: Sequence[Record], num_cots: int, seed: int, sampling: Sampling, force: bool

@@ -1,7 +1,7 @@
 """Turns pieces of work into results, some at a time: in threads, where engines wait on a network, or in processes."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from itertools import islice
@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -50,11 +51,31 @@ def as_finished(function: Callable[[Work], Result], pieces: Iterable[Work], call
         raise errors[0]
 
 
-def in_order(function: Callable[[Work], Result], pieces: Iterable[Work], calls: int) -> Iterator[Result]:
-    """Like [`as_finished`], in the order of the pieces."""
+def in_pieces(
+    function: Callable[[Sequence[Work]], Sequence[Result]],
+    items: Sequence[Work],
+    size: int,
+    calls: int,
+    desc: str,
+    shown: bool,
+) -> Iterator[tuple[int, Result]]:
+    """
+    Like [`as_finished`], but for `function` of `size` items at a time: the result of each item with the item's number.
+    """
+    starts = range(0, len(items), size)
+    pieces = ([items[i] for i in range(start, min(start + size, len(items)))] for start in starts)
+    with tqdm(total=len(items), desc=desc, unit="record", disable=not shown) as bar:
+        for piece, results in as_finished(function, pieces, calls):
+            for number, result in enumerate(results, starts[piece]):
+                yield number, result
+                bar.update()
+
+
+def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:
+    """What [`as_finished`] or [`in_pieces`] gives, in the order of its numbers."""
     ready: dict[int, Result] = {}
     due = 0
-    for number, result in as_finished(function, pieces, calls):
+    for number, result in numbered:
         ready[number] = result
         while due in ready:
             yield ready.pop(due)

@@ -186,9 +186,10 @@ def judge_file(
     if path.exists():
         return
 
-    def rows(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         asked = [records[i] for i in numbers]
-        return map(as_json, judge.stream(asked, num_cots, progress=state.is_main_process, **settings))
+        for place, judgment in judge.as_finished(asked, num_cots, progress=state.is_main_process, **settings):
+            yield numbers[place], as_json(judgment)
 
     finish_rows(folder, len(records), rows, state)
     if state.is_main_process:

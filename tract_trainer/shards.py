@@ -160,17 +160,19 @@ def begin(settings_path: Path, settings: dict[str, Any], shards: Path) -> Partia
 
 
 def finish_rows(
-    folder: Path, count: int, rows: Callable[[Sequence[int]], Iterable[Mapping[str, Any]]], state: PartialState
+    folder: Path,
+    count: int,
+    rows: Callable[[Sequence[int]], Iterable[tuple[int, Mapping[str, Any]]]],
+    state: PartialState,
 ) -> None:
     """
-    Adds to `folder` those of `count` rows that an earlier call did not, as they come from `rows`, which is given their
-    numbers. Launched processes share them.
+    Adds to `folder` those of `count` rows that an earlier call did not, as they come from `rows`: that is given their
+    numbers, and gives each number with its row, in any order. Launched processes share them.
     """
     with writing(folder, state.process_index) as shards:
         missing = [number for number in range(count) if str(number) not in shards]
         state.wait_for_everyone()  # every process has read the shards before one writes
-        mine = missing[state.process_index :: state.num_processes]
-        for number, row in zip(mine, rows(mine), strict=True):
+        for number, row in rows(missing[state.process_index :: state.num_processes]):
             shards.append([(str(number), dict(row))])
     state.wait_for_everyone()
 
