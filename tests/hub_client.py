@@ -113,7 +113,9 @@ def revision() -> dict[str, Any]:
     HfApi().create_tag("tester/versions", tag="first", token=TOKEN)
     push_judge(FOLDER / "full", "versions", token=TOKEN)
     found = {str(name): scores(Judge.from_pretrained("tester/versions", revision=name)) for name in ("first", None)}
-    return {**found, "seed": scores(Judge.from_pretrained(FOLDER / "seed"))}
+    HfApi().create_tag("tester/adapter", tag="first", token=TOKEN)  # its base model has no such tag
+    tagged = scores(Judge.from_pretrained("tester/adapter", revision="first"))
+    return {**found, "seed": scores(Judge.from_pretrained(FOLDER / "seed")), "tagged adapter": tagged}
 
 
 def snippets() -> dict[str, Any]:
@@ -140,7 +142,7 @@ def snippets() -> dict[str, Any]:
 
 
 def failures() -> dict[str, Any]:
-    seen, trainer = {}, trained("failing", save_strategy="no")
+    seen, trainer = {}, trained("failing", save_strategy="no", hub_private_repo=True)
     for name in ("refused", "broken", "hung-up"):
         trainer.args.output_dir = str(FOLDER / name)
         trainer.args.hub_model_id, trainer.hub_model_id = f"tester/{name}", None

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from accelerate import ParallelismConfig
 from tiny import make_model, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import Judge, JudgeCallback, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, agreement
@@ -86,6 +87,9 @@ def test_what_cannot_be_judged_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"^steps must be a whole number of at least 1, got None: say how often"):
         JudgeCallback(trainer, RECORDS)
     assert JudgeCallback(trained(tmp_path / "b", eval_steps=7), RECORDS).steps == 7
+    trainer.accelerator.state.parallelism_config = ParallelismConfig(tp_size=2)
+    with pytest.raises(ValueError, match="shards models with tensor parallelism"):
+        JudgeCallback(trainer, RECORDS, steps=1)
 
 
 def test_it_judges_an_adapter(tmp_path):

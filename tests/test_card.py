@@ -102,7 +102,7 @@ def test_rows_kept_for_the_cross_entropy_and_rows_cut_are_told_apart(tmp_path):
     trainer = train_judge(tmp_path, dataset=dataset, missing_score="keep", **FEW)
     assert trainer.row_counts["train"] == (6, {"hold no score": 1}, 6)
     trainer.save_model()
-    assert "| in the cross-entropy alone: hold no score | 1 |" in lines(tmp_path)
+    assert "| without the score term: hold no score | 1 |" in lines(tmp_path)
 
 
 def test_rows_without_a_trained_token_within_max_length_are_counted(tmp_path):
@@ -116,6 +116,9 @@ def test_rows_without_a_trained_token_within_max_length_are_counted(tmp_path):
     )
     lost = {"lose their score to max_length=90": 1, "have no trained token within max_length": 1}
     assert trainer.row_counts["train"] == (5, lost, 4)
+    trainer.save_model()
+    assert "| without the score term: lose their score to max_length=90 | 1 |" in lines(tmp_path)
+    assert "| dropped: have no trained token within max_length | 1 |" in lines(tmp_path)
 
 
 def test_a_dataset_of_own_rationales_is_stage_2_and_any_other_is_not_said_to_be(tmp_path):

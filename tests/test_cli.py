@@ -262,7 +262,8 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
     one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
     assert "--columns renames the columns of --data" in refused(capsys, *one, "--columns", '{"a": "b"}')
     own = ["evaluate", "--model", judge_folder, "--data", records_file]
-    assert "--columns must be a JSON object such as" in refused(capsys, *own, "--columns", "[1]")
+    for wrong in ("[1]", "{'a': 'b'}"):
+        assert "--columns must be a JSON object such as" in refused(capsys, *own, "--columns", wrong)
 
 
 def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
@@ -314,3 +315,13 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     (folder / "settings.json").unlink()
     assert main(["run", "--config", str(config)]) == 2
     assert "stage1 holds work of an earlier run" in capsys.readouterr().err
+
+
+def test_an_own_rationale_too_long_for_stage_2_is_left_out(seed_folder, records_file, tmp_path, caplog):
+    """`max_length` has been settled by then, and stage 1 has been trained with it."""
+    flags = ["--max_steps", "2", "--dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+    flags += ["--max_new_tokens", "200", "--temperature", "1.5", "--unfinished", "force", "--max_retries", "0"]
+    flags += ["--eval_fraction", "0.25", "--max_length", "150", "--model_name_or_path", seed_folder]
+    command = ["run", "--data", records_file, "--output_dir", tmp_path / "run", *flags]
+    assert main([str(word) for word in command]) == 0
+    assert "missing_score='drop': " in caplog.text and "lose their score to max_length=" in caplog.text

@@ -138,6 +138,17 @@ def test_deepspeed_zero_trains_as_one_process_does(tmp_path, alone, stage, score
 
 
 @pytest.mark.slow
+def test_processes_that_share_each_layer_train_and_evaluate_as_one_does(tmp_path, alone):
+    # Both read the same batches, and an evaluation counts them once. In the last batch there is a single row.
+    options = {"max_steps": 3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 2}
+    together, one = launch(tmp_path, processes=2, tp_size=2, **options), alone(**options)
+    assert together["num_processes"] == 2 and together["sharded"]
+    assert_same(one, together, tolerance=1e-4)
+    for name in ("loss", "score_loss", "score_pearson", "score_rmse"):
+        assert together["evaluation"][f"eval_{name}"] == pytest.approx(one["evaluation"][f"eval_{name}"], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_resuming_in_mid_epoch_gives_the_parameters_of_no_interruption(tmp_path):
     args = {"per_device_train_batch_size": 2, "max_steps": 12, "logging_steps": 2}
     whole = launch(tmp_path / "whole", **args)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -288,6 +289,7 @@ def test_the_result_says_what_was_done(records, tmp_path):
 
 def test_the_digest_is_of_questions_and_gold_scores(records, tmp_path):
     def digest_of(rows):
+        (tmp_path / "r.json").unlink(missing_ok=True)
         return evaluate(fake_judge(noisy), rows, "mine", tmp_path / "r.json")["benchmark"]["digest"]
 
     first = digest_of(records)
@@ -336,6 +338,27 @@ def test_an_interrupted_evaluation_goes_on_and_is_not_mixed_with_another(records
     assert judge.engine.generated == 4
     assert result == evaluate(fake_judge(noisy), records, "mine", tmp_path / "whole.json", 1)
     assert not list(tmp_path.glob("*unfinished*"))
+
+
+def test_a_finished_result_is_kept_and_not_made_again(records, tmp_path):
+    path, judge = tmp_path / "r.json", fake_judge(noisy)
+    result = evaluate(judge, records, "mine", str(path), judge_name="judge")
+    older = path.read_text().replace(result["tract_trainer_version"], "0.0.1")
+    path.write_text(older)
+    assert evaluate(judge, records, "mine", path, judge_name="./judge")["judgments"] == result["judgments"]
+    assert judge.engine.generated == len(records)
+    other = fake_judge(noisy, config=replace(judge.config, score_prefix="Score: "))
+    for changed, given in (
+        ("num_cots: 1 there, 2 now", (judge, records, "mine", path, 2)),
+        ("benchmark: .* there, .* now", (judge, records[:2], "mine", path)),
+        ("judge: .* there, .* now", (other, records, "mine", path)),
+    ):
+        with pytest.raises(InputError, match=changed):
+            evaluate(*given)
+    assert path.read_text() == older
+    path.write_text('{"score": 3}')
+    with pytest.raises(InputError, match="It is no result of `tract evaluate`"):
+        evaluate(judge, records, "mine", path)
 
 
 def test_names_of_strangers_are_text_and_nothing_else(records, tmp_path, drawn):

@@ -179,7 +179,7 @@ def test_both_judges_are_evaluated_and_compared(pipeline):
 def test_a_judge_on_a_server_is_asked(pipeline, monkeypatch, capsys):
     monkeypatch.chdir(pipeline.parents[1])
     with serving(Judge.from_pretrained(pipeline / "stage2")) as server:
-        server.card["max_model_len"] = 2048
+        server.cards[0]["max_model_len"] = 2048
         run(monkeypatch, "6_judge_server.py", "--base_url", server.url, "--num_cots", "1", "--max_new_tokens", "40")
     said = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in said[:3]] == ["gold 4", "gold 2", "gold 4"]

@@ -40,6 +40,31 @@ def test_batches_of_an_interrupted_evaluation_are_forgotten(tmp_path, monkeypatc
     assert {name: again[name] for name in scores} == {name: whole[name] for name in scores}
 
 
+class OutOfMemoryOnce(RegressionAwareSFTTrainer):
+    """Its first batch does not fit, after the loss was taken."""
+
+    steps = 0
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.steps += 1
+        if self.steps == 1:
+            raise RuntimeError("CUDA out of memory.")
+        return loss
+
+
+def test_an_attempt_that_ran_out_of_memory_is_forgotten(tmp_path):
+    tokenizer, settings = make_tokenizer(), {"max_steps": 2, "logging_steps": 1, "auto_find_batch_size": True}
+    settings |= {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True, "max_length": None}
+    args = RegressionAwareSFTConfig(str(tmp_path), **settings)
+    model = make_model(vocab_size=len(tokenizer))
+    trainer = OutOfMemoryOnce(model, args, train_dataset=make_dataset(8), processing_class=tokenizer)
+    trainer.train()
+    assert trainer.steps == 3
+    for entry in trainer.state.log_history[:2]:
+        assert entry["ce_loss"] + entry["score_loss"] == pytest.approx(entry["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("dataset", "expected"),
     [
@@ -51,7 +76,9 @@ def test_batches_of_an_interrupted_evaluation_are_forgotten(tmp_path, monkeypatc
 )
 def test_of_several_processes_rows_that_fill_the_last_batch_are_left_out_or_it_is_said(dataset, expected, caplog):
     figures = ScoreFigures(
-        SimpleNamespace(num_processes=2, process_index=0, device="cpu"), torch.tensor([3.0, 5.0]), False
+        SimpleNamespace(num_processes=2, process_index=0, device="cpu", parallelism_config=None),
+        torch.tensor([3.0, 5.0]),
+        False,
     )
     sure_of_3 = torch.tensor([[0.0, -math.inf]] * 3)
     figures.add(False, torch.zeros(()), torch.zeros(3), sure_of_3, gold=torch.tensor([3.0, 5.0, 3.0]))

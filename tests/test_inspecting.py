@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from rich.console import Console
-from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer
+from tiny import PREFIX, SIZES, make_dataset, make_model, make_rows, make_tokenizer
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from trl import ModelConfig
 
 from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
@@ -84,6 +85,25 @@ def test_scores_lengths_and_losses_are_counted(model, tmp_path):
     assert f"lose their score to max_length={longest - 5}" in shown(cut)
     counted = {row.split()[0]: row.split()[1] for row in text.splitlines() if "█" in row and " to " not in row}
     assert counted == {"1": "1", "2": "1", "3.3333": "1", "4": "1", "4.5": "1", "5": "1"}
+
+
+def test_nothing_is_made_on_the_hub(model, tmp_path):
+    args = config(tmp_path, push_to_hub=True, hub_model_id="me/judge")  # offline, a repository could not be made
+    assert len(inspect_dataset(make_dataset(8), args, model).rows) == 8 and args.push_to_hub
+
+
+def test_a_model_that_reads_images_too_is_looked_at_as_it_is_trained(tmp_path):
+    tokenizer = make_tokenizer()
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
+    text = {**SIZES, "vocab_size": len(tokenizer), "rope_parameters": rope}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4}
+    Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = inspect_dataset(make_dataset(8), config(tmp_path), ModelConfig(model_name_or_path=str(tmp_path)))
+    trainer = RegressionAwareSFTTrainer(
+        str(tmp_path), config(tmp_path), train_dataset=make_dataset(8), processing_class=tokenizer
+    )
+    assert found.rows["input_ids"][:] == trainer.train_dataset["input_ids"][:]
 
 
 def test_the_command_line_shows_records_and_counts(model, tmp_path, capsys):

@@ -37,6 +37,7 @@ def test_without_a_figure_or_a_resample_there_is_no_interval_and_without_a_diffe
     assert all(map(math.isnan, around(0.5, [], 1, 0.95, LOG)))
     assert around(1.0, [np.ones(9)], 5, 0.95, FISHER) == (1, 1)
     assert around(0.0, [np.zeros(9)], 5, 0.95, LOG) == (0, 0)
+    assert around(-1.0, [np.array([-1, -0.8, -1])], 4, 0.95, FISHER) == (-1, 1)  # as of four records, all the wrong way
 
 
 def test_the_p_value_by_hand():

@@ -19,7 +19,7 @@ def test_a_dataset_has_the_columns_of_every_row():
 def test_training_goes_on_from_the_newest_checkpoint_that_is_whole(tmp_path):
     PartialState(cpu=True)
     assert last_checkpoint(tmp_path / "nothing") is None
-    for step in (8, 10, 12, 100):
+    for step in (8, 10, 12, 100, "run2", "best-7"):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert last_checkpoint(tmp_path) is None
     for step in (8, 10):

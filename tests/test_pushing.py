@@ -94,6 +94,7 @@ def test_a_revision_is_loaded_by_its_name(world):
     found = seen(world, "revision")
     assert found["first"] == pytest.approx(found["seed"], abs=1e-6)
     assert found["None"] != pytest.approx(found["seed"], abs=1e-2)
+    assert found["tagged adapter"] == pytest.approx(seen(world, "adapter")["there"], abs=1e-6)
 
 
 @pytest.mark.parametrize("repo", ["tester/full", "tester/adapter"])
@@ -126,9 +127,8 @@ def test_a_failed_upload_leaves_everything_on_disk_and_says_how_to_go_on(world, 
     failed, kept, command = found["message"].split("\n")
     assert failed.startswith(f"The upload of {place} to tester/{name} failed: ") and reason in failed
     assert kept == f"Nothing is lost, everything is in {place}. When the cause is gone, go on with"
-    assert (
-        command.strip() == f"hf upload tester/{name} {place} . --exclude '_*' --exclude 'checkpoint-*' --exclude '.*'"
-    )
+    excluded = "--exclude '_*' --exclude 'checkpoint-*' --exclude '.*'"
+    assert command.strip() == f"hf upload tester/{name} {place} . --private {excluded}"
     assert found["cause"] != "None"
     assert set(found["files"]) >= JUDGE_FILES | {"model.safetensors"}
 

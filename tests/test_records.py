@@ -111,6 +111,25 @@ def test_a_record_that_makes_no_prompt_is_refused_with_what_it_holds(record):
     )
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "Name a prime.", "response": "8", "rubric": "Right?"}, "has a `response` and a `prompt`, which is"),
+        (
+            {**RECORD, "response": [{"role": "assistant", "content": "8"}]},
+            "`response` of a record must be text, found list",
+        ),
+        (
+            {**RECORD, "instruction": {"role": "user", "content": "?"}},
+            "`instruction` of a record must be text, found dict",
+        ),
+    ],
+)
+def test_a_record_whose_fields_would_not_be_read_is_refused(record, message):
+    with pytest.raises(ValueError, match=message):
+        prompt(record)
+
+
 def test_text_becomes_a_user_turn_and_messages_stay():
     messages = [{"role": "user", "content": "Rate."}]
     assert as_messages("Rate.") == messages

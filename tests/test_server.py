@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from attacks import check_attacks
+from peft import LoraConfig
 from tiny import make_dataset, make_model, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import Judge, generate_cot_dataset
@@ -37,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self.reply({"object": "list", "data": [self.server.card]})
+        self.reply({"object": "list", "data": self.server.cards})
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -130,7 +131,7 @@ def serving(local, fail=lambda number, asked: None, without=(), port=0):
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.asked, server.busy, server.busiest, server.lock = [], 0, 0, threading.Lock()
     server.fail, server.complete, server.connections = fail, complete, []
-    server.card = {"id": "judge", "object": "model", "created": 1, "owned_by": "us", "max_model_len": 512}
+    server.cards = [{"id": "judge", "object": "model", "created": 1, "owned_by": "us", "max_model_len": 512}]
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -210,7 +211,7 @@ def test_results_stay_in_the_order_of_the_records(folder, local):
 def test_attacks_move_nothing(long_folder):
     judge = Judge.from_pretrained(long_folder)
     with serving(judge) as server:
-        server.card["max_model_len"] = 2048
+        server.cards[0]["max_model_len"] = 2048
         check_attacks(connect(long_folder, server, concurrency=2), judge.engine.model)
 
 
@@ -426,6 +427,43 @@ def test_servers_that_all_fail_are_asked_alike_and_named(folder, local, impatien
         with pytest.raises(ConnectionError, match=rf"^{one.url}/, {two.url}/ gave no answer in 3 tries: .*Is the serv"):
             judge.rescore(RECORDS[:1], ["Clear."])
     assert (len(one.asked), len(two.asked)) == asked
+
+
+# Adapters
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA judge, and its base beside it."""
+    folder, base, tokenizer = tmp_path_factory.mktemp("adapter"), tmp_path_factory.mktemp("base"), make_tokenizer()
+    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    train_judge(folder, steps=1, model=str(base), peft_config=lora).save_model()
+    return folder, base
+
+
+def test_an_adapter_is_asked_by_its_name_and_has_the_room_of_its_base(local, adapter):
+    """A server says how much it reads on the base's card alone, and takes nothing longer."""
+    folder, base = adapter
+
+    def fail(number, asked):
+        return status(400) if len(asked["prompt"]) + asked["max_tokens"] > 512 or asked["model"] != "judge" else None
+
+    with serving(local, fail=fail) as server:
+        card = server.cards[0]
+        server.cards = [
+            {**card, "id": "base", "root": str(base)},
+            {**card, "max_model_len": None, "parent": "base", "root": str(folder)},
+        ]
+        with pytest.raises(InputError, match=r"served_model='judge' for example"):
+            connect(folder, server)
+        with pytest.raises(InputError, match=r"serves 'base', the base model of the adapter in .* and not the judge"):
+            connect(folder, server, served_model="base")
+        judge = connect(folder, server, served_model="judge")
+        assert judge.engine.max_length == 512
+        short, long = judge.score([RECORDS[0], {"prompt": "word " * 600}], max_new_tokens=2, unfinished="force")
+    assert not short.reason and "tokens" in long.reason
 
 
 # What was finished

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, IterableDataset, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_from_disk
 from datasets.fingerprint import Hasher
 from tiny import CHATML, PREFIX, make_dataset, make_model, make_rows, make_tokenizer
 
@@ -438,7 +438,9 @@ def test_dropped_and_kept_rows_are_counted_in_the_log(train, missing_score, capl
         f"missing_score='{missing_score}': 1 of 8 training rows (12.5 %) have an empty `score`",
         f"missing_score='{missing_score}': 1 of 8 training rows (12.5 %) have a `score` off the scale of 1 to 5",
     ]
-    outcome = {"drop": "They are left out.", "keep": "They count in the cross-entropy alone."}[missing_score]
+    outcome = {"drop": "They are left out.", "keep": "What is trained of them counts in the cross-entropy alone."}[
+        missing_score
+    ]
     assert all(sentence.endswith(outcome) for sentence in said)
     gold = [math.nan if i in PROBLEM_ROWS else row["score"] for i, row in enumerate(make_rows(8))]
     if missing_score == "drop":
@@ -477,6 +479,17 @@ def test_a_dataset_all_of_whose_rows_are_dropped_is_refused(train):
         r"8 of 8 training rows \(100\.0 %\) hold no score; the first is row 0, ending ",
     ):
         train(changed(8, range(8), completion="Nothing."), missing_score="drop")
+
+
+def test_a_dataset_without_a_trained_token_within_max_length_is_refused(train):
+    with pytest.raises(ValueError, match="left to use: all have no trained token within max_length=10"):
+        train(make_dataset(8), missing_score="keep", max_length=10)
+
+
+@pytest.mark.parametrize("given", [DatasetDict(train=make_dataset(8)), make_dataset(8).to_list()])
+def test_what_is_no_dataset_is_refused_by_trl(train, given):
+    with pytest.raises(TypeError, match="must be a `Dataset` or `IterableDataset`"):
+        train(given)
 
 
 def test_an_empty_dataset_is_refused(train):

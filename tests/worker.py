@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 from tiny import make_model, make_rows, make_tokenizer
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import AutoModelForCausalLM
 
 from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
 
@@ -31,6 +34,15 @@ def allow_fsdp_on_cpu():
             PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # each later state copies this
 
     AcceleratorState.__init__ = init
+
+
+def tensor_parallel(model, folder, size):
+    """`model` split over the processes, and the argument that says so, which Accelerate takes on GPUs only."""
+    ParallelismConfig._validate_accelerator = lambda self, accelerator: None
+    model.save_pretrained(folder / "whole")
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
+    split = AutoModelForCausalLM.from_pretrained(folder / "whole", tp_plan="auto", device_mesh=mesh, dtype="float32")
+    return split, {"parallelism_config": ParallelismConfig(tp_size=size)}
 
 
 def rows(scored):
@@ -61,7 +73,11 @@ def main():
     tokenizer = make_tokenizer("qwen")
     # Before the arguments: from then on, under ZeRO-3, a new model's parameters are empty.
     model = make_model(options["model"], len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    split = {}
+    if tp_size := options["args"].pop("tp_size", None):
+        model, split = tensor_parallel(model, Path(options["folder"]), tp_size)
     args = RegressionAwareSFTConfig(
+        **split,
         **{
             "output_dir": options["folder"],
             "use_cpu": True,
@@ -75,7 +91,7 @@ def main():
             "gradient_checkpointing": False,
             "missing_score": "keep",
             **options["args"],
-        }
+        },
     )
     trainer = RegressionAwareSFTTrainer(
         model=model,

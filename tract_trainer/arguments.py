@@ -1,5 +1,6 @@
 """The arguments of the commands that are not TRL's: dataclasses for its parser, so YAML files work too."""
 
+import contextlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,10 +170,12 @@ class EvaluateArguments(AskArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.columns, str):
-            self.columns = json.loads(self.columns)
+        given = self.columns
+        if isinstance(given, str):
+            with contextlib.suppress(ValueError):
+                self.columns = json.loads(given)
         if self.columns is not None and not isinstance(self.columns, dict):
-            raise ValueError(f'--columns must be a JSON object such as {{"human": "score"}}, got {self.columns!r}.')
+            raise ValueError(f'--columns must be a JSON object such as {{"human": "score"}}, got {given!r}.')
 
     @property
     def renames(self) -> dict[str, Any]:

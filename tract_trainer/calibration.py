@@ -104,7 +104,7 @@ def _interval(binned: "_Binned", times: int, rng: np.random.Generator, by_chance
     if len(binned.reached) < 2 or not times:
         return NONE
     gaps, covariance, expected = binned.gaps()
-    own = np.sqrt(covariance.diagonal())
+    own = np.sqrt(covariance.diagonal().clip(0))
     # Where a rare score happens not to be among a bin's few records, their own spread is too small.
     errors = np.sqrt(np.maximum(covariance.diagonal(), expected))
     variances, axes = np.linalg.eigh(covariance)  # clipped, since rounding leaves negative ones, of which numpy warns

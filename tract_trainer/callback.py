@@ -60,7 +60,7 @@ class JudgeCallback(TrainerCallback):
         batch_size: int = 16,
         **settings: Any,
     ) -> None:
-        refuse_sharding()
+        refuse_sharding(trainer.accelerator)
         every = trainer.args.eval_steps if steps is None else steps
         if not every or every < 1:
             raise InputError(f"steps must be a whole number of at least 1, got {every}: say how often to judge.")

@@ -16,6 +16,7 @@ from tract_trainer.card import read_card
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.records import prompt_of
 from tract_trainer.stage2 import OWN_RATIONALES
+from tract_trainer.targets import UNTRAINED
 
 if TYPE_CHECKING:
     from tract_trainer.saving import JudgeSavingTrainer
@@ -151,7 +152,8 @@ def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, 
     counts = trainer.row_counts.get("train")
     rows = [] if counts is None else [("given", counts.given)]
     if counts is not None:
-        rows += [(f"{_OUTCOMES[trainer.args.missing_score]}: {why}", count) for why, count in counts.lost.items()]
+        outcome = _OUTCOMES[trainer.args.missing_score]
+        rows += [(f"{'dropped' if why == UNTRAINED else outcome}: {why}", count) for why, count in counts.lost.items()]
         rows += [("used", counts.used)]
     return {
         "datasets": [name] if name and "/" in name else None,
@@ -163,7 +165,7 @@ def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, 
     }
 
 
-_OUTCOMES = {"error": "dropped", "drop": "dropped", "keep": "in the cross-entropy alone"}
+_OUTCOMES = {"error": "dropped", "drop": "dropped", "keep": "without the score term"}
 
 
 def _hyperparameters(trainer: "JudgeSavingTrainer") -> dict[str, str]:

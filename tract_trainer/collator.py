@@ -67,9 +67,9 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
         row = {"labels": example["input_ids"], **example}
         if "score_labels" not in row:  # rows of a formatted dataset hold tensors, and no tensor is a token to look up
             row |= {name: np.asarray(row[name]).tolist() for name in ("input_ids", "labels", "score") if name in row}
-        target = target_row(row, self.score_tokens, Cut(None, "keep_start"))
+        target = target_row(row, self.score_tokens, Cut())
         if target["score_problem"] and self.missing_score == "error":
-            complaint, shown, remedy = describe(target["score_problem"], row, self.score_tokens, Cut(None, ""))
+            complaint, shown, remedy = describe(target["score_problem"], row, self.score_tokens, Cut())
             raise InputError(f"Some rows {complaint}; the first is one {shown}. {remedy}{OUTCOMES['error']}")
         return target["score_labels"]
 

@@ -29,7 +29,7 @@ from tract_trainer.pictures import draw
 from tract_trainer.records import Prompt, Record
 from tract_trainer.report import markdown, save_results, without_nan
 from tract_trainer.seeds import digest
-from tract_trainer.shards import begin, finish_rows, finished_rows
+from tract_trainer.shards import begin, differences, finish_rows, finished_rows
 
 COMPARED = ("instruction", "response", "rubric", "reference", "prompt", "messages", "score", "chosen", "rejected")
 
@@ -38,7 +38,7 @@ def evaluate(
     judge: Judge,
     records: Sequence[Record],
     name: str,
-    path: Path,
+    path: str | Path,
     num_cots: int = 1,
     *,
     judge_name: str = "judge",
@@ -57,7 +57,7 @@ def evaluate(
         judge ([`Judge`]): the judge.
         records (`Sequence[Mapping]`): scored records or pairs, from [`load_benchmark`] or [`own_benchmark`].
         name (`str`): what the records are called in the result.
-        path (`Path`): JSON file; its ending is replaced for the others.
+        path (`str` or `Path`): JSON file; its ending is replaced for the others.
         num_cots (`int`, *optional*, defaults to `1`):
             Rationales per record. 0 reads the score right after the prompt and the prefix, for a judge that was trained
             without rationales.
@@ -68,7 +68,8 @@ def evaluate(
         `dict`: what the JSON file holds.
 
     Raises:
-        InputError: there are no records, a gold score is off the judge's scale, or `path` was begun in another way.
+        InputError: there are no records, a gold score is off the judge's scale, or what is at `path` was begun or made
+            in another way.
     """
     config = judge.config
     pairs = _are_pairs(records)
@@ -84,10 +85,11 @@ def evaluate(
         "benchmark": benchmark,
         "settings": settings,
     }
-    if _holds(path, head):
-        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    path, made_with = Path(path), _made_with(head)
+    finished = _finished(path, made_with)
+    if finished is not None:
+        return finished
     folder = path.with_name(f"{path.stem}.unfinished")
-    made_with = {"judge": judge.identity, "benchmark": benchmark, **settings}
     state = begin(folder / "settings.json", made_with, folder)
     progress = None if state.is_main_process else False
     every = pair_records(records, config.scale) if pairs else records
@@ -150,17 +152,27 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
     return found | {"calibration": calibration(probs, [row["gold"] for row in rows], config.score_values)}
 
 
-def _holds(path: Path, head: Mapping[str, Any]) -> bool:
-    """Whether `path` is a result that begins like this."""
+def _finished(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result at `path`, if there is one. Raises `InputError` where it was made with something else."""
+    if not path.exists():
+        return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(found, dict) and all(found.get(name) == value for name, value in _as_json(head).items())
+        changed = differences(_made_with(found), json.loads(json.dumps(made_with)))
+    except (ValueError, LookupError, TypeError):
+        changed = ["It is no result of `tract evaluate`."]
+    if changed:
+        raise InputError(
+            f"{path} is there already, and is kept:\n  "
+            + "\n  ".join(changed)
+            + "\nGive another place for the output, or delete it."
+        )
+    return found  # type: ignore[no-any-return]
 
 
-def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(without_nan(value)))  # type: ignore[no-any-return]
+def _made_with(head: Mapping[str, Any]) -> dict[str, Any]:
+    """What the judgments of a result depend on."""
+    return {"judge": head["judge"]["identity"], "benchmark": head["benchmark"], **head["settings"]}
 
 
 def _without_rationales(judge: Judge, records: Sequence[Record], shown: bool) -> Iterator[tuple[int, Judgment]]:

@@ -59,9 +59,13 @@ class ScoreFigures:
         means = {"ce_loss": totals[3] / self.accelerator.num_processes / max(self.steps, 1)}
         if totals[4]:
             means |= {name: total / totals[4] for name, total in zip(MEANS, totals, strict=False)}
+        self.begin_training()
+        return means
+
+    def begin_training(self) -> None:
+        """Forgets a window that was not logged."""
         self._sums.zero_()
         self.steps = 0
-        return means
 
     def begin_evaluation(self) -> None:
         """Forgets the batches of an evaluation that was interrupted."""
@@ -80,7 +84,9 @@ class ScoreFigures:
         ]
         self._batches = []
         if self.accelerator.num_processes > 1:
-            batches = sorted(gather_object(batches), key=lambda batch: batch[:2])  # the order of the dataset
+            parallelism = self.accelerator.parallelism_config
+            alike = parallelism.tp_size if parallelism is not None else 1  # neighbours that were given the same batches
+            batches = sorted(gather_object(batches), key=lambda batch: batch[:2])[::alike]  # the order of the dataset
         if not batches:
             return {}
         rows = torch.cat([batch[3] for batch in batches])

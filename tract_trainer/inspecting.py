@@ -3,6 +3,7 @@
 The rows are prepared by the trainer itself, on a model without weights. `T` is the number of tokens of a row.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from datasets import Dataset
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -46,10 +48,15 @@ class Inspected(NamedTuple):
 
 def inspect_dataset(dataset: Dataset, args: RegressionAwareSFTConfig, model: ModelConfig) -> Inspected:
     """`dataset` as [`RegressionAwareSFTTrainer`] would train on it with `args`. No weight is loaded."""
-    name, revision = str(model.model_name_or_path), model.model_revision
+    name = str(model.model_name_or_path)
+    loading = {"revision": model.model_revision, "trust_remote_code": args.trust_remote_code}
+    config = AutoConfig.from_pretrained(name, **loading)
+    known = getattr(transformers, (config.architectures or [""])[0], None)  # a model with images is none for text alone
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name, revision=revision))
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        empty = known(config) if known else AutoModelForCausalLM.from_config(config, **loading)
+    args = copy.copy(args)
+    args.push_to_hub = False  # it would make the repository
+    tokenizer = AutoTokenizer.from_pretrained(name, **loading)
     trainer = _Preparation(model=empty, args=args, train_dataset=dataset, processing_class=tokenizer)
     return Inspected(trainer.whole, trainer.score_tokens, Cut.of(args, bool(args.packing)))
 

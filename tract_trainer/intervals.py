@@ -26,7 +26,12 @@ class Axis(NamedTuple):
     back: Callable[[float], float]
 
 
-FISHER = Axis(math.atanh, lambda figure: 1 / (1 - figure * figure), math.tanh)  # figures between -1 and 1
+def _inside(figure: float) -> float:
+    """At -1 or 1 the axis has no end: from there, any spread is the whole range."""
+    return min(max(figure, -1 + 1e-12), 1 - 1e-12)
+
+
+FISHER = Axis(lambda figure: math.atanh(_inside(figure)), lambda figure: 1 / (1 - _inside(figure) ** 2), math.tanh)
 LOG = Axis(math.log, lambda figure: 1 / figure, math.exp)  # figures above 0
 LINEAR = Axis(float, lambda figure: 1.0, float)
 

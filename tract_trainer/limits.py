@@ -37,16 +37,15 @@ def refuse_settings(args: RegressionAwareSFTConfig, compute_loss_func: Callable[
         )
 
 
-def refuse_datasets(train_dataset: Any, eval_dataset: Any, text_field: str | None) -> None:
+def refuse_datasets(train_dataset: Any, eval_dataset: Any, sample: dict[str, Any], text_field: str | None) -> None:
     """
-    Raises `InputError` for a dataset without rows or without TRL's columns, and for images. `text_field` is the column
-    that holds text, `None` where a formatting function makes it.
+    Raises `InputError` for a dataset without rows or without TRL's columns, and for images. `sample` is the first row
+    to train on; `text_field` the column that holds text, `None` where a formatting function makes it.
     """
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     for name, dataset in (("train", train_dataset), *evals.items()):
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise InputError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
-    sample: dict[str, Any] = next(iter(train_dataset), {}) if train_dataset is not None else {}
     if {"image", "images"} & set(sample):
         raise InputError(
             "The dataset holds images. Their rows are tokenised batch by batch, where a score cut off by max_length "
@@ -76,14 +75,17 @@ def refuse_topology(accelerator: Accelerator) -> None:
     refuse_lone_process(accelerator.num_processes)
 
 
-def refuse_sharding() -> None:
-    """Raises `InputError` under a launch that would shard a model which is to judge."""
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise InputError(
-                f"A judge writes and scores as a whole model, and this launch shards models with {name}. Launch "
-                "`tract sft` that way, and the other commands with `accelerate launch --multi_gpu`."
-            )
+def refuse_sharding(accelerator: Accelerator | None = None) -> None:
+    """Raises `InputError` under a launch that would shard a model which is to judge, or where `accelerator` does."""
+    names = ("FSDP", "DEEPSPEED")
+    by = [name for name in names if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]
+    if accelerator is not None and accelerator.parallelism_config is not None:
+        by += ["tensor parallelism"] if accelerator.parallelism_config.tp_enabled else []
+    if by:
+        raise InputError(
+            f"A judge writes and scores as a whole model, and this launch shards models with {by[0]}. Launch "
+            "`tract sft` that way, and the other commands with `accelerate launch --multi_gpu`."
+        )
 
 
 def refuse_lone_process(num_processes: int) -> None:

@@ -1,6 +1,7 @@
 """Turns records into a trained judge and its figures: the steps behind the command line, one function each."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -149,7 +150,8 @@ def train(
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was saved to its end, which is `trainer_state.json`."""
-    numbered = [(int(path.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-*[0-9]") if path.is_dir()]
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    numbered = [(int(name[1]), path) for name, path in named if name and path.is_dir()]
     for _, checkpoint in sorted(numbered, reverse=True):
         try:
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))

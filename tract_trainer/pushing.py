@@ -20,14 +20,17 @@ DATASET_TEMPLATE = "dataset_card.md.jinja"
 
 
 @contextmanager
-def saying_how_to_go_on(folder: Path, repo_id: str, repo_type: str = "model") -> Iterator[None]:
+def saying_how_to_go_on(
+    folder: Path, repo_id: str, repo_type: str = "model", private: bool | None = None, revision: str | None = None
+) -> Iterator[None]:
     """Turns the failure of an upload of `folder` into an `OSError` that says how to go on, and what is on disk."""
     try:
         yield
     except Exception as error:
         excluded = [word for pattern in ASIDE for word in ("--exclude", pattern)]
         kind = [] if repo_type == "model" else ["--type", repo_type]
-        command = shlex.join(["hf", "upload", repo_id, str(folder), ".", *kind, *excluded])
+        where = [*(["--private"] if private else []), *(["--revision", revision] if revision else [])]
+        command = shlex.join(["hf", "upload", repo_id, str(folder), ".", *kind, *where, *excluded])
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(
             f"The upload of {folder} to {repo_id} failed: {reason}\n"
@@ -94,7 +97,7 @@ def push_dataset(
             f"{folder} holds no finished rationales: {', '.join(missing)} missing. Give the output_dir of "
             "generate_cot_dataset; called again with the same settings, it completes the folder."
         )
-    with saying_how_to_go_on(folder, repo_id, "dataset"):
+    with saying_how_to_go_on(folder, repo_id, "dataset", private):
         full_name = _repository(repo_id, "dataset", token, private)
         write_dataset_card(folder, full_name, judge)
     return _push(folder, full_name, token, private, "dataset", ["README.md", *DATASET_FILES])
@@ -125,7 +128,7 @@ def _push(
     files: list[str] | None = None,
     revision: str | None = None,
 ) -> str:
-    with saying_how_to_go_on(folder, repo_id, repo_type):
+    with saying_how_to_go_on(folder, repo_id, repo_type, private, revision):
         commit = HfApi().upload_folder(
             repo_id=_repository(repo_id, repo_type, token, private),
             folder_path=folder,

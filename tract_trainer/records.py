@@ -112,9 +112,18 @@ def prompt_of(
         ValueError: the record has no prompt and too few fields to make one.
     """
     if record.get("prompt"):
+        if record.get("response") is not None:
+            raise InputError(
+                "A record has a `response` and a `prompt`, which is asked as it is. Name the instruction that was "
+                "responded to `instruction`; where the prompt is the judge's whole prompt, leave out `response`."
+            )
         return record["prompt"]  # type: ignore[no-any-return]
     if record.get("messages"):
         return unanswered(record["messages"])
+    for name in ("instruction", "response"):
+        if isinstance(record.get(name), list | dict):
+            found = type(record[name]).__name__
+            raise InputError(f"`{name}` of a record must be text, found {found}. Give the text of the messages.")
     if controls is not None:
         record = neutral(record, controls)
     if record.get("response") is not None and record.get("instruction") and record.get("rubric"):

@@ -15,7 +15,7 @@ from tract_trainer.errors import InputError
 
 def records_by_name(data: DataArguments, args: EvaluateArguments) -> dict[str, list[dict[str, Any]]]:
     """Records or pairs by the name of their benchmark."""
-    names = args.benchmark or []
+    names = [args.benchmark] if isinstance(args.benchmark, str) else args.benchmark or []  # YAML may give one alone
     if (not names) == (data.data is None):
         raise InputError("Give either --benchmark NAME (with --path), or --data FILE with your own scored records.")
     if args.columns is not None and data.data is None:

@@ -35,5 +35,5 @@ def _text(turns: Prompt) -> str:
     if isinstance(turns, str):
         return turns
     if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+        return turns[0].get("content") or ""  # a turn of tool calls alone has none
+    return "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in turns)

@@ -85,7 +85,10 @@ def run_pipeline(
     console.print(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
     with PartialState().main_process_first():
         _check_unfinished(folder, settings, begin=True)
-    _stage(folder / "stage2", model, args, cots, push=bool(args.push_to_hub))
+    own = copy.copy(args)
+    if args.missing_score == "error":
+        own.missing_score = "drop"  # a rationale of its own may be too long for max_length, which is settled by now
+    _stage(folder / "stage2", model, own, cots, push=bool(args.push_to_hub))
     console.print(f"[4/4] Evaluation on {len(held_out):,} held-out records")
     judge = _judge(folder / "stage2", model, draw, settings)
     path = folder / "evaluation.json"

@@ -78,7 +78,11 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
             OSError: the upload failed. Everything is in `args.output_dir`, and the message says how to go on.
         """
         folder = Path(str(self.args.output_dir))
-        with saying_how_to_go_on(folder, self.hub_model_id or self.args.hub_model_id or folder.resolve().name):
+        name = self.hub_model_id or self.args.hub_model_id or folder.resolve().name
+        revision = kwargs.get("revision") or self.args.hub_revision
+        with saying_how_to_go_on(
+            folder, name, private=kwargs.get("private", self.args.hub_private_repo), revision=revision
+        ):
             try:
                 return super().push_to_hub(*args, **kwargs)
             except Exception:

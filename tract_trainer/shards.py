@@ -120,12 +120,7 @@ def check_settings(path: Path, settings: dict[str, Any], *work: Path) -> None:
         InputError: they differ, and each difference is named; or one of `work` is there without its settings.
     """
     if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [
-            f"{name}: {before.get(name)!r} there, {settings.get(name)!r} now"
-            for name in sorted({*before, *settings})
-            if before.get(name) != settings.get(name)
-        ]
+        changed = differences(json.loads(path.read_text()), settings)
         if changed:
             there = [str(found) for found in (path, *work) if found.exists()]
             raise InputError(
@@ -144,6 +139,15 @@ def check_settings(path: Path, settings: dict[str, Any], *work: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(settings, indent=2) + "\n")
     temporary.replace(path)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that is not what it was."""
+    return [
+        f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
 
 
 def begin(settings_path: Path, settings: dict[str, Any], shards: Path) -> PartialState:

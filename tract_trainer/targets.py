@@ -34,8 +34,8 @@ class Lost(NamedTuple):
 class Cut(NamedTuple):
     """How rows will be shortened once their score is found."""
 
-    max_length: int | None
-    how: str  # "keep_start", "keep_end" or "split"
+    max_length: int | None = None
+    how: str = "keep_start"  # or "keep_end", or "split"
 
     @classmethod
     def of(cls, args: SFTConfig, packing: bool) -> "Cut":
@@ -106,8 +106,10 @@ PROBLEMS = {
 OUTCOMES = {
     "error": ", or drop such rows with missing_score='drop'.",
     "drop": ". They are left out.",
-    "keep": ". They count in the cross-entropy alone.",
+    "keep": ". What is trained of them counts in the cross-entropy alone.",
 }
+
+UNTRAINED = "have no trained token within max_length"  # and no missing_score can keep them
 
 
 def describe(problem: str, row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> tuple[str, str, str]:
@@ -222,6 +224,8 @@ def cut_or_pack(dataset: AnyDataset, args: SFTConfig, packing: bool, name: str) 
         span = slice(None, args.max_length) if args.truncation_mode == "keep_start" else slice(-args.max_length, None)
         dataset = dataset.map(_cut_row, fn_kwargs={"span": span}, **kwargs)
         dataset = dataset.filter(_is_trained, **kwargs)
+        if isinstance(dataset, Dataset) and not len(dataset):
+            raise InputError(f"No row of the {name} dataset is left to use: all {UNTRAINED}={args.max_length}.")
     return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
 

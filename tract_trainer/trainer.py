@@ -32,7 +32,7 @@ from tract_trainer.losses import score_loss
 from tract_trainer.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.score_head import add_score_head, first_output
-from tract_trainer.targets import COLUMNS, Cut, add_score_labels, cut_or_pack, uncut, unformatted
+from tract_trainer.targets import COLUMNS, UNTRAINED, Cut, add_score_labels, cut_or_pack, uncut, unformatted
 
 logger = get_logger(__name__)
 
@@ -97,11 +97,13 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         elif not isinstance(args, RegressionAwareSFTConfig):
             args = RegressionAwareSFTConfig.from_training_arguments(args)
         refuse_settings(args, compute_loss_func)
-        refuse_datasets(train_dataset, eval_dataset, args.dataset_text_field if formatting_func is None else None)
-        self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
-        if train_dataset is not None:
+        self._sample = {}
+        if isinstance(train_dataset, Dataset | IterableDataset):  # TRL refuses anything else
             train_dataset = unformatted(train_dataset)
-        self._sample = next(iter(train_dataset), {}) if train_dataset is not None else {}
+            self._sample = next(iter(train_dataset), {})
+        text_field = args.dataset_text_field if formatting_func is None else None
+        refuse_datasets(train_dataset, eval_dataset, self._sample, text_field)
+        self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
         self.row_counts = {}
         super().__init__(
             model=model,
@@ -168,11 +170,10 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
             left = len(dataset) if isinstance(dataset, Dataset) else None
             dataset = cut_or_pack(dataset, args, packing, dataset_name)
         if given is not None and left is not None:
-            counts = {kind.complaint: kind.rows for kind in lost}
             used = left if packing else len(dataset)  # packing puts several rows into one
-            cut = {} if used == left else {"have no trained token within max_length": left - used}
+            why = {kind.complaint: kind.rows for kind in lost} | ({UNTRAINED: left - used} if used < left else {})
             # `evaluate` may be given another dataset of the same name.
-            self.row_counts.setdefault(dataset_name, RowCounts(given, counts | cut, used))
+            self.row_counts.setdefault(dataset_name, RowCounts(given, why, used))
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -230,6 +231,10 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         if self.loss_is_scaled_for_ga is not None:
             return not self.loss_is_scaled_for_ga
         return not (self.model_accepts_loss_kwargs and num_items_in_batch is not None)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._figures.begin_training()  # an attempt with batches too large may have left some
+        return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._figures.steps:  # the trainer's own record of a window, which every process makes

@@ -72,10 +72,10 @@ class ServerEngine:
         self.aside: dict[openai.OpenAI, float] = {}  # until when, of those that did not answer last
         self.pool = ThreadPoolExecutor(concurrency)
         self.stop_ids = stop_ids(saved.generation_config, tokens, config)
-        served = self._served(model)
+        served, base = self._served(model)
         self.model: str = served.id
         self.root = getattr(served, "root", None)
-        self.max_length: int | None = getattr(served, "max_model_len", None)
+        self.max_length: int | None = getattr(served, "max_model_len", None) or getattr(base, "max_model_len", None)
         self.score([[self.stop_ids[0]]])
 
     @classmethod
@@ -142,14 +142,27 @@ class ServerEngine:
 
         return list(self.pool.map(read, rows))
 
-    def _served(self, model: str | None) -> Any:
-        served = self._ask(lambda client: client.models.list()).data
-        names = [entry.id for entry in served]
+    def _served(self, model: str | None) -> tuple[Any, Any]:
+        """What the server says of the model, and of the base that it is an adapter of, if it is one."""
+        served = {entry.id: entry for entry in self._ask(lambda client: client.models.list()).data}
+        names = list(served)
         if model is None and len(names) > 1:
-            raise InputError(f"{self._urls} serves {names}: name one of them, served_model={names[0]!r} for example.")
+            like_ours = [name for name in names if bool(self._parent(served[name])) == bool(self.saved.base)]
+            one = (like_ours or names)[0]
+            raise InputError(f"{self._urls} serves {names}: name one of them, served_model={one!r} for example.")
         if model is not None and model not in names:
             raise InputError(f"{self._urls} does not serve {model!r} but {names}.")
-        return served[0 if model is None else names.index(model)]
+        entry = served[model or names[0]]
+        if self.saved.base is not None and self.saved.base in (entry.id, getattr(entry, "root", None)):
+            raise InputError(
+                f"{self._urls} serves {entry.id!r}, the base model of the adapter in {self.saved.folder}, and not the "
+                "judge. Serve both with --enable-lora --lora-modules judge=FOLDER, and ask for served_model='judge'."
+            )
+        return entry, served.get(self._parent(entry))
+
+    @staticmethod
+    def _parent(entry: Any) -> str:
+        return getattr(entry, "parent", None) or ""
 
     def _complete(
         self, prompt: list[int], *, repetition_penalty: float, **settings: Any

@@ -28,6 +28,7 @@ from transformers import (
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.engines.cache import shared_cache
 from tract_trainer.engines.draw import ScoreRecorder, SeededDraw
+from tract_trainer.engines.saved import SavedJudge
 from tract_trainer.engines.written import read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
@@ -75,6 +76,9 @@ class TransformersEngine:
         **model_kwargs: Any,
     ) -> "TransformersEngine":
         """Loads the model with `AutoModelForCausalLM.from_pretrained(..., **model_kwargs)`."""
+        if revision is not None and SavedJudge.find(name_or_path, revision, weights=False).base is not None:
+            # Transformers would ask for that revision of the base model, too.
+            name_or_path, revision = SavedJudge.find(name_or_path, revision).folder, None
         kwargs = {"dtype": "auto", **model_kwargs}
         model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **kwargs)
         if "device_map" not in kwargs and "quantization_config" not in kwargs:
