@@ -13,7 +13,7 @@ accelerate="accelerate launch --num_processes $processes"
 TRAIN=${TRAIN:-$accelerate --config_file $(dirname "$0")/accelerate/fsdp2.yaml}
 GENERATE=${GENERATE:-$accelerate --multi_gpu}
 
-stage() { # data, folder, settings: TRACT's hyperparameters, eight rows a step
+stage() { # data, folder, settings: TRACT's hyperparameters, eight rows a step where the GPUs divide eight
     $TRAIN -m tract_trainer sft --model_name_or_path "$model" --data "$1" --output_dir "$2" \
         --learning_rate 1e-5 --lr_scheduler_type cosine --warmup_steps 0.1 --num_train_epochs 2 --max_length 3000 \
         --per_device_train_batch_size 1 --gradient_accumulation_steps $((processes < 8 ? 8 / processes : 1)) \

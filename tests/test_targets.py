@@ -482,7 +482,7 @@ def test_a_dataset_all_of_whose_rows_are_dropped_is_refused(train):
 
 
 def test_a_dataset_without_a_trained_token_within_max_length_is_refused(train):
-    with pytest.raises(ValueError, match="left to use: all have no trained token within max_length=10"):
+    with pytest.raises(ValueError, match="No row of the train dataset has a trained token within max_length=10"):
         train(make_dataset(8), missing_score="keep", max_length=10)
 
 

@@ -72,7 +72,7 @@ def main():
         allow_fsdp_on_cpu()
     tokenizer = make_tokenizer("qwen")
     # Before the arguments: from then on, under ZeRO-3, a new model's parameters are empty.
-    model = make_model(options["model"], len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    model = make_model(options["model"], len(tokenizer), eos_token_id=tokenizer.eos_token_id, **options["sizes"])
     split = {}
     if tp_size := options["args"].pop("tp_size", None):
         model, split = tensor_parallel(model, Path(options["folder"]), tp_size)

@@ -225,7 +225,8 @@ def cut_or_pack(dataset: AnyDataset, args: SFTConfig, packing: bool, name: str) 
         dataset = dataset.map(_cut_row, fn_kwargs={"span": span}, **kwargs)
         dataset = dataset.filter(_is_trained, **kwargs)
         if isinstance(dataset, Dataset) and not len(dataset):
-            raise InputError(f"No row of the {name} dataset is left to use: all {UNTRAINED}={args.max_length}.")
+            reach = f"max_length={args.max_length}"
+            raise InputError(f"No row of the {name} dataset has a trained token within {reach}. Raise max_length.")
     return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
 
