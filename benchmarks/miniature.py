@@ -274,7 +274,7 @@ def arguments(epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
 
 def check_work(folder: Path, size: DemoSize) -> None:
     """Refuses to go on with work in `folder` that was begun with another size, other tasks or other arms of a name."""
-    common = {"tasks": TASKS, "epochs": EPOCHS, "learning rate": LEARNING_RATE, "new tokens": NEW_TOKENS}
+    common = {"tasks": TASKS, "epochs of tasks": EPOCHS, "learning rate": LEARNING_RATE, "new tokens": NEW_TOKENS}
     check_settings(folder / "settings.json", common | asdict(size))
     for name, arm in ARMS.items():
         made_with = {key: value for key, value in asdict(arm).items() if key != "tasks"}

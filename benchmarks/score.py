@@ -1,5 +1,5 @@
 """What a score costs beside its rationale: `Judge`'s engine on Transformers against generation alone, and against
-generating first and then scoring one row at a time with a full forward pass, as the released TRACT code does.
+generation and then the scoring of the released TRACT code: one row at a time, with a full forward pass.
 
     python benchmarks/score.py
     python benchmarks/score.py --preset 7b      # one GPU
@@ -38,7 +38,7 @@ GENERATION, BARE, OURS, FORCED, RELEASED = (
     "our generation, nothing recorded",
     "rationale and score",
     "rationale and score, forced",
-    "released way",
+    "generation, released scoring",
 )
 
 
@@ -169,7 +169,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}; {args.records} records of {args.prompt_tokens} tokens, {args.num_cots} rationales of "
           f"{args.new_tokens} tokens each, {args.rounds} rounds, {args.clock} time")  # fmt: skip
-    print("| | s (median) | tokens/s | against generation alone | quartiles | against our own | released way takes |")
+    print("| | s (median) | tokens/s | against generation alone | quartiles | against ours | released scoring takes |")
     print("|---|---|---|---|---|---|---|")
     found = costs(seconds)
     for name, cost in found.items():

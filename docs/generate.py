@@ -18,6 +18,7 @@ import tract_trainer
 from tract_trainer import commands
 from tract_trainer.cli import COMMANDS
 
+PLACES = {"compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
 DOCS, PACKAGE = Path(__file__).parent, Path(tract_trainer.__file__).parent
 RAISED = {"InputError", "ConnectionError", "FileNotFoundError", "ValueError"}
 
@@ -31,16 +32,17 @@ def command_line() -> str:
     page = [
         "# Command line",
         "",
-        "`tract COMMAND --help` shows every setting; `--config FILE.yaml` sets any of them.",
+        "`tract COMMAND --help` shows every setting, TRL's too; `--config FILE.yaml` sets any of them.",
         "",
     ]
     for command, what in COMMANDS.items():
         kinds = _kinds(command)
-        page += [f"## tract {command}", "", f"{what[0].upper()}{what[1:]}.", ""]
+        page += [f"## tract {command}{PLACES.get(command, '')}", "", f"{what[0].upper()}{what[1:]}.", ""]
         if inherited := [f"`{kind.__name__}`" for kind in kinds if kind is ModelConfig or issubclass(kind, SFTConfig)]:
             page += [f"Takes every setting of {' and '.join(inherited)}, those of TRL included. Its own:", ""]
         page += ["| setting | default | |", "|---|---|---|"]
-        of_trl = {field.name for kind in (SFTConfig, ModelConfig) for field in fields(kind)}
+        of_trl = {field.name for kind in kinds for trl in (SFTConfig, ModelConfig) if issubclass(kind, trl)
+                  for field in fields(trl)}  # fmt: skip
         own = {field.name: field for kind in kinds for field in fields(kind) if field.name not in of_trl}
         page += [_row(field) for field in own.values()] + [""]
     return "\n".join(page)
@@ -71,7 +73,7 @@ def error_messages() -> str:
     page = [
         "# Error messages", "",
         "Every message says what was expected, what was found and what to do. `...` stands for what depends on your "
-        "data; on the command line a message is one line and the exit code 2.", "",
+        "data; on the command line there is no traceback, and the exit code is 2.", "",
     ]  # fmt: skip
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))

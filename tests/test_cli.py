@@ -94,6 +94,18 @@ def test_an_unknown_key_in_the_yaml_is_named_with_the_nearest_one(tmp_path, caps
     )
 
 
+def test_a_choice_from_the_yaml_is_checked(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("unfinished: froce\n")
+    message = refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+    assert message == "tract judge: error: unfinished must be one of unscored, force, got 'froce'."
+
+
+@pytest.mark.parametrize("engine", ["server", "vlm"])
+def test_a_run_takes_the_engines_that_load_a_judge(tmp_path, capsys, engine):
+    message = refused(capsys, "run", "--engine", engine, "--use_cpu", "--bf16", "false")
+    assert f"use engine transformers or vllm, not '{engine}'. To write the rationales with servers" in message
+
+
 def test_a_missing_yaml_is_named(capsys):
     assert "nowhere.yaml" in refused(capsys, "judge", "--config", "nowhere.yaml")
 

@@ -31,9 +31,23 @@ def launch(folder, processes=1, model="llama", sizes=None, scored="all", lora=Fa
     torchrun += ["--master_port", str(free_port())]
     command = [sys.executable, *(torchrun if processes > 1 else []), str(WORKER), str(folder / "options.json")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **streams) as run:
+        try:
+            _, errors = run.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            run.terminate()  # torchrun takes its workers with it, as it does not when it is killed
+            raise
+    assert run.returncode == 0, errors[-3000:]
     return torch.load(folder / "result.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_anew(tmp_path_factory):
+    """DeepSpeed waits for ever on the lock of a compilation that was killed, so it has a folder of this run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
 def assert_same(one, two, tolerance=1e-5):

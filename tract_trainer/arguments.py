@@ -19,8 +19,8 @@ class DataArguments:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "Records or TRL rows: a .json or .jsonl file, a folder, or a Hub data set. Records have "
-            "`instruction`, `response`, `rubric` (or a ready `prompt`), `score` and `rationale`, or are in the "
+            "help": "Records or TRL rows: a .json, .jsonl, .parquet or .csv file, a folder, or a Hub data set. Records "
+            "have `instruction`, `response`, `rubric` (or a ready `prompt`), `score` and `rationale`, or are in the "
             "Prometheus format."
         },
     )
@@ -68,9 +68,6 @@ class EngineArguments:
         default="transformers",
         metadata={"help": "What runs the judge: in this process, or a running server.", "choices": list(ENGINES)},
     )
-    base_url: list[str] | None = field(
-        default=None, metadata={"help": "Servers for --engine server, e.g. http://localhost:8000/v1."}
-    )
     model_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": 'Settings of the engine as JSON, e.g. \'{"dtype": "bfloat16"}\'; see Judge.from_pretrained.'},
@@ -85,13 +82,10 @@ class EngineArguments:
                 raise ValueError(
                     f"model_kwargs must be JSON, e.g. {example!r}, found {self.model_kwargs!r}."
                 ) from error
-        if (self.engine == "server") != (self.base_url is not None):
-            raise ValueError("--engine server and --base_url http://HOST:PORT/v1 belong together.")
 
     @property
     def engine_settings(self) -> dict[str, Any]:
-        given = self.model_kwargs if isinstance(self.model_kwargs, dict) else {}
-        return given if self.base_url is None else {"base_url": self.base_url, **given}
+        return self.model_kwargs if isinstance(self.model_kwargs, dict) else {}
 
 
 @dataclass
@@ -103,7 +97,20 @@ class JudgeArguments(EngineArguments):
     model: str | None = field(
         default=None, metadata={"help": "Folder or Hub repository of a judge, with its judge_config.json."}
     )
+    base_url: list[str] | None = field(
+        default=None, metadata={"help": "Servers for --engine server, e.g. http://localhost:8000/v1."}
+    )
     seed: int = field(default=42, metadata={"help": "Seed of all draws."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.engine == "server") != (self.base_url is not None):
+            raise ValueError("--engine server and --base_url http://HOST:PORT/v1 belong together.")
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        given = super().engine_settings
+        return given if self.base_url is None else {"base_url": self.base_url, **given}
 
 
 @dataclass
@@ -147,7 +154,8 @@ class RecordArguments(AskArguments):
     record: str | None = field(default=None, metadata={"help": "JSON file with one record; its judgment is printed."})
     input: str | None = field(default=None, metadata={"help": ".json or .jsonl file of records."})
     output: str | None = field(
-        default=None, metadata={"help": "JSONL file for the judgments of `input`. Lines that it has are not redone."}
+        default=None,
+        metadata={"help": "JSONL file for the judgments of `input`; those of a stopped call are in OUTPUT.unfinished."},
     )
 
 
@@ -198,6 +206,10 @@ class RunArguments(CotArguments, EngineArguments):
 
     _argument_group_name = "run"
 
+    engine: str = field(
+        default="transformers",
+        metadata={"help": "What writes the rationales and the judgments, in this process: transformers or vllm."},
+    )
     eval_fraction: float = field(
         default=0.1, metadata={"help": "Share of the records that is held out, where there is no `eval_data`."}
     )
@@ -205,6 +217,14 @@ class RunArguments(CotArguments, EngineArguments):
         default=None, metadata={"help": "Write own rationales for the first so many training rows only."}
     )
     max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on the first so many records."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine not in ("transformers", "vllm"):
+            raise ValueError(
+                f"tract run loads each stage's judge itself: use engine transformers or vllm, not {self.engine!r}. To "
+                "write the rationales with servers, run tract sft, tract generate and tract sft again."
+            )
 
 
 @dataclass

@@ -4,6 +4,7 @@ import difflib
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,17 @@ def parse(command: str, description: str, argv: Sequence[str], *kinds: Any) -> t
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InputError(f"{unknown[0]!r} is not a setting of tract {command}.{hint} --help lists them.")
+    _check_choices(arguments)
     return tuple(arguments)
+
+
+def _check_choices(arguments: Sequence[Any]) -> None:
+    """The parser looks at the choices of what stands on the command line, and not of what comes from a YAML file."""
+    for field, given in ((field, getattr(group, field.name)) for group in arguments for field in fields(group)):
+        choices = field.metadata.get("choices")
+        for value in given if isinstance(given, list) else [given]:
+            if choices and value is not None and value not in choices:
+                raise InputError(f"{field.name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
 
 
 def _rows(data: DataArguments) -> Any:

@@ -51,11 +51,6 @@ def run_pipeline(
     """
     if model.model_name_or_path is None:
         raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
-    if settings.engine == "server":
-        raise InputError(
-            "tract run loads each stage's judge itself: use engine transformers or vllm. To write the "
-            "rationales with servers, run tract sft, tract generate and tract sft again."
-        )
     refuse_sharding()
     folder, console = Path(str(args.output_dir)), Console(quiet=not PartialState().is_main_process)
     steps = [folder / name for name in ("stage1", "cots", "stage2", "evaluation.json")]

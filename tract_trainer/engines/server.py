@@ -99,7 +99,8 @@ class ServerEngine:
             base_url (`str` or `Sequence[str]`): e.g. `"http://localhost:8000/v1"`; several for several servers.
             served_model (`str`, *optional*): see `model` of the class.
             timeout (`float`, *optional*, defaults to `600.0`): seconds to wait for an answer; for a connection, 5.
-            max_retries (`int`, *optional*, defaults to `8`): further tries of a request, about a minute in all.
+            max_retries (`int`, *optional*, defaults to `8`): further tries of a request, with 30 to 40 s of
+                waiting between them.
         """
         if batch_size is not None:
             raise InputError("The server packs requests itself: set concurrency instead of batch_size.")
