@@ -92,7 +92,7 @@ class Contestants:
         self.model: Any = make_model(args)
         self.engine = object.__new__(TransformersEngine)  # its checks ask for a tokenizer
         self.engine.model, self.engine.tokens, self.engine.stop_ids = self.model, Tokens(), [1]  # type: ignore[assignment]
-        self.engine.batch_size, self.engine.max_length = args.records * args.num_cots, None
+        self.engine.lead, self.engine.batch_size, self.engine.max_length = "", args.records * args.num_cots, None
         draw = random.Random(args.seed)
         prompts = [[draw.randrange(20, args.vocab) for _ in range(args.prompt_tokens)] for _ in range(args.records)]
         self.rows = [prompt for prompt in prompts for _ in range(args.num_cots)]
@@ -113,7 +113,9 @@ class Contestants:
     def ours(self) -> list[list[int]]:
         written: list[list[int]] = []
 
-        def read(_tokens: Any, _prompt: Any, ids: list[int], _stop: Any, log_probs: Callable[[int], Any]) -> None:
+        def read(
+            _tokens: Any, _prompt: Any, ids: list[int], _stop: Any, log_probs: Callable[[int], Any], _lead: Any
+        ) -> None:
             log_probs(len(ids) - 1)
             written.append(ids)
 

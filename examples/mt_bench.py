@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from tract_trainer.cli import main as tract
-from tract_trainer.records import read_records
+from tract_trainer.reading import read_records
 
 
 def make_seed_model(path: str, folder: Path) -> None:

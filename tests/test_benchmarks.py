@@ -18,7 +18,6 @@ from tract_trainer.benchmarks import (
     check_scale,
     load_benchmark,
     own_benchmark,
-    read_rows,
     scored_records,
 )
 from tract_trainer.errors import InputError
@@ -29,6 +28,7 @@ from tract_trainer.pairwise import (
     read_pairs,
     ready_prompt,
 )
+from tract_trainer.reading import read_rows
 from tract_trainer.records import prompt_of
 from tract_trainer.reward_bench import REWARD_BENCH_SECTIONS, section_accuracies
 

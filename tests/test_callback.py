@@ -3,7 +3,9 @@
 import math
 
 import pytest
+import torch
 from accelerate import ParallelismConfig
+from peft import LoraConfig
 from tiny import make_model, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import Judge, JudgeCallback, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, agreement
@@ -77,7 +79,7 @@ def test_training_goes_as_it_goes_without(with_callback, tmp_path):
 def test_a_few_judgments_are_printed(tmp_path, capsys):
     trained(tmp_path, lambda trainer: JudgeCallback(trainer, RECORDS, steps=6, shown=2, **SETTINGS))
     shown = capsys.readouterr().out
-    assert "Judgments after step 6" in shown and "4.00" in shown and "2.00" in shown and "3.67" not in shown
+    assert "Judgments after step 6" in shown and "4.00" in shown and "2.00" in shown and " 3.67 " not in shown
 
 
 def test_what_cannot_be_judged_is_refused_at_once(tmp_path):
@@ -92,12 +94,31 @@ def test_what_cannot_be_judged_is_refused_at_once(tmp_path):
         JudgeCallback(trainer, RECORDS, steps=1)
 
 
-def test_it_judges_an_adapter(tmp_path):
-    from peft import LoraConfig
-
+@pytest.fixture
+def adapted(tmp_path):
+    """A trainer of an adapter."""
     tokenizer = make_tokenizer()
     model = make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, hidden_size=32)
-    trainer = train_judge(tmp_path, steps=1, model=model, peft_config=LoraConfig(r=4, target_modules="all-linear"))
+    return train_judge(tmp_path, steps=1, model=model, peft_config=LoraConfig(r=4, target_modules="all-linear"))
+
+
+def test_it_judges_an_adapter(adapted):
+    trainer = adapted
     trainer.add_callback(JudgeCallback(trainer, RECORDS, steps=1, unfinished="force", **SETTINGS))
     trainer.train()
     assert logged(trainer, "judge_rail_unscored") == {1: 0}
+
+
+def test_a_compiled_adapter_is_judged_as_it_is(adapted):
+    callback = JudgeCallback(adapted, RECORDS, steps=1, unfinished="force", **SETTINGS)
+    expected = [judgment.score for judgment in callback._judge()]
+    adapted.model_wrapped = torch.compile(adapted.model, backend="eager")
+    assert [judgment.score for judgment in callback._judge()] == expected
+    assert adapted.model_wrapped._orig_mod is adapted.model
+
+
+def test_it_asks_with_the_tokenizer_where_the_trainer_has_a_processor(adapted):
+    callback = JudgeCallback(adapted, RECORDS, steps=1, unfinished="force", **SETTINGS)
+    expected = [judgment.score for judgment in callback._judge()]
+    adapted.processing_class = None  # a stand-in for the processor of a model with images, which is no tokenizer
+    assert [judgment.score for judgment in callback._judge()] == expected

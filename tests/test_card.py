@@ -4,16 +4,17 @@ import json
 import re
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, generate_cot_dataset
 from tract_trainer.card import END, START, Card, add_results, read_card, write_card
-from tract_trainer.card_facts import RECORD
+from tract_trainer.card_facts import RECORD, _hyperparameters
 from tract_trainer.errors import InputError
 
 FEW = {"steps": 2}
@@ -219,6 +220,13 @@ def test_an_adapter_keeps_what_was_written_by_hand_though_peft_writes_a_card_too
     assert (tmp_path / "README.md").read_text() == before
 
 
+def test_an_adapter_without_target_modules_has_none_among_its_hyperparameters():
+    model = get_peft_model(make_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    args = RegressionAwareSFTConfig("judge", use_cpu=True, bf16=False, report_to="none")
+    found = _hyperparameters(SimpleNamespace(args=args, model=model))
+    assert found["max_length"] and "target modules" not in found
+
+
 def test_a_readme_of_the_users_own_keeps_its_text_and_gets_metadata(tmp_path):
     (tmp_path / "README.md").write_text("Mine.\n")
     trainer = train_judge(tmp_path, **FEW)
@@ -285,7 +293,9 @@ def test_a_template_that_holds_the_comments_of_the_card_does_not_break_it(tmp_pa
 
 
 def test_a_template_that_is_none_for_records_is_asked_with_a_ready_prompt(tmp_path):
-    trainer = train_judge(tmp_path, prompt_template="{% for key in rubric.items() %}{{ key }}{% endfor %}", **FEW)
+    trainer = train_judge(
+        tmp_path, prompt_template="{{ response }}{% for key in rubric.items() %}{{ key }}{% endfor %}", **FEW
+    )
     trainer.save_model()
     assert "        'prompt': 'Name a prime number above 6.\\n" in (tmp_path / "README.md").read_text()
 

@@ -17,7 +17,7 @@ import torch
 from accelerate import ParallelismConfig
 from datasets import Dataset
 from naive import assert_same_gradients, assert_same_step, naive_row, step_gradients
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from test_step import ASSISTANT_MARKED, TOKENIZER, build, expected_step
 from tiny import PREFIX, SIZES, make_rows, make_tokenizer
 from transformers import (
@@ -26,10 +26,12 @@ from transformers import (
     PreTrainedModel,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
 )
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tract_trainer import RegressionAwareSFTTrainer
+from tract_trainer import Judge, RegressionAwareSFTTrainer
 from tract_trainer.collator import DataCollatorForScoredCompletion
 from tract_trainer.limits import refuse_topology
 
@@ -277,24 +279,105 @@ def test_a_step_on_a_4_bit_model_is_naive(make_trainer, folder, checkpointing):
     assert test_step.distance(measured, naive) < 1e-2  # bfloat16 holds three digits
 
 
-def test_a_vision_language_model_is_trained_on_text(make_trainer):
-    def vision_language_model() -> PreTrainedModel:
-        text = {
-            **SIZES,
-            "vocab_size": len(TOKENIZER),
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
-        }
-        vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4}
-        torch.manual_seed(0)
-        model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision)).float()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(0, 0.3)
-        return model
+def vision_language_model() -> PreTrainedModel:
+    text = {
+        **SIZES,
+        "vocab_size": len(TOKENIZER),
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
+    }
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4}
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision)).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    return model
 
+
+def test_a_vision_language_model_is_trained_on_text(make_trainer):
     log, gradients = step_gradients(make_trainer(vision_language_model(), make_rows()))
     assert_same_step(log, gradients, expected_step(make_rows(), vision_language_model()))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(target_modules="all-linear", r=4)], ids=["full", "lora"])
+def test_a_vision_language_model_is_a_judge(make_trainer, tmp_path, lora):
+    vision_language_model().save_pretrained(tmp_path / "base")
+    trainer = make_trainer(str(tmp_path / "base"), make_rows(), peft_config=lora, learning_rate=1e-2)
+    trainer.train()
+    trainer.save_model()
+    trained = Judge.from_model(trainer.model, TOKENIZER, trainer.judge_config)
+    judge, sampling = Judge.from_pretrained(tmp_path), {"unfinished": "force", "max_new_tokens": 6}
+    together = judge.score(make_rows(), **sampling)
+    assert [found.score for found in together] == pytest.approx(
+        [found.score for found in trained.score(make_rows(), **sampling)], rel=1e-5
+    )
+    for row, found in zip(make_rows()[:2], together, strict=False):  # what the model keeps of a batch stays behind
+        alone = judge.score(row, **sampling)
+        assert alone.rationale == found.rationale and alone.score == pytest.approx(found.score, rel=1e-4)
+
+
+def test_an_adapter_of_the_text_part_of_a_vision_language_model_is_a_judge(make_trainer, tmp_path):
+    config = Qwen3_5Config(
+        text_config={
+            **{**SIZES, "vocab_size": len(TOKENIZER), "head_dim": 8},
+            **{"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2},
+            **{"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+        },
+        vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 16},
+    )
+    Qwen3_5ForConditionalGeneration(config).float().save_pretrained(tmp_path / "base")
+    text = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(target_modules=["q_proj"], r=4)
+    trainer = make_trainer(text, make_rows(), peft_config=lora, learning_rate=1e-2)
+    trainer.train()
+    trainer.save_model()
+    trained = Judge.from_model(trainer.model, TOKENIZER, trainer.judge_config)
+    judge, asked = Judge.from_pretrained(tmp_path), (make_rows(1), ["It is clear."])
+    assert type(judge.engine.model.get_base_model()) is type(text)
+    assert judge.rescore(*asked)[0].probs == pytest.approx(trained.rescore(*asked)[0].probs, rel=1e-5)
+
+
+def test_an_adapter_with_the_tokens_of_another_chat_template_is_a_judge(make_trainer, tmp_path):
+    other = make_tokenizer("qwen", eos_token="<|end_of_answer|>")
+    other.chat_template = other.chat_template.replace("<|im_end|>", "<|end_of_answer|>")
+    other.save_pretrained(tmp_path / "other")
+    tokenizer = make_tokenizer("llama3")
+    tokenizer.chat_template = None
+    rows = len(tokenizer)
+    build(vocab_size=rows).save_pretrained(tmp_path / "base")
+    trainer = make_trainer(
+        str(tmp_path / "base"),
+        make_rows(conversational=True),
+        tokenizer=tokenizer,
+        peft_config=LoraConfig(target_modules=["q_proj"], r=4),
+        chat_template_path=str(tmp_path / "other"),
+        learning_rate=1e-2,
+    )
+    trainer.train()
+    trainer.save_model()
+    trained = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
+    judge, records = Judge.from_pretrained(tmp_path), make_rows()
+    assert judge.engine.model.get_input_embeddings().weight.size(0) > rows
+    rationales = ["It is clear."] * len(records)
+    assert [found.probs for found in judge.rescore(records, rationales)] == [
+        pytest.approx(found.probs, rel=1e-5) for found in trained.rescore(records, rationales)
+    ]
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])
+@pytest.mark.parametrize("made", [True, False], ids=["model", "config"])
+def test_virtual_tokens_are_refused(make_trainer, kind, made):
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    text = (
+        f"Expected LoRA or another adapter in the model's layers, found {kind.__name__}, which learns virtual tokens "
+        "before each row: a judge with them cannot be saved and loaded, nor asked in batches. Use e.g. LoraConfig."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        if made:
+            make_trainer(get_peft_model(build(), config), make_rows())
+        else:
+            make_trainer(build(), make_rows(), peft_config=config)
 
 
 @pytest.mark.slow

@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, Value, load_dataset
 from fake import FakeEngine, fake_judge, sure
-from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
+from tiny import PREFIX, THINKING, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import (
     Judge,
@@ -59,7 +60,7 @@ class Scripted:
 @pytest.fixture
 def scripted(judge):
     def build(write):
-        return Judge(Scripted(judge.engine, write), judge.config)
+        return Judge(Scripted(judge.engine, write), dataclasses.replace(judge.config, conversational=False))
 
     return build
 
@@ -78,6 +79,7 @@ def report(folder):
 @pytest.mark.parametrize("conversational", [True, False], ids=["messages", "text"])
 def test_the_result_has_the_prompts_form_the_gold_label_and_the_gold_score(judge, tmp_path, conversational):
     dataset = make_dataset(8, conversational=conversational)
+    judge = Judge(judge.engine, dataclasses.replace(judge.config, conversational=conversational))
     found = generate_cot_dataset(judge, dataset, output_dir=tmp_path, unfinished="force", **SETTINGS)
     assert found.column_names == ["prompt", "completion", "score"]
     assert found["prompt"][:] == dataset["prompt"][:]
@@ -113,6 +115,41 @@ def test_the_result_goes_straight_into_the_trainer(judge, tmp_path):
     trainer.train()
 
 
+def test_text_prompts_of_a_chat_judge_become_messages_which_stage_2_trains_under_its_template(judge, tmp_path):
+    asked, rows = [], make_rows(8)
+
+    class Known(Scripted):
+        def generate(self, prompts, *args):
+            asked.extend(prompts)
+            return super().generate(prompts, *args)
+
+    engine = Known(judge.engine, lambda text, seed: Rationale("The answer is clear. ", "4", (-1.0,) * 5, 7))
+    settings = {"output_dir": tmp_path / "cots", "batch_size": 1, **SETTINGS}
+    found = generate_cot_dataset(Judge(engine, judge.config), Dataset.from_list(rows), **settings)
+    assert found["prompt"][:] == [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    assert found["completion"][0] == [{"role": "assistant", "content": f"The answer is clear. {PREFIX}4"}]
+    assert report(tmp_path / "cots")["by_heart"] == 1
+    stage2, config = trained_rows(found, make_tokenizer(), tmp_path / "two")
+    assert config.conversational
+    assert [sum(row[: len(prompt)] == prompt for prompt in asked) for row in stage2] == [1] * 8
+
+
+def test_what_the_template_puts_before_an_answer_is_in_no_row_twice(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = THINKING
+    trainer = train_judge(tmp_path / "run", tokenizer=tokenizer, steps=150)
+    judge = Judge.from_model(trainer.model, tokenizer, trainer.judge_config)
+    dataset = make_dataset(8, conversational=True)
+    found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "cots", temperature=0, **SETTINGS)
+    texts = [turns[0]["content"].strip() for turns in found["completion"]]
+    assert len(texts) >= 6 and not any("think" in text for text in texts)
+    known = [row["completion"][0]["content"].rpartition(PREFIX)[0].strip() for row in make_rows(8, True)]
+    assert report(tmp_path / "cots")["by_heart"] == sum(text.rpartition(PREFIX)[0].strip() in known for text in texts)
+    assert report(tmp_path / "cots")["by_heart"] >= 4
+    stage2, _ = trained_rows(found, tokenizer, tmp_path / "two")
+    assert [tokenizer.decode(row).count("<think>") for row in stage2] == [1] * len(found)
+
+
 def test_the_sampled_score_is_thrown_away_and_only_its_agreement_reported(scripted, tmp_path):
     judge = scripted(finished)  # always samples a 3
     found = generate_cot_dataset(judge, make_dataset(8), output_dir=tmp_path, **SETTINGS)
@@ -130,6 +167,30 @@ def test_without_a_score_column_the_gold_score_is_read_from_the_completion(scrip
         dataset = make_dataset(8, conversational=conversational, with_score=False)
         found = generate_cot_dataset(scripted(finished), dataset, output_dir=tmp_path / str(conversational), **SETTINGS)
         assert found["score"][:] == [4, 2, 4, 5, 1, 3, 2, 4]
+
+
+def test_without_a_score_column_the_gold_score_is_read_from_a_completion_in_parts(scripted, tmp_path):
+    rows = make_rows(4, conversational=True, with_score=False)
+    for row in rows:
+        row["completion"][0]["content"] = [{"type": "text", "text": row["completion"][0]["content"]}]
+    found = generate_cot_dataset(scripted(finished), Dataset.from_list(rows), output_dir=tmp_path, **SETTINGS)
+    assert found["score"][:] == [4, 2, 4, 5]
+
+
+def test_a_seed_of_numpys_is_a_seed(scripted, tmp_path):
+    for name, seed in (("ours", 3), ("numpys", np.int64(3))):
+        generate_cot_dataset(scripted(finished), make_dataset(2), seed=seed, output_dir=tmp_path / name, **SETTINGS)
+    files = [(tmp_path / name / "settings.json").read_text() for name in ("ours", "numpys")]
+    assert files[0] == files[1]
+
+
+def test_a_model_object_is_refused_with_what_to_give(tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=r"^Expected a folder, a Hub repository or a Judge as the model, found LlamaForCausalLM\. For a model in "
+        r"memory, give Judge\.from_model\(model, tokenizer, config\), where config is trainer\.judge_config\.$",
+    ):
+        generate_cot_dataset(make_model(), make_dataset(2), output_dir=tmp_path, **SETTINGS)
 
 
 def test_messages_with_their_answer_become_prompts(scripted, tmp_path):
@@ -216,7 +277,7 @@ def test_what_the_first_prompts_leave_empty_a_later_one_may_hold(scripted, tmp_p
 
 
 def test_the_end_of_the_scale_may_be_rounded_as_float32_rounds_it(tmp_path):
-    config = JudgeConfig(list("1234"), [0.2, 0.4, 0.6, 0.8], PREFIX)
+    config = JudgeConfig(list("1234"), [0.2, 0.4, 0.6, 0.8], PREFIX, conversational=False)
     judge = fake_judge(lambda text: [sure(2, (1, 2, 3, 4))], config)
     rows = [{"prompt": "Rate.\n", "score": score} for score in (0.8, 0.2)]
     dataset = Dataset.from_list(rows).cast_column("score", Value("float32"))
@@ -244,8 +305,9 @@ def test_two_rows_with_the_same_prompt_are_both_kept_with_their_own_gold(judge, 
     rows = [dict(make_rows(1)[0], score=score) for score in (4.0, 2.0, 4.0, 1.0, 5.0, 3.0)]
     found = generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, unfinished="force", **SETTINGS)
     assert found["score"][:] == [4.0, 2.0, 4.0, 1.0, 5.0, 3.0]
-    assert [text[-1] for text in found["completion"]] == ["4", "2", "4", "1", "5", "3"]
-    assert len({text[:-1] for text in found["completion"]}) > 1  # each row draws with a seed of its own
+    texts = [turns[0]["content"] for turns in found["completion"]]
+    assert [text[-1] for text in texts] == ["4", "2", "4", "1", "5", "3"]
+    assert len({text[:-1] for text in texts}) > 1  # each row draws with a seed of its own
 
 
 def test_the_rationale_of_a_row_does_not_depend_on_the_batch(judge, tmp_path):

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    OFTConfig,
+    VBLoRAConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from scipy import stats
 from tiny import FAMILIES, PREFIX, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM, GenerationConfig, MambaConfig, Qwen3NextConfig, TopPLogitsWarper
@@ -19,6 +27,7 @@ from tract_trainer.engines import transformers as transformers_engine
 from tract_trainer.engines.draw import SeededDraw
 from tract_trainer.engines.transformers import TransformersEngine
 from tract_trainer.engines.written import read_written
+from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
@@ -55,10 +64,10 @@ def steps(engine, monkeypatch, *args):
     """What `generate` saw: for each row in the engine's order, its prompt, the tokens written and `(S, K)`."""
     seen = []
 
-    def spy(tokens, prompt, written, stop_ids, log_probs):
+    def spy(tokens, prompt, written, stop_ids, log_probs, lead):
         kept = list(itertools.takewhile(lambda token: token not in stop_ids, written))
         seen.append((prompt, kept, torch.tensor([log_probs(step) for step in range(len(kept))])))
-        return read_written(tokens, prompt, written, stop_ids, log_probs)
+        return read_written(tokens, prompt, written, stop_ids, log_probs, lead)
 
     with monkeypatch.context() as patch:
         patch.setattr(transformers_engine, "read_written", spy)
@@ -453,6 +462,108 @@ def test_an_adapter_in_memory_is_used_and_left_as_it_was_found():
     engine.generate(PROMPTS, range(6), Sampling(max_new_tokens=2))
     assert base.generation_config is own
     assert engine.score(PROMPTS) == scored
+
+
+# Loading
+
+Q_AND_V = ["q_proj", "v_proj"]
+ADAPTERS = {
+    "lora": LoraConfig(target_modules=Q_AND_V, r=4),
+    "dora": LoraConfig(target_modules=Q_AND_V, r=4, use_dora=True),
+    "saved_head": LoraConfig(target_modules=Q_AND_V, r=4, modules_to_save=["lm_head", "embed_tokens"]),
+    "adalora": AdaLoraConfig(target_modules=Q_AND_V, init_r=4, target_r=2, total_step=10),
+    "ia3": IA3Config(target_modules=Q_AND_V, feedforward_modules=[]),
+    "oft": OFTConfig(target_modules=["q_proj"], r=0, oft_block_size=4),
+    "vera": VeraConfig(target_modules=["q_proj"], r=4),
+    "vblora": VBLoRAConfig(target_modules=["q_proj"], r=2, num_vectors=8, vector_length=8, topk=2),
+}
+
+
+def save_adapter(folder, config):
+    """An adapter that has been trained, as far as its weights tell, on a base model of its own."""
+    make_model(vocab_size=len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id).save_pretrained(folder / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), copy.deepcopy(config))
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder / "adapter")
+    return model
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_of_any_kind_scores_as_it_did_in_memory(kind, tmp_path):
+    model = save_adapter(tmp_path, ADAPTERS[kind])
+    trained = TransformersEngine(model, TOKENS, CONFIG)
+    loaded = TransformersEngine.from_pretrained(tmp_path / "adapter", TOKENS, CONFIG)
+    bare = TransformersEngine.from_pretrained(tmp_path / "base", TOKENS, CONFIG)
+    assert trained.score(PROMPTS)[0] != pytest.approx(bare.score(PROMPTS)[0], abs=1e-3)
+    torch.testing.assert_close(torch.tensor(loaded.score(PROMPTS)), torch.tensor(trained.score(PROMPTS)))
+    sampling = Sampling(max_new_tokens=6)
+    assert loaded.generate(PROMPTS, range(6), sampling) == trained.generate(PROMPTS, range(6), sampling)
+    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_an_adapters_base_is_found_by_a_relative_path_and_loaded_with_the_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_adapter(Path("."), ADAPTERS["lora"])
+    settings = {"dtype": "bfloat16", "attn_implementation": "eager", "device_map": "cpu"}
+    loaded = TransformersEngine.from_pretrained("adapter", TOKENS, CONFIG, **settings)
+    assert loaded.model.get_base_model().dtype == torch.bfloat16
+    assert loaded.model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(("overrides", "found"), [({"num_hidden_layers": 3}, "missing"), ({"head_dim": 4}, "size")])
+def test_an_adapter_on_another_base_is_refused(tmp_path, overrides, found):
+    save_adapter(tmp_path, ADAPTERS["lora"])
+    make_model(vocab_size=len(TOKENIZER), **overrides).save_pretrained(tmp_path / "base")
+    text = (
+        rf"^The adapter in {tmp_path / 'adapter'} does not fit '{tmp_path / 'base'}', which its adapter_config\.json "
+        rf"names as its base model: (?s:.*){found}(?s:.*) Put the model there that the adapter was trained on\.$"
+    )
+    with pytest.raises(InputError, match=text):
+        TransformersEngine.from_pretrained(tmp_path / "adapter", TOKENS, CONFIG)
+
+
+def test_a_model_whose_logits_are_no_numbers_is_refused(engine):
+    with torch.no_grad():
+        engine.model.model.norm.weight.fill_(torch.nan)
+    calls = [lambda: engine.score(PROMPTS)]
+    calls += [lambda t=t: engine.generate(PROMPTS, range(6), Sampling(temperature=t, max_new_tokens=2)) for t in (0, 1)]
+    for call in calls:
+        with pytest.raises(InputError, match=r"^The model's logits are not finite \(NaN or infinite\), so there is "):
+            call()
+
+
+def test_a_token_that_cannot_be_written_does_no_harm(engine):
+    def masked(module, args, output):
+        output.logits[..., 10:20] = -torch.inf
+
+    engine.model.register_forward_hook(masked)
+    assert torch.tensor(engine.score(PROMPTS)).isfinite().any()
+    engine.generate(PROMPTS, range(6), Sampling(max_new_tokens=2))
+
+
+class AppleTensor(torch.Tensor):
+    """A tensor that says it is on Apple's GPU, where there is no float64."""
+
+    device = property(lambda self: torch.device("mps"))
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_the_draw_needs_no_float64_where_there_is_none(top_p):
+    torch.manual_seed(0)
+    scores, width = torch.randn(4, 3000), torch.zeros(4, 3)
+    drawn = SeededDraw(range(4), 1, 3, top_p=top_p)(width, scores.as_subclass(AppleTensor))
+    expected = SeededDraw(range(4), 1, 3, top_p=top_p)(width, scores)
+    assert torch.equal(drawn.as_subclass(torch.Tensor), expected)
 
 
 # Settings

@@ -10,7 +10,7 @@ from tiny import PREFIX
 
 from tract_trainer import JudgeConfig, RegressionAwareSFTConfig, ScoreScale
 from tract_trainer.hub import HubToken
-from tract_trainer.records import DEFAULT_TEMPLATE
+from tract_trainer.template import DEFAULT_TEMPLATE
 
 FULL = JudgeConfig(
     score_labels=["A", "B"],

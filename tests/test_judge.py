@@ -125,6 +125,19 @@ def test_a_record_whose_rationales_come_to_no_score_is_unscored_with_the_reason(
     )
 
 
+def test_a_rationale_whose_scale_has_no_numbers_does_not_count(judge):
+    numbers, nothing = (-1.0, -2.0, -3.0, -4.0, -5.0), (-1.0, math.nan, -3.0, -4.0, -5.0)
+    overflowed, sound = Rationale("A.", "2", nothing, 9), Rationale("B.", "1", numbers, 9)
+    alone = judge.judgment([sound], 60)
+    assert judge.judgment([overflowed, sound], 60).score == alone.score
+    judgment = judge.judgment([overflowed, overflowed, Rationale("C.", None, None, 60)], 60)
+    assert math.isnan(judgment.score) and judgment.label is None and judgment.rationale == "A."
+    assert judgment.reason == (
+        "The model gives no numbers (NaN) for the labels of 2 of 3 rationales. Its logits may overflow in float16: "
+        "load it in bfloat16 or float32."
+    )
+
+
 def test_the_reason_names_the_models_limit_where_that_cut_the_rationales(judge):
     tokenizer = make_tokenizer()
     model = make_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=64)
@@ -166,6 +179,11 @@ def test_a_dataset_is_judged_like_its_rows(judge, judgments):
 def settled(judge, *probs):
     """A judgment with these probabilities."""
     return judge.judgment([Rationale("", "3", tuple(math.log(max(p, 1e-30)) for p in probs), 1)])
+
+
+def test_records_that_come_one_by_one_are_judged_like_a_list(judge, judgments):
+    found = judge.score((record for record in RECORDS), num_cots=4, **SETTINGS)
+    assert [j.rationale for j in found] == [j.rationale for j in judgments]
 
 
 def test_a_comparison_by_hand(judge):

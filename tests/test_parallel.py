@@ -2,10 +2,13 @@
 
 import threading
 import time
+from datetime import timedelta
 
 import pytest
+import torch
+from torch import distributed
 
-from tract_trainer.parallel import as_finished, in_order
+from tract_trainer.parallel import as_finished, in_order, process_state
 
 
 @pytest.mark.parametrize("calls", [1, 3])
@@ -67,3 +70,15 @@ def test_what_had_begun_is_given_before_the_error_is_raised_and_nothing_else_is_
             found.append(result)
     assert sorted(found) == [0, 1, 2]
     assert begun == [0, 1, 2, 3]
+
+
+def test_processes_may_wait_for_days_also_where_training_arguments_have_made_their_group():
+    store, half_an_hour = distributed.HashStore(), timedelta(minutes=30)
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=store, timeout=half_an_hour)
+    try:
+        options = distributed.group.WORLD._get_backend(torch.device("cpu")).options
+        assert options._timeout == half_an_hour
+        process_state()
+        assert options._timeout == timedelta(days=7)
+    finally:
+        distributed.destroy_process_group()

@@ -1,20 +1,25 @@
 """Judging records become prompts and training examples."""
 
 import json
+import re
 
 import pytest
 from tiny import PREFIX
 
-from tract_trainer import ScoreScale
+from tract_trainer import RegressionAwareSFTConfig, ScoreScale
+from tract_trainer.errors import InputError
+from tract_trainer.reading import read_records
 from tract_trainer.records import (
-    DEFAULT_TEMPLATE,
+    annotated_rationales,
     as_messages,
+    check_prompts,
     close,
+    completion_text,
     gold_score,
     prompt_of,
-    read_records,
     training_examples,
 )
+from tract_trainer.template import DEFAULT_TEMPLATE, template_text
 
 SCALE = ScoreScale.integers(1, 5)
 RECORD = {"instruction": "Name a prime.", "response": "7", "rubric": "Is it right?"}
@@ -76,10 +81,33 @@ def test_braces_in_a_record_are_text_not_template():
     ],
 )
 def test_a_hostile_template_gets_no_further_than_the_sandbox(hostile):
-    from jinja2.exceptions import SecurityError
-
-    with pytest.raises(SecurityError):
+    with pytest.raises(InputError, match=r"cannot be rendered .* unsafe"):
         prompt(RECORD, template=hostile)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("my.jinja", "must show the judge the `response`, as {{ response }}, or be a file that does; found 'my.jinja'"),
+        ("Rate {{ instruction }}.", "must show the judge the `response`"),
+        ("Rate {{ response", "is no Jinja template: unexpected end of template"),
+    ],
+)
+def test_a_template_that_shows_no_response_is_refused(template, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        template_text(template)
+
+
+def test_a_template_may_be_a_file(tmp_path):
+    file = tmp_path / "my.jinja"
+    file.write_text("Rate {{ response }}.")
+    config = RegressionAwareSFTConfig(str(tmp_path), prompt_template=str(file), bf16=False, use_cpu=True)
+    assert config.prompt_template == template_text(config.prompt_template) == "Rate {{ response }}."
+
+
+def test_a_template_that_wants_more_than_the_record_has_is_named():
+    with pytest.raises(InputError, match=r"cannot be rendered for a record with .*: 'style' is undefined"):
+        prompt(RECORD, template="{{ style.length }} {{ response }}")
 
 
 def test_a_ready_prompt_is_used_as_it_is():
@@ -109,6 +137,55 @@ def test_a_record_that_makes_no_prompt_is_refused_with_what_it_holds(record):
     assert str(raised.value) == (
         f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {sorted(record)}."
     )
+
+
+def test_an_empty_field_is_named_as_such():
+    with pytest.raises(InputError, match=re.escape("found ['instruction', 'response', 'rubric (empty)']")):
+        prompt({**RECORD, "rubric": ""})
+
+
+@pytest.mark.parametrize("given", [7, {"role": "user"}, ["a"], [{"role": "assistant", "content": "5"}]])
+def test_a_prompt_that_asks_for_nothing_is_refused(given):
+    with pytest.raises(InputError, match="must be text, or messages with `role` and `content` that ask for something"):
+        prompt({"prompt": given})
+
+
+def test_the_first_record_without_a_prompt_is_named_by_its_number():
+    with pytest.raises(InputError, match=r"^Record 1: A record needs"):
+        check_prompts([RECORD, {"response": "7"}, {}], prompt)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"Good. {PREFIX}4", "Good."),
+        (f"Good. {PREFIX}4 out of 5.\n", "Good."),
+        (f"It says '{PREFIX}2'. But that is wrong", f"It says '{PREFIX}2'. But that is wrong"),
+        (f"It says '{PREFIX}2'. No. {PREFIX}4", f"It says '{PREFIX}2'. No."),
+        ("A [RESULT] 3 is asked for, and given. [RESULT] 4", "A [RESULT] 3 is asked for, and given."),
+    ],
+)
+def test_only_what_closes_a_rationale_is_cut_off(text, kept):
+    assert annotated_rationales({"rationale": text}, PREFIX) == [kept]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"prompt": "caf\u00e9"}]'.encode("latin-1"), "must be in UTF-8"),
+        (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', "Record 1 of .* half of a character"),
+    ],
+)
+def test_characters_that_no_tokenizer_reads_are_named(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_records(tmp_path / "a.json")
+
+
+def test_whole_characters_are_read_however_they_are_written(tmp_path):
+    text = '[{"a": "\\ud83d\\ude00", "b": "\\\\ud83d"}]'
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_records(tmp_path / "a.json") == [{"a": "\U0001f600", "b": "\\ud83d"}]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +268,28 @@ def test_a_conversational_example_is_a_user_and_an_assistant_turn():
 def test_an_annotations_own_closing_is_cut_off(rationale, kept):
     (example,) = examples([{**RECORD, "rationale": rationale, "score": 5}])
     assert example["completion"] == f"{kept}{PREFIX}5"
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"completion": "Right."}, "Right."),
+        ({"completion": [{"role": "assistant", "content": "Right."}]}, "Right."),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "content": [{"type": "text", "text": t} for t in ("Ri", "ght.", None)]}
+                ]
+            },
+            "Right.",
+        ),
+        ({"messages": [{"role": "assistant", "content": None}]}, ""),
+        ({"messages": [{"role": "user", "content": "Rate."}]}, ""),
+        ({"prompt": "Rate."}, ""),
+    ],
+)
+def test_what_the_assistant_says_last_is_text_also_in_parts(row, text):
+    assert completion_text(row) == text
 
 
 @pytest.mark.parametrize("missing", ["rationale", "score"])

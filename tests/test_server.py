@@ -13,7 +13,7 @@ import pytest
 import torch
 from attacks import check_attacks
 from peft import LoraConfig
-from tiny import make_dataset, make_model, make_rows, make_tokenizer, train_judge
+from tiny import PREFIX, THINKING, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import Judge, generate_cot_dataset
 from tract_trainer.cli import main
@@ -103,6 +103,20 @@ def long_folder(tmp_path_factory):
     return folder
 
 
+THINK = "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory):
+    """A judge whose chat template puts an empty think block before an answer, and its folder."""
+    folder, tokenizer = tmp_path_factory.mktemp("thinking"), make_tokenizer()
+    tokenizer.chat_template = THINKING
+    train_judge(folder, tokenizer=tokenizer, steps=100).save_model()
+    judge = Judge.from_pretrained(folder)
+    assert judge.engine.lead == THINK
+    return folder, judge
+
+
 @pytest.fixture(scope="module")
 def local(folder):
     return Judge.from_pretrained(folder)
@@ -167,6 +181,21 @@ def test_the_server_gives_the_judgments_of_the_model_at_hand(folder, local):
         assert ours.score == pytest.approx(theirs.score, abs=1e-4, nan_ok=True)
         assert (ours.rationale, ours.label) == (theirs.rationale, theirs.label)
     assert sum(judgment.reason == "" for judgment in found) >= 6
+
+
+@pytest.mark.parametrize("engine", ["transformers", "server"])
+def test_a_rationale_begins_after_what_the_template_puts_before_an_answer(thinking, engine):
+    folder, local = thinking
+    with serving(local) as server:
+        judge = connect(folder, server) if engine == "server" else local
+        settings = {"temperature": 0, "repetition_penalty": 1, **SAMPLING}
+        found = [judgment for judgment in judge.score(RECORDS, **settings) if not judgment.reason]
+        judge.engine.lead = ""
+        whole = [judgment for judgment in judge.score(RECORDS, **settings) if not judgment.reason]
+        judge.engine.lead = THINK
+    assert len(found) >= 6
+    assert [f"{THINK}{judgment.rationale}" for judgment in found] == [judgment.rationale for judgment in whole]
+    assert [judgment.score for judgment in found] == [judgment.score for judgment in whole]
 
 
 def test_given_rationales_and_forced_ones_are_scored_alike(folder, local):
@@ -321,6 +350,51 @@ def test_a_server_without_the_log_probabilities_is_refused_before_any_work(folde
     bare = serving(local, fail=lambda number, asked: lambda handler: handler.reply(plain))
     with bare as server, pytest.raises(ValueError, match=wanted):
         connect(folder, server)
+
+
+def tampered(local, change):
+    """Fails at the first request after the engine's own probe: `change` has its way with the log-probabilities."""
+    finished = {"tokens": [f"token_id:{i}" for i in local.engine.tokens.tokenizer(f"{PREFIX}4")["input_ids"]]}
+    place = {f"token_id:{i}": -1.0 for i in local.engine.tokens.ids}
+    finished["top_logprobs"] = [dict(place) for _ in finished["tokens"]]
+    change(finished["top_logprobs"])
+    choice = {"index": 0, "text": "", "finish_reason": "stop", "logprobs": finished}
+    reply = {"id": "1", "object": "text_completion", "created": 1, "model": "judge", "choices": [choice]}
+    return first_then(lambda handler: handler.reply(reply), times=99)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda places: places.pop(),
+        lambda places: places.__setitem__(-1, None),
+        lambda places: places[-1].update(dict.fromkeys(places[-1])),
+    ],
+    ids=["a place too few", "an empty place", "an empty number"],
+)
+def test_log_probabilities_that_are_not_whole_are_refused(folder, local, change):
+    with serving(local, fail=tampered(local, change)) as server:
+        judge = connect(folder, server)
+        with pytest.raises(ValueError, match=r"does not return the log-probabilities of the scale"):
+            judge.score(RECORDS[0], **SAMPLING)
+
+
+def test_a_server_whose_model_gives_no_numbers_leaves_a_record_unscored_with_the_reason(folder, local):
+    def change(places):
+        places[-1].update(dict.fromkeys(places[-1], math.nan))
+
+    with serving(local, fail=tampered(local, change)) as server:
+        judgment = connect(folder, server).score(RECORDS[0], **SAMPLING)
+    assert math.isnan(judgment.score) and judgment.label is None
+    assert judgment.reason.startswith("The model gives no numbers (NaN) for the labels of 1 of 1 rationales.")
+
+
+@pytest.mark.parametrize("cards", [[], None], ids=["an empty list", "none"])
+def test_a_server_that_names_no_model_is_refused(folder, local, cards):
+    with serving(local) as server:
+        server.cards = cards
+        with pytest.raises(InputError, match=f"{server.url}/ names no model that it serves"):
+            connect(folder, server)
 
 
 def test_no_server_and_another_model_are_named(folder, local):

@@ -22,7 +22,7 @@ from naive import (
     split_rows,
     step_gradients,
 )
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from scipy import stats
 from tiny import PREFIX, make_model, make_rows, make_tokenizer
 from torch import Tensor, nn
@@ -178,16 +178,6 @@ def test_a_step_of_an_adapter_passed_in_is_naive(make_trainer, settings):
     expected = expected_step(make_rows(), build(lora=lora))
     assert_same_step(log, gradients, expected)
     assert any("lm_head" in name for name in gradients) == ("modules_to_save" in settings)
-
-
-@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
-def test_a_step_with_virtual_tokens_is_naive(make_trainer, config):
-    def soft() -> PreTrainedModel:
-        model = build()
-        torch.manual_seed(1)
-        return get_peft_model(model, config(task_type="CAUSAL_LM", num_virtual_tokens=3))
-
-    assert_same_step(*step_gradients(make_trainer(soft(), make_rows())), expected_step(make_rows(), soft()))
 
 
 def test_a_model_can_pass_through_two_trainers(make_trainer):

@@ -318,6 +318,31 @@ def test_a_prepared_dataset_is_prepared_again_to_the_same(train):
     assert gold_of(again.train_dataset) == pytest.approx(gold_of(once), nan_ok=True)
 
 
+def packed(rows):
+    """Rows that were tokenised and packed without the trainer: two a packed row, without `score_labels`."""
+    ids = [TOKENIZER(row["prompt"] + row["completion"])["input_ids"] for row in rows]
+    pairs = list(zip(ids[::2], ids[1::2], strict=True))
+    return Dataset.from_list([{"input_ids": a + b, "labels": a + b, "seq_lengths": [len(a), len(b)]} for a, b in pairs])
+
+
+PACKED = (
+    "A row is packed (it has `seq_lengths`) without `score_labels`, so of its scores only the last could be found. "
+    "Give the rows as they were before packing, and let the trainer pack them: packing=True."
+)
+
+
+@pytest.mark.parametrize("kwargs", [{"padding_free": True}, {"packing": True, "max_length": 512}])
+def test_rows_that_were_packed_without_score_labels_are_refused(train, kwargs):
+    refused(train, packed(make_rows(8)), PACKED, **kwargs)
+
+
+def test_packed_rows_that_are_collated_unprepared_are_refused_too(train):
+    settings = {"packing": True, "max_length": 512, "max_steps": 1}
+    trainer = train(packed(make_rows(8)), dataset_kwargs={"skip_prepare_dataset": True}, **settings)
+    with pytest.raises(ValueError, match=f"^{re.escape(PACKED)}$"):
+        trainer.train()
+
+
 # Scores cut off by max_length
 
 

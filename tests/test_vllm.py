@@ -156,6 +156,14 @@ def test_a_rationale_that_never_closes_is_forced_alike(transformers, other):
     assert scores(found) == pytest.approx(scores(expected), abs=1e-3)
 
 
+def test_what_the_template_puts_before_an_answer_is_no_part_of_a_rationale(other, monkeypatch):
+    whole = other.score(RECORDS[0], **GREEDY).rationales[0]
+    monkeypatch.setattr(other.engine, "lead", whole.text[:5])
+    found = other.score(RECORDS[0], **GREEDY).rationales[0]
+    assert found.text == whole.text[5:] != ""
+    assert (found.label, found.num_tokens) == (whole.label, whole.num_tokens)
+
+
 def test_attacks_move_nothing(transformers, other):
     check_attacks(other, transformers.engine.model)
 
@@ -214,8 +222,8 @@ def test_an_adapter_runs_without_being_merged(adapter):
     rationales = [f"Clear {i}." for i in range(8)]
     theirs, mine = expected.rescore(RECORDS, rationales), found.rescore(RECORDS, rationales)
     assert scores(mine) == pytest.approx(scores(theirs), abs=1e-3)
-    expected.engine.model.disable_adapters()
-    assert scores(expected.rescore(RECORDS, rationales)) != pytest.approx(scores(theirs), abs=1e-2)
+    with expected.engine.model.disable_adapter():
+        assert scores(expected.rescore(RECORDS, rationales)) != pytest.approx(scores(theirs), abs=1e-2)
 
 
 def test_an_adapter_is_served_on_its_base_and_has_its_room(adapter, tmp_path):

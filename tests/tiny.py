@@ -87,6 +87,13 @@ def _tokenizer_json(family: str) -> str:
     return tokenizer.to_str()
 
 
+# As Qwen3's: a finished answer begins with an empty think block, which the generation prompt does not hold.
+THINKING = CHATML.replace(
+    "{{ message['content'] }}",
+    "{% if message['role'] == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{{ message['content'] }}",
+)
+
+
 def make_tokenizer(family: str = "qwen", **kwargs: Any) -> PreTrainedTokenizerFast:
     """A tokenizer of `family`, about 420 tokens, with a ChatML template."""
     chat = family in ("qwen", "newline")
@@ -180,12 +187,13 @@ def train_judge(
     model: Any = None,
     peft_config: Any = None,
     dataset: Any = None,
+    tokenizer: Any = None,
     **kwargs: Any,
 ) -> Any:
     """A trainer that has overfitted a tiny model on the eight rows, so that it ends its rationales with a score."""
     from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
 
-    tokenizer = make_tokenizer("qwen")
+    tokenizer = tokenizer or make_tokenizer("qwen")
     settings = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
     args = RegressionAwareSFTConfig(
         str(folder),

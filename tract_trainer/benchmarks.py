@@ -4,17 +4,15 @@ A scored record is a judging record with its gold `score`; a pair is a mapping a
 `rejected`. Nothing here needs torch.
 """
 
-import csv
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tract_trainer.errors import InputError
 from tract_trainer.pairwise import check_reward_bench, read_pairs, ready_prompt
-from tract_trainer.records import SCORE_COLUMNS, Record, gold_score, read_records
+from tract_trainer.reading import read_rows
+from tract_trainer.records import SCORE_COLUMNS, Record, gold_score
 
 PROMETHEUS_FILES = {
     "feedback_bench": "feedback_collection_test.json",
@@ -143,53 +141,6 @@ def _missing(names: set[str]) -> list[str]:
     fields = ["instruction", "response", "rubric"] if names & {"response", "rubric"} else ["instruction"]
     needed = ([] if names & {"prompt", "messages"} else fields) + ([] if names & set(SCORE_COLUMNS) else ["score"])
     return [name for name in needed if name not in names]
-
-
-def read_rows(source: str | Path, split: str = "train") -> list[dict[str, Any]]:
-    """Rows of a .json, .jsonl, .csv (all text) or .parquet file, a folder with such files, or a Hub data set."""
-    file = Path(source)
-    try:
-        if file.is_file() or file.suffix in (".json", ".jsonl", ".csv", ".parquet"):
-            rows = _file_rows(file)
-        else:
-            from datasets import load_dataset
-
-            rows = cast(Any, load_dataset(str(source), split=split)).to_list()
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, csv.Error) as error:  # also not UTF-8, not Parquet, no such split
-        kinds = "a .json, .jsonl, .csv or .parquet file, a folder with such files, or a Hub data set"
-        raise InputError(f"There is no data to read at {str(source)!r} ({error}). Give {kinds}.") from error
-    if not rows:
-        raise InputError(f"{source} holds no records.")
-    return rows
-
-
-def _file_rows(file: Path) -> list[dict[str, Any]]:
-    if file.suffix == ".parquet":
-        import pyarrow.parquet  # not at start-up, where --help waits for it
-
-        return pyarrow.parquet.read_table(file).to_pylist()
-    if file.suffix == ".csv":
-        return _csv_rows(file)
-    if file.suffix not in (".json", ".jsonl"):
-        raise InputError(f"{file} must be a .json, .jsonl, .csv or .parquet file, found {file.suffix!r}.")
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".json" and re.match(r"{.*}\s*\n{", text):  # public files that are JSON lines for all their name
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    return read_records(file)
-
-
-def _csv_rows(file: Path) -> list[dict[str, Any]]:
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text)
-        rows = list(reader)
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():  # DictReader's key of cells too many, and value of cells too few
-            raise InputError(
-                f"Row {number} of {file} must have {len(reader.fieldnames or ())} cells. Quote those that hold commas."
-            )
-    return rows
 
 
 def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:

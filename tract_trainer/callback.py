@@ -84,8 +84,9 @@ class JudgeCallback(TrainerCallback):
 
     def _judge(self) -> list[Judgment]:
         accelerator = self.trainer.accelerator
-        model: Any = accelerator.unwrap_model(self.trainer.model_wrapped)
-        tokenizer: Any = self.trainer.processing_class
+        # A compiled model would hide that it is an adapter, and be compiled again for every length.
+        model: Any = accelerator.unwrap_model(self.trainer.model_wrapped, keep_torch_compile=False)
+        tokenizer = self.trainer._tokenizer  # the processing class of a model with images is no tokenizer
         judge = Judge.from_model(model, tokenizer, self.trainer.judge_config, batch_size=self.batch_size)
         with accelerator.split_between_processes(list(range(len(self.records)))) as mine:
             numbered = list(zip(mine, judge.score([self.records[i] for i in mine], **self.settings), strict=True))

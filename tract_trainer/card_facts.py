@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
-from jinja2 import TemplateError
 from peft import PeftModel
 
 from tract_trainer.card import read_card
+from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.records import prompt_of
 from tract_trainer.stage2 import OWN_RATIONALES
@@ -118,7 +118,7 @@ def _example(config: JudgeConfig) -> tuple[dict[str, str], str]:
     """A record to ask with, and its prompt; a ready prompt where the template is none for such records."""
     try:
         return RECORD, str(prompt_of(RECORD, config.scale, config.score_prefix, config.prompt_template))
-    except (TemplateError, TypeError):
+    except (InputError, TypeError):
         prompt = f"{RECORD['instruction']}\n{RECORD['response']}\n{RECORD['rubric']}\n"
         return {"prompt": prompt}, prompt
 
@@ -181,8 +181,8 @@ def _hyperparameters(trainer: "JudgeSavingTrainer") -> dict[str, str]:
     }
     if isinstance(trainer.model, PeftModel):
         config: Any = trainer.model.active_peft_config
-        targets = config.target_modules
-        found["target modules"] = targets if isinstance(targets, str) else ", ".join(sorted(targets or []))
+        targets = getattr(config, "target_modules", None) or ()  # not every kind of adapter has them
+        found["target modules"] = targets if isinstance(targets, str) else ", ".join(sorted(targets)) or None
     return {name: _shown(value) for name, value in found.items() if value is not None}
 
 

@@ -11,6 +11,7 @@ from tract_trainer.errors import InputError
 from tract_trainer.hub import HubToken
 from tract_trainer.losses import SCORE_LOSSES
 from tract_trainer.scale import ScoreScale
+from tract_trainer.template import template_text
 
 DEFAULT_PREFIX = "So the overall score is "
 
@@ -48,8 +49,8 @@ class RegressionAwareSFTConfig(SFTConfig):
             What to do with rows whose score cannot be found or used: `"error"`, `"drop"` them, or `"keep"` them for
             the cross-entropy alone. They are counted and logged, but for a stream's, which are not known beforehand.
         prompt_template (`str`, *optional*):
-            Jinja template that [`Judge`] renders records with, saved in `judge_config.json`. If `None`, the built-in
-            one. Training reads the dataset's own prompts and does not use it.
+            Jinja template that [`Judge`] renders records with, or the file of one, saved in `judge_config.json`. If
+            `None`, the built-in one. Training reads the dataset's own prompts and does not use it.
     """
 
     score_labels: list[str] = field(
@@ -93,7 +94,8 @@ class RegressionAwareSFTConfig(SFTConfig):
         },
     )
     prompt_template: str | None = field(
-        default=None, metadata={"help": "Jinja template the judge renders records with. Defaults to the built-in one."}
+        default=None,
+        metadata={"help": "Jinja template the judge renders records with, or its file. Defaults to the built-in one."},
     )
 
     def __post_init__(self) -> None:
@@ -108,6 +110,10 @@ class RegressionAwareSFTConfig(SFTConfig):
         for name in ("score_loss_weight", "ce_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+        if not self.score_prefix:
+            raise InputError("score_prefix is empty. Give the text right before the score, e.g. 'Score: '.")
+        if self.prompt_template is not None:
+            self.prompt_template = template_text(self.prompt_template)
         if self.score_loss_weight == 0 and self.ce_loss_weight == 0:
             raise InputError("score_loss_weight and ce_loss_weight are both 0, so there is nothing to train on.")
         if self.score_loss_type == "wasserstein" and not self.renormalize_scores:

@@ -79,9 +79,9 @@ def generate_cot_dataset(
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Returns:
-        [`~datasets.Dataset`] with `prompt`, `completion` (of the prompt's form: text, or messages) and `score`, in the
-        order of the rows: a dataset that the trainer takes as it is. A fractional gold score keeps its value in `score`
-        and writes the nearest label.
+        [`~datasets.Dataset`] with `prompt`, `completion` and `score`, in the order of the rows: a dataset that the
+        trainer takes as it is. Prompt and completion are messages where the judge is conversational or the prompt was;
+        otherwise text. A fractional gold score keeps its value in `score` and writes the nearest label.
 
     Raises:
         ValueError: the dataset has no rows, prompts or scores; the settings differ from those of `output_dir`; or not
@@ -98,13 +98,18 @@ def generate_cot_dataset(
         )
     if len(dataset) == 0:
         raise InputError("The dataset has no rows, so there is nothing to write rationales for.")
+    if not isinstance(model, str | Path | Judge):
+        raise InputError(
+            f"Expected a folder, a Hub repository or a Judge as the model, found {type(model).__name__}. For a model "
+            "in memory, give Judge.from_model(model, tokenizer, config), where config is trainer.judge_config."
+        )
     sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
     judge = (
         model
         if isinstance(model, Judge)
         else Judge.from_pretrained(model, engine, batch_size=batch_size, model_kwargs=model_kwargs)
     )
-    work = _Work(judge, dataset, num_cots, sampling, seed, max_retries)
+    work = _Work(judge, dataset, num_cots, sampling, int(seed), max_retries)
     settings = work.settings()  # reads every row: one that cannot be used is refused now, not hours later
     folder = Path(output_dir)
     state = begin(folder / "settings.json", settings, folder / ".shards")

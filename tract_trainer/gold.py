@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tract_trainer.errors import InputError
+from tract_trainer.records import completion_text
 from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
 
 
@@ -29,6 +30,11 @@ def gold_scores(row: dict[str, Any], tokens: ScoreTokens) -> Gold:
     """
     if "score_labels" in row:
         return _given(row, tokens.scale)
+    if "seq_lengths" in row:
+        raise InputError(
+            "A row is packed (it has `seq_lengths`) without `score_labels`, so of its scores only the last could be "
+            "found. Give the rows as they were before packing, and let the trainer pack them: packing=True."
+        )
     found = tokens.find(row["input_ids"], row["labels"])
     if found is not None and not _in_last_turn(row, tokens):
         found = None
@@ -56,11 +62,7 @@ def _in_last_turn(row: dict[str, Any], tokens: ScoreTokens) -> bool:
     alone = "completion" in row and (isinstance(turns, str) or len(turns or ()) == 1)
     if not turns or (alone and row["labels"][0] == IGNORE_INDEX):
         return True  # one text, or one turn after a prompt that is not trained on
-    last = {"role": "assistant", "content": turns} if isinstance(turns, str) else turns[-1]
-    text = last["content"] if last["role"] == "assistant" else ""
-    if not isinstance(text, str):  # in parts, or none beside a tool call
-        text = "".join(part.get("text") or "" for part in text or ())
-    return tokens.find(tokens.tokenizer(text, add_special_tokens=False)["input_ids"]) is not None
+    return tokens.find(tokens.tokenizer(completion_text(row), add_special_tokens=False)["input_ids"]) is not None
 
 
 def _problem(row: dict[str, Any], found: FoundScore | None, scale: ScoreScale) -> str:

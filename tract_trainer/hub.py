@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.errors import InputError
-from tract_trainer.records import DEFAULT_TEMPLATE
 from tract_trainer.scale import ScoreScale
+from tract_trainer.template import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
     from tract_trainer.config import RegressionAwareSFTConfig

@@ -1,6 +1,6 @@
 """Turns records into judgments."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ class Judge:
             revision (`str`, *optional*): Hub revision.
             batch_size (`int`, *optional*): rationales generated together; by default 16, and 512 with vLLM.
             model_kwargs (`dict`, *optional*):
-                Arguments of `AutoModelForCausalLM.from_pretrained`, of `vllm.LLM`, or of
+                Arguments of the model's `from_pretrained` (an adapter's base model's), of `vllm.LLM`, or of
                 [`~tract_trainer.engines.server.ServerEngine.from_pretrained`].
 
         Raises:
@@ -106,11 +106,11 @@ class Judge:
     @overload
     def score(self, records: Record, num_cots: int = ..., **sampling: Any) -> Judgment: ...
     @overload
-    def score(self, records: "Sequence[Record] | Dataset", num_cots: int = ..., **sampling: Any) -> list[Judgment]: ...
+    def score(self, records: "Iterable[Record] | Dataset", num_cots: int = ..., **sampling: Any) -> list[Judgment]: ...
 
     def score(
         self,
-        records: "Record | Sequence[Record] | Dataset",
+        records: "Record | Iterable[Record] | Dataset",
         num_cots: int = 1,
         *,
         seed: int = 42,
@@ -122,7 +122,7 @@ class Judge:
         Judges one record or many.
 
         Args:
-            records (`Mapping`, `Sequence[Mapping]` or [`~datasets.Dataset`]):
+            records (`Mapping`, `Iterable[Mapping]` or [`~datasets.Dataset`]):
                 `instruction`, `response`, `rubric`, or a ready `prompt`.
             num_cots (`int`, *optional*, defaults to `1`): rationales per record, whose scores are averaged.
             seed (`int`, *optional*, defaults to `42`):
@@ -141,13 +141,13 @@ class Judge:
             return next(self.stream([records], num_cots, seed=seed, unfinished=unfinished, progress=False, **sampling))
         return list(self.stream(records, num_cots, seed=seed, unfinished=unfinished, progress=progress, **sampling))
 
-    def stream(self, records: "Sequence[Record] | Dataset", num_cots: int = 1, **settings: Any) -> Iterator[Judgment]:
+    def stream(self, records: "Iterable[Record] | Dataset", num_cots: int = 1, **settings: Any) -> Iterator[Judgment]:
         """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
         return in_order(self.as_finished(records, num_cots, **settings))
 
     def as_finished(
         self,
-        records: "Sequence[Record] | Dataset",
+        records: "Iterable[Record] | Dataset",
         num_cots: int = 1,
         *,
         seed: int = 42,
@@ -157,10 +157,11 @@ class Judge:
     ) -> Iterator[tuple[int, Judgment]]:
         """Like [`stream`], but each with its record's number, in the order in which they come from a server."""
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
+        asked: Any = records if isinstance(records, Sized) else list(records)
         size = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
         judged = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
-        shown = len(records) > size if progress is None else progress
-        return in_pieces(judged, records, size, self.engine.calls, "Judging", shown)
+        shown = len(asked) > size if progress is None else progress
+        return in_pieces(judged, asked, size, self.engine.calls, "Judging", shown)
 
     def _judged(
         self, records: Sequence[Record], num_cots: int, seed: int, sampling: Sampling, force: bool

@@ -54,7 +54,14 @@ def judgment(
     The judgment that the rationales of one record make together, written after a prompt of `prompt_length` tokens by a
     model that reads `max_length`.
     """
-    finished = [rationale for rationale in rationales if rationale.log_probs is not None]
+    read = [rationale for rationale in rationales if rationale.log_probs is not None]
+    finished = [rationale for rationale in read if not any(map(math.isnan, rationale.log_probs or ()))]
+    if read and not finished:
+        reason = (
+            f"The model gives no numbers (NaN) for the labels of {len(read)} of {len(rationales)} rationales. Its "
+            "logits may overflow in float16: load it in bfloat16 or float32."
+        )
+        return unscored(reason, config, rationales)
     if not finished:
         room = math.inf if max_length is None else max_length - prompt_length
         limit = f"max_new_tokens={max_new_tokens}"

@@ -6,13 +6,19 @@ from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
+from peft import PeftConfig, PeftModel
 
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.errors import InputError
 
 
-def refuse_settings(args: RegressionAwareSFTConfig, compute_loss_func: Callable[..., Any] | None) -> None:
-    """Raises `InputError` for settings under which the score term would be missing or wrong."""
+def refuse_settings(
+    args: RegressionAwareSFTConfig,
+    compute_loss_func: Callable[..., Any] | None,
+    model: Any,
+    peft_config: PeftConfig | None,
+) -> None:
+    """Raises `InputError` for settings under which the score term would be missing or wrong, or no judge come of it."""
     if args.eval_packing and not args.packing:
         raise InputError(
             "eval_packing=True with packing=False packs evaluation rows for a collator that does not keep packed rows "
@@ -34,6 +40,13 @@ def refuse_settings(args: RegressionAwareSFTConfig, compute_loss_func: Callable[
         raise InputError(
             "compute_loss_func takes the loss from a second forward, without the score term. "
             "Leave it out and override RegressionAwareSFTTrainer.compute_loss instead."
+        )
+    adapter = model.active_peft_config if isinstance(model, PeftModel) else peft_config
+    if adapter is not None and adapter.is_prompt_learning:
+        raise InputError(
+            f"Expected LoRA or another adapter in the model's layers, found {type(adapter).__name__}, which learns "
+            "virtual tokens before each row: a judge with them cannot be saved and loaded, nor asked in batches. "
+            "Use e.g. LoraConfig."
         )
 
 

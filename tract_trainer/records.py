@@ -5,91 +5,24 @@ A record is a mapping with `instruction`, `response`, `rubric` and optionally `r
 `gpt4_feedback` are the annotations.
 """
 
-import functools
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.controls import neutral
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
+from tract_trainer.template import DEFAULT_TEMPLATE, rendered
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
 Record = Mapping[str, Any]
 Prompt = str | list[dict[str, str]]
 
-DEFAULT_TEMPLATE = """\
-You are judging a response to an instruction. Go by the rubric alone.
-
-### Instruction
-{{ instruction }}
-
-### Response to judge
-{{ response }}
-{% if reference %}
-### Reference response
-{{ reference }}
-{% endif %}
-
-### Rubric
-{% if rubric is mapping -%}
-{% for key, text in rubric.items() if text is not none -%}
-{{ key }}: {{ text }}
-{% endfor %}
-{%- else -%}
-{{ rubric }}
-{% endif %}
-
-Write a short rationale that weighs the response against the rubric. Then end with "{{ prefix }}" and one of \
-{{ labels | join(", ") }}.
-"""
-
 SCORE_COLUMNS = ("score", "gpt4_score", "orig_score")
 RATIONALE_COLUMNS = ("rationale", "gpt4_feedback", "orig_feedback")
-
-
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """
-    Reads records from a `.json` file (a list) or a `.jsonl` file (one a line).
-
-    Raises:
-        ValueError: the file holds something else, or nothing.
-    """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path} is not valid {path.suffix}: {error}. Give a .json list or a .jsonl file, one record a line."
-        ) from error
-    if not isinstance(records, list):
-        raise InputError(f"{path} must hold a list of records, found {type(records).__name__}.")
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise InputError(f"Record {number} of {path} must be an object, found {record!r:.80}.")
-    if not records:
-        raise InputError(f"{path} holds no records.")
-    return records
-
-
-def read_record(path: str | Path) -> dict[str, Any]:
-    """Reads one record from a JSON file."""
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path} must hold one record, found {type(record).__name__}. Give a list with --input.")
-    return record
+LABEL_WORDS = 4  # "4 out of 5."
 
 
 def prompt_of(
@@ -117,9 +50,9 @@ def prompt_of(
                 "A record has a `response` and a `prompt`, which is asked as it is. Name the instruction that was "
                 "responded to `instruction`; where the prompt is the judge's whole prompt, leave out `response`."
             )
-        return record["prompt"]  # type: ignore[no-any-return]
+        return _checked(record["prompt"])
     if record.get("messages"):
-        return unanswered(record["messages"])
+        return unanswered(_checked(record["messages"]))
     for name in ("instruction", "response"):
         if isinstance(record.get(name), list | dict):
             found = type(record[name]).__name__
@@ -127,28 +60,40 @@ def prompt_of(
     if controls is not None:
         record = neutral(record, controls)
     if record.get("response") is not None and record.get("instruction") and record.get("rubric"):
-        return _compiled(template).render(
-            {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
-        )
+        fields = {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
+        return rendered(template, fields)
     if record.get("instruction") and record.get("response") is None and record.get("rubric") is None:
         return str(record["instruction"]).removesuffix('",')  # the public files have a stray `",` at some ends
     raise InputError(
-        f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {sorted(record)}."
+        "A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found "
+        f"{sorted(name if value else f'{name} (empty)' for name, value in record.items())}."
     )
+
+
+def _checked(prompt: Any) -> Any:
+    """A ready prompt, if it is text or messages."""
+    turns = prompt if isinstance(prompt, list) else []
+    messages = bool(turns) and all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
+    if isinstance(prompt, str) or (messages and any(turn["role"] != "assistant" for turn in turns)):
+        return prompt
+    raise InputError(
+        f"A ready prompt must be text, or messages with `role` and `content` that ask for something; found "
+        f"{prompt!r:.80}."
+    )
+
+
+def check_prompts(records: Iterable[Record], prompt: Callable[[Record], Any]) -> None:
+    """Raises an InputError, with its number, for the first record that `prompt` can make no prompt of."""
+    for number, record in enumerate(records):
+        try:
+            prompt(record)
+        except InputError as error:
+            raise InputError(f"Record {number}: {error}") from error
 
 
 def unanswered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """`messages` without the assistant's last turn: the prompt of a conversation that ends with the judgment."""
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> "Template":
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(
-        template
-    )
 
 
 def gold_score(record: Record) -> float | None:
@@ -168,19 +113,23 @@ def annotated_rationales(row: Record, prefix: str) -> list[str]:
     default: Any = completion_text(row) or []
     found = next((row[name] for name in RATIONALE_COLUMNS if row.get(name) is not None), default)
     texts = [str(text) for text in (found if isinstance(found, list) else [found]) if text is not None]
-    return [_before(prefix, text.split("[RESULT]")[0]).strip() for text in texts]
+    return [_unclosed(prefix, _unclosed("[RESULT]", text)).strip() for text in texts]
 
 
 def completion_text(row: Record) -> str:
     """A row's `completion`, or what the assistant says last in it or in the `messages`; nothing where there is none."""
     found = row.get("completion") or row.get("messages") or ""
     last = found[-1] if isinstance(found, list) else {"role": "assistant", "content": found}
-    is_text = isinstance(last, Mapping) and last.get("role") == "assistant" and isinstance(last.get("content"), str)
-    return last["content"] if is_text else ""
+    said = last.get("content") if isinstance(last, Mapping) and last.get("role") == "assistant" else None
+    # In parts, or none beside a tool call.
+    return said if isinstance(said, str) else "".join(part.get("text") or "" for part in said or ())
 
 
-def _before(prefix: str, text: str) -> str:
-    return text.rpartition(prefix)[0] if prefix in text else text
+def _unclosed(prefix: str, text: str) -> str:
+    """`text` without the prefix and the few words behind it, if it ends so; one that goes on mentions it only."""
+    before, _, label = text.rpartition(prefix)
+    goes_on = len(label.split()) > LABEL_WORDS or re.search(r"[.!?\n]\s*[^\W\d]", label.strip())
+    return before if prefix in text and not goes_on else text
 
 
 def close(rationale: str, prefix: str, label: str) -> str:
@@ -233,6 +182,8 @@ def prompt_ids(
     """Tokens of a prompt, tokenised as TRL tokenises it for training."""
     if not conversational and isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise InputError("A prompt of messages needs a chat template, and the judge's tokenizer has none. Give text.")
     encoded: Any = tokenizer.apply_chat_template(
         as_messages(prompt), tokenize=True, add_generation_prompt=True, return_dict=True, **template_kwargs
     )

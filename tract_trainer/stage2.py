@@ -14,7 +14,7 @@ from datasets import Dataset, Features, List, Value
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.metrics import agreement
-from tract_trainer.records import Prompt, close
+from tract_trainer.records import Prompt, as_messages, close
 from tract_trainer.report import save_results
 from tract_trainer.seeds import digest
 from tract_trainer.shards import Shards
@@ -80,10 +80,11 @@ def stage2_features(given: Features, prompt: str, config: JudgeConfig) -> Featur
     those of that dataset where it has one: the rows at hand may leave empty what a later one fills.
     """
     text = Value("string")
+    messages = List({"role": text, "content": text})
     is_text = isinstance(given[prompt], Value)
     features = {
-        "prompt": given[prompt],
-        "completion": text if is_text else List({"role": text, "content": text}),
+        "prompt": messages if is_text and config.conversational else given[prompt],
+        "completion": text if is_text and not config.conversational else messages,
         "score": Value("float64"),
     }
     if "tools" in given:
@@ -239,9 +240,10 @@ class _Writer:
 
 def _example(request: Request, rationale: str, config: JudgeConfig) -> dict[str, Any]:
     completion = close(rationale, config.score_prefix, config.scale.nearest_label(request.score))
+    prompt = as_messages(request.prompt) if config.conversational else request.prompt
     return {
-        "prompt": request.prompt,
-        "completion": completion if isinstance(request.prompt, str) else [{"role": "assistant", "content": completion}],
+        "prompt": prompt,
+        "completion": completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}],
         "score": request.score,
         **request.rendered,
     }

@@ -96,7 +96,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
             args = RegressionAwareSFTConfig(f"{name.split('/')[-1]}-judge")
         elif not isinstance(args, RegressionAwareSFTConfig):
             args = RegressionAwareSFTConfig.from_training_arguments(args)
-        refuse_settings(args, compute_loss_func)
+        refuse_settings(args, compute_loss_func, model, peft_config)
         self._sample = {}
         if isinstance(train_dataset, Dataset | IterableDataset):  # TRL refuses anything else
             train_dataset = unformatted(train_dataset)

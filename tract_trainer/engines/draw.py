@@ -10,20 +10,34 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from tract_trainer.errors import InputError
+
 FIRST_SORTED = 512  # tokens: holds the nucleus of a trained model at nearly every step
+
+
+def scale_log_probs(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Log-probabilities of the tokens `ids`, `(B, K)`, from `(B, V)`; an InputError where the logits are none."""
+    logits = logits.float()
+    total = logits.logsumexp(-1, keepdim=True)  # (B, 1)
+    if not total.isfinite().all():
+        raise InputError(
+            "The model's logits are not finite (NaN or infinite), so there is nothing to draw or score. Either it "
+            "diverged in training: look for NaN in its losses and train with a lower learning rate. Or it overflows in "
+            'float16: load it in another type, e.g. model_kwargs={"dtype": "bfloat16"} or "float32".'
+        )
+    return logits[:, list(ids)] - total
 
 
 class ScoreRecorder(LogitsProcessor):
     """Keeps the log-probabilities of the scale at every step: `K` numbers a row, before anything has changed them."""
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = list(ids)
+        self.ids = ids
         self.steps: list[Tensor] = []  # S times (B, K)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.float()
-        self.steps.append(scores[:, self.ids] - scores.logsumexp(-1, keepdim=True))
-        return scores
+        self.steps.append(scale_log_probs(scores, self.ids))
+        return scores.float()
 
 
 class SeededDraw(LogitsProcessor):
@@ -46,11 +60,12 @@ class SeededDraw(LogitsProcessor):
         self.width, self.temperature, self.top_p = width, temperature, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.uniforms = self.uniforms.to(scores.device)
+        known = scores.cpu() if scores.device.type == "mps" else scores  # Apple's GPUs have no float64
+        self.uniforms = self.uniforms.to(known.device)
         at = self.uniforms[:, input_ids.size(1) - self.width, None]  # (B, 1)
-        tokens, cumulative = self._nucleus(scores.float() / self.temperature)  # (B, N) each
+        tokens, cumulative = self._nucleus(known.float() / self.temperature)  # (B, N) each
         drawn = (cumulative <= at * cumulative[:, -1:]).sum(-1, keepdim=True)  # (B, 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, drawn), 0)
+        return torch.full_like(known, -torch.inf).scatter(1, tokens.gather(1, drawn), 0).to(scores)
 
     def _nucleus(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens, the likeliest first, and their cumulative probability, which stays as it is past the nucleus."""

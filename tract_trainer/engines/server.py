@@ -19,7 +19,7 @@ import openai
 
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.engines.saved import SavedJudge
-from tract_trainer.engines.written import read_written, stop_ids
+from tract_trainer.engines.written import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -71,7 +71,7 @@ class ServerEngine:
         self.max_retries, self.turns = max_retries, count()
         self.aside: dict[openai.OpenAI, float] = {}  # until when, of those that did not answer last
         self.pool = ThreadPoolExecutor(concurrency)
-        self.stop_ids = stop_ids(saved.generation_config, tokens, config)
+        self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
         served, base = self._served(model)
         self.model: str = served.id
         self.root = getattr(served, "root", None)
@@ -132,7 +132,7 @@ class ServerEngine:
                 seed=seed,
                 repetition_penalty=sampling.repetition_penalty,
             )
-            return read_written(self.tokens, prompt, written, self.stop_ids, log_probs.__getitem__)
+            return read_written(self.tokens, prompt, written, self.stop_ids, log_probs.__getitem__, self.lead)
 
         return list(self.pool.map(write, prompts, seeds))
 
@@ -145,7 +145,10 @@ class ServerEngine:
 
     def _served(self, model: str | None) -> tuple[Any, Any]:
         """What the server says of the model, and of the base that it is an adapter of, if it is one."""
-        served = {entry.id: entry for entry in self._ask(lambda client: client.models.list()).data}
+        listed = getattr(self._ask(lambda client: client.models.list()), "data", None)
+        if not listed:
+            raise InputError(f"{self._urls} names no model that it serves. Does base_url end in /v1, as of vllm serve?")
+        served = {entry.id: entry for entry in listed}
         names = list(served)
         if model is None and len(names) > 1:
             like_ours = [name for name in names if bool(self._parent(served[name])) == bool(self.saved.base)]
@@ -194,7 +197,7 @@ class ServerEngine:
             given = reply.choices[0].logprobs
             names = [f"{ID}{token}" for token in self.tokens.ids]
             written = [int(token.removeprefix(ID)) for token in given.tokens]
-            return written, [tuple(place[name] for name in names) for place in given.top_logprobs]
+            return written, [tuple(float(given.top_logprobs[i][name]) for name in names) for i in range(len(written))]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self._urls} does not return the log-probabilities of the scale {list(self.tokens.scale.labels)}. It "

@@ -17,7 +17,6 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
@@ -27,9 +26,9 @@ from transformers import (
 
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.engines.cache import shared_cache
-from tract_trainer.engines.draw import ScoreRecorder, SeededDraw
-from tract_trainer.engines.saved import SavedJudge
-from tract_trainer.engines.written import read_written, stop_ids
+from tract_trainer.engines.draw import ScoreRecorder, SeededDraw, scale_log_probs
+from tract_trainer.engines.loading import load_judge_model
+from tract_trainer.engines.written import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.parallel import process_state
@@ -61,7 +60,7 @@ class TransformersEngine:
         self.batch_size = 16 if batch_size is None else batch_size
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-        self.stop_ids = stop_ids(model.generation_config, tokens, config)
+        self.stop_ids, self.lead = stop_ids(model.generation_config, tokens, config), lead(tokens, config)
         self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     @classmethod
@@ -75,12 +74,9 @@ class TransformersEngine:
         batch_size: int | None = None,
         **model_kwargs: Any,
     ) -> "TransformersEngine":
-        """Loads the model with `AutoModelForCausalLM.from_pretrained(..., **model_kwargs)`."""
-        if revision is not None and SavedJudge.find(name_or_path, revision, weights=False).base is not None:
-            # Transformers would ask for that revision of the base model, too.
-            name_or_path, revision = SavedJudge.find(name_or_path, revision).folder, None
+        """Loads the model, or an adapter's base model, with its class's `from_pretrained(..., **model_kwargs)`."""
         kwargs = {"dtype": "auto", **model_kwargs}
-        model: Any = AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **kwargs)
+        model = load_judge_model(name_or_path, revision, **kwargs)
         if "device_map" not in kwargs and "quantization_config" not in kwargs:
             model.to(process_state().device)  # under `accelerate launch`, the process's own
         return cls(model, tokens, config, batch_size)
@@ -151,6 +147,9 @@ class TransformersEngine:
             max_new_tokens=steps, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.stop_ids[0]
         )
         input_ids, attention_mask = self._left_padded(prompts)
+        for state in map(vars, self.model.modules()):
+            if "rope_deltas" in state:  # Qwen's models with images keep those of an earlier batch, of its size
+                state["rope_deltas"] = None
         with _generating(self.model, config):
             model: Any = self.model
             sequences = model.generate(
@@ -161,7 +160,7 @@ class TransformersEngine:
             )
         log_probs = torch.stack(recorder.steps, dim=1).tolist()  # (B, S, K)
         return [
-            read_written(self.tokens, prompt, written, self.stop_ids, steps.__getitem__)
+            read_written(self.tokens, prompt, written, self.stop_ids, steps.__getitem__, self.lead)
             for prompt, written, steps in zip(prompts, sequences[:, width:].tolist(), log_probs, strict=True)
         ]
 
@@ -181,8 +180,7 @@ class TransformersEngine:
     def _score_batch(self, rows: list[list[int]]) -> list[tuple[float, ...]]:
         with _evaluating(self.model):
             logits = self._forward(*self._left_padded(rows)).logits[:, -1]  # (B, V)
-        log_probs = logits.float().log_softmax(-1)[:, list(self.tokens.ids)]  # (B, K)
-        return list(map(tuple, log_probs.tolist()))
+        return list(map(tuple, scale_log_probs(logits, self.tokens.ids).tolist()))
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
         position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)

@@ -14,7 +14,7 @@ from vllm.lora.request import LoRARequest
 
 from tract_trainer.engines import Rationale, Sampling
 from tract_trainer.engines.saved import SavedJudge
-from tract_trainer.engines.written import read_written, stop_ids
+from tract_trainer.engines.written import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -43,7 +43,7 @@ class VLLMEngine:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}.")
         self.max_length = int(llm.llm_engine.model_config.max_model_len)
-        self.stop_ids = stop_ids(saved.generation_config, tokens, config)
+        self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
         self.adapter = None if saved.base is None else LoRARequest("judge", 1, str(saved.folder))
 
     @classmethod
@@ -94,7 +94,7 @@ class VLLMEngine:
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
         return [
-            read_written(self.tokens, prompt, output.token_ids, self.stop_ids, self._reader(output.logprobs))
+            read_written(self.tokens, prompt, output.token_ids, self.stop_ids, self._reader(output.logprobs), self.lead)
             for prompt, output in zip(prompts, self._run(prompts, settings), strict=True)
         ]
 
