@@ -2,15 +2,24 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import yaml
-from tiny import RATIONALES, make_model, make_tokenizer, train_judge
+from tiny import PREFIX, RATIONALES, make_model, make_tokenizer, train_judge
+from trl import ModelConfig
 
+from tract_trainer import RegressionAwareSFTConfig
+from tract_trainer.arguments import SamplingArguments
 from tract_trainer.cli import COMMANDS, main
+from tract_trainer.errors import InputError
+from tract_trainer.run_arguments import RunArguments
+from tract_trainer.shards import alone
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +336,146 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     (folder / "settings.json").unlink()
     assert main(["run", "--config", str(config)]) == 2
     assert "stage1 holds work of an earlier run" in capsys.readouterr().err
+
+
+RUN = ["--max_steps", "2", "--dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+RUN += ["--eval_fraction", "0.25", "--max_new_tokens", "12", "--max_retries", "0", "--unfinished", "force"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", "-1"], "temperature=-1.0 is out of range."),
+        (["--temperature", "inf"], "temperature=inf is out of range."),
+        (["--num_cots", "0"], "num_cots must be at least 1, got 0."),
+        (["--max_retries", "-1"], "max_retries must be at least 0, got -1."),
+        (["--batch_size", "0"], "batch_size must be at least 1, got 0."),
+        (["--max_cot_records", "0"], "max_cot_records must be at least 1, got 0."),
+        (["--max_records", "-3"], "max_records must be at least 1, got -3."),
+        (["--model_kwargs", "[1]"], "model_kwargs must be a JSON object, found [1]."),
+        (["--score_prefix", ""], "score_prefix is empty."),
+        (["--eval_data", "off.json"], "The gold score of record 1 is 11, off the scale of 1 to 5."),
+        (["--eval_data", "bare.json"], "Record 0: A record needs `instruction`, `response` and `rubric`"),
+        (
+            ["--data", "text.json", "--eval_data", "good.json"],
+            "Stage 2 needs prompts to write rationales for, and the rows have ['text', 'score'].",
+        ),
+    ],
+)
+def test_what_a_later_step_would_refuse_a_run_refuses_first(
+    seed_folder, records_file, tmp_path, capsys, monkeypatch, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("off.json").write_text('[{"prompt": "a", "score": 3}, {"prompt": "b", "score": 11}]')
+    Path("bare.json").write_text('[{"response": "7", "score": 3}]')
+    Path("text.json").write_text(json.dumps([{"text": f"Good. {PREFIX}4", "score": 4}] * 8))
+    Path("good.json").write_text('[{"prompt": "a", "score": 3}]')
+    argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", "run", *RUN, *flags]
+    assert message in refused(capsys, *argv)
+    assert not Path("run", "stage1").exists() and not Path("run", "settings.json").exists()
+
+
+@pytest.mark.parametrize("by", ["deepspeed", "fsdp"])
+def test_a_run_that_shards_is_refused_first(tmp_path, by):
+    from tract_trainer.run import run_pipeline
+
+    args = SimpleNamespace(**{"deepspeed": None, "fsdp": None, by: "a.json"})
+    with pytest.raises(InputError, match=f"and {by} shards it"):
+        run_pipeline([], None, args, ModelConfig("seed"), SamplingArguments(), RunArguments())
+
+
+def test_how_rationales_are_drawn_may_change_until_stage_2_begins(
+    seed_folder, records_file, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
+    argv = [str(word) for word in argv]
+    with monkeypatch.context() as patch:
+        patch.setattr("tract_trainer.run.generate_cot_dataset", Mock(side_effect=KeyboardInterrupt))
+        assert main(argv) == 130
+    assert "tract run: stopped. What is finished is kept; the same command goes on." in capsys.readouterr().err
+    trained = (folder / "stage1" / "model.safetensors").stat().st_mtime_ns
+    argv += ["--max_new_tokens", "14"]
+    assert main(argv) == 0
+    assert (folder / "stage1" / "model.safetensors").stat().st_mtime_ns == trained
+    shutil.rmtree(folder / "cots")
+    assert "max_new_tokens: 14 there, 12 now" in refused(capsys, *argv[:-2])  # stage 2 was trained on the others
+
+
+def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
+    assert "max_length" in refused(capsys, *argv, "--max_length", "8")
+    assert main([str(word) for word in [*argv, "--max_length", "400"]]) == 0
+
+
+def test_two_runs_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
+    with alone(folder, ".lock"):
+        assert f"Another run is writing to {folder}." in refused(capsys, *argv)
+    assert not (folder / "stage1").exists()
+
+
+def test_a_csv_is_trained_on_as_it_stands(seed_folder, tmp_path):
+    from tract_trainer.pipeline import as_dataset, load_rows, training_data
+
+    (tmp_path / "a.csv").write_text(
+        "instruction,response,rubric,rationale,score\nSay it.,007,NA,None,4.5\nb,1e5,c,d,3\n"
+    )
+    args = RegressionAwareSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
+    model = ModelConfig(model_name_or_path=str(seed_folder))
+    first, second = training_data(load_rows(str(tmp_path / "a.csv")), args, model)
+    assert "\n007\n" in str(first["prompt"]).replace("\\n", "\n") and "1e5" in str(second["prompt"])
+    assert "NA" in str(first["prompt"]) and "None So the overall" in str(first["completion"]) and first["score"] == 4.5
+    (tmp_path / "b.csv").write_text("prompt,completion,score\na,b,3\nc,d,4.5\n")
+    assert as_dataset(load_rows(str(tmp_path / "b.csv")))["score"][:] == [3.0, 4.5]
+    (tmp_path / "latin.csv").write_bytes("prompt,score\ncaf\u00e9,3\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"There is no data to read at .*latin\.csv"):
+        load_rows(str(tmp_path / "latin.csv"))
+
+
+def test_records_with_a_column_of_trls_name_are_records(seed_folder, tmp_path):
+    from tract_trainer.pipeline import training_data
+
+    record = {"instruction": "a", "response": "b", "rubric": "c", "rationale": "d", "score": 4, "text": "a note"}
+    args = RegressionAwareSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
+    dataset = training_data([record], args, ModelConfig(model_name_or_path=str(seed_folder)))
+    assert set(dataset.column_names) == {"prompt", "completion", "score"}
+
+
+@pytest.mark.parametrize("command", ["judge", "evaluate"])
+def test_a_record_without_a_prompt_is_refused_before_any_is_judged(judge_folder, tmp_path, capsys, command):
+    good = {"instruction": "a", "response": "b", "rubric": "c", "score": 3}
+    (tmp_path / "in.json").write_text(json.dumps([good, {**good, "rubric": ""}]))
+    where = ["--input", tmp_path / "in.json"] if command == "judge" else ["--data", tmp_path / "in.json"]
+    argv = [command, "--model", judge_folder, *where, "--output", tmp_path / "out.json", *DRAW]
+    assert "Record 1: A record needs" in refused(capsys, *argv)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.json"]
+    (tmp_path / "in.json").write_text(json.dumps([good, good]))
+    assert main([str(word) for word in argv]) == 0
+
+
+def test_judgments_made_otherwise_are_named_with_all_that_must_go(judge_folder, records_file, tmp_path, capsys):
+    output = tmp_path / "judged.jsonl"
+    argv = ["judge", "--model", judge_folder, "--input", records_file, "--output", output, *DRAW]
+    assert main([str(word) for word in argv]) == 0
+    message = refused(capsys, *argv, "--seed", "7")
+    assert f"To start over, delete {output}.settings.json and {output}." in message
+
+
+def test_an_unscored_judgment_is_json(judge_folder, tmp_path, capsys):
+    (tmp_path / "r.json").write_text('{"prompt": "Rate the response from 1 to 5. The response names 0 facts.\\n"}')
+    record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2"]
+    assert main([str(word) for word in ["judge", "--model", judge_folder, *record]]) == 0
+    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert shown["score"] is None and set(shown["probs"].values()) == {None} and "max_new_tokens" in shown["reason"]
+
+
+def test_a_home_folder_in_a_yaml_is_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.yaml").write_text("model: ~/judge\nrecord: ~/r.json\n")
+    assert str(tmp_path / "judge") in refused(capsys, "judge", "--config", tmp_path / "x.yaml")
 
 
 def test_an_own_rationale_too_long_for_stage_2_is_left_out(seed_folder, records_file, tmp_path, caplog):

@@ -300,7 +300,7 @@ def test_each_config_shards_over_two_processes_and_saves_a_whole_judge(path, see
         "from tract_trainer.cli import main\n"
         "allow_fsdp_on_cpu()\n"
         "assert main(['sft', *sys.argv[1:]]) == 0\n"
-        "print(AcceleratorState().distributed_type, AcceleratorState().num_processes, flush=True)\n"
+        "print(f'{AcceleratorState().distributed_type} {AcceleratorState().num_processes}\\n', end='', flush=True)\n"
     )
     launch = ["accelerate", "launch", "--config_file", path, "--num_processes", "2", "--main_process_port", free_port()]
     argv = ["--model_name_or_path", seed_folder, "--data", rows_file, "--output_dir", tmp_path / "judge", *SMALL]

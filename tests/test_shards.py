@@ -55,3 +55,23 @@ def test_work_without_its_settings_is_nobodys(tmp_path):
     with pytest.raises(InputError, match=r"\.shards holds work of an earlier run, and .*settings\.json, which"):
         check_settings(settings, {"judge": "b"}, work)
     assert not settings.exists()
+
+
+def test_settings_that_nothing_was_made_with_give_way(tmp_path):
+    settings, work = tmp_path / "settings.json", tmp_path / "work"
+    check_settings(settings, {"judge": "a"}, work)
+    check_settings(settings, {"judge": "b"}, work)
+    work.mkdir()
+    with pytest.raises(InputError, match="judge: 'b' there, 'c' now"):
+        check_settings(settings, {"judge": "c"}, work)
+    check_settings(tmp_path / "other.json", {"judge": "a"})  # where the work lies, it does not say
+    with pytest.raises(InputError, match="judge: 'a' there, 'b' now"):
+        check_settings(tmp_path / "other.json", {"judge": "b"})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_damaged_settings_are_named(tmp_path, text):
+    settings = tmp_path / "settings.json"
+    settings.write_text(text)
+    with pytest.raises(InputError, match=r"settings\.json, which tells how the work beside it was made, is damaged"):
+        check_settings(settings, {"judge": "a"}, tmp_path)

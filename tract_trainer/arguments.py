@@ -6,8 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tract_trainer.benchmarks import BENCHMARKS
-from tract_trainer.engines import ENGINES
+from tract_trainer.engines import ENGINES, Sampling
 from tract_trainer.methods import METHODS
+
+
+def check_counts(arguments: Any, *names: str) -> None:
+    """Raises a ValueError for a number below 1."""
+    for name in names:
+        count = getattr(arguments, name)
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
 
 
 @dataclass
@@ -26,6 +34,9 @@ class DataArguments:
     )
     split: str = field(default="train", metadata={"help": "Split of a folder or Hub data set."})
     max_records: int | None = field(default=None, metadata={"help": "Use the first so many records only."})
+
+    def __post_init__(self) -> None:
+        check_counts(self, "max_records")
 
 
 @dataclass
@@ -51,6 +62,10 @@ class SamplingArguments:
     batch_size: int | None = field(
         default=None, metadata={"help": "Rationales generated together; 16 by default, and 512 with vLLM."}
     )
+
+    def __post_init__(self) -> None:
+        check_counts(self, "batch_size")
+        Sampling(**self.sampling)  # refuses what is out of range before anything is loaded
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -82,6 +97,8 @@ class EngineArguments:
                 raise ValueError(
                     f"model_kwargs must be JSON, e.g. {example!r}, found {self.model_kwargs!r}."
                 ) from error
+        if not isinstance(self.model_kwargs, dict | None):
+            raise ValueError(f"model_kwargs must be a JSON object, found {self.model_kwargs!r}.")
 
     @property
     def engine_settings(self) -> dict[str, Any]:
@@ -198,33 +215,6 @@ class CompareArguments:
 
     method: str = field(default="RAIL", metadata={"help": "How scores are read.", "choices": list(METHODS)})
     output: str = field(default="comparison", metadata={"help": "Folder of the table and the picture."})
-
-
-@dataclass
-class RunArguments(CotArguments, EngineArguments):
-    """What `tract run` adds to the arguments of training and of drawing rationales."""
-
-    _argument_group_name = "run"
-
-    engine: str = field(
-        default="transformers",
-        metadata={"help": "What writes the rationales and the judgments, in this process: transformers or vllm."},
-    )
-    eval_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the records that is held out, where there is no `eval_data`."}
-    )
-    max_cot_records: int | None = field(
-        default=None, metadata={"help": "Write own rationales for the first so many training rows only."}
-    )
-    max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on the first so many records."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.engine not in ("transformers", "vllm"):
-            raise ValueError(
-                f"tract run loads each stage's judge itself: use engine transformers or vllm, not {self.engine!r}. To "
-                "write the rationales with servers, run tract sft, tract generate and tract sft again."
-            )
 
 
 @dataclass

@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"tract {command}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"tract {command}: stopped. What is finished is kept; the same command goes on.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,13 +23,15 @@ from tract_trainer.arguments import (
     JudgeArguments,
     RecordArguments,
     ReportArguments,
-    RunArguments,
     SamplingArguments,
     TrainingDataArguments,
 )
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.errors import InputError
 from tract_trainer.results import commit_of, records_by_name, result_paths, show
+from tract_trainer.run_arguments import RunArguments
+
+PLACES = ("data", "eval_data", "model", "model_name_or_path", "path", "record", "input", "output", "output_dir")
 
 
 def parse(command: str, description: str, argv: Sequence[str], *kinds: Any) -> tuple[Any, ...]:
@@ -46,6 +49,9 @@ def parse(command: str, description: str, argv: Sequence[str], *kinds: Any) -> t
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InputError(f"{unknown[0]!r} is not a setting of tract {command}.{hint} --help lists them.")
     _check_choices(arguments)
+    for group, name in itertools.product(arguments, PLACES):
+        if isinstance(given := getattr(group, name, None), str):  # the shell expands what YAML leaves as it is
+            setattr(group, name, os.path.expanduser(given))
     return tuple(arguments)
 
 
@@ -143,7 +149,7 @@ def generate(argv: Sequence[str]) -> None:
 def judge(argv: Sequence[str]) -> None:
     args, draw = parse("judge", "Judges one record, or a file of them.", argv, RecordArguments, SamplingArguments)
     from tract_trainer import pipeline
-    from tract_trainer.records import read_record, read_records
+    from tract_trainer.reading import read_record, read_records
 
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
@@ -151,8 +157,10 @@ def judge(argv: Sequence[str]) -> None:
     if args.record is not None:
         record = read_record(args.record)
         judgment = loaded.score(record, draw.num_cots, seed=args.seed, unfinished=args.unfinished, **draw.sampling)
-        probs = dict(zip(loaded.config.score_labels, (round(p, 4) for p in judgment.probs), strict=True))
-        print(json.dumps({**pipeline.as_json(judgment), "probs": probs}, indent=2, ensure_ascii=False))
+        shown = pipeline.as_json(judgment)
+        probs = [p if p is None else round(p, 4) for p in shown["probs"]]
+        shown["probs"] = dict(zip(loaded.config.score_labels, probs, strict=True))
+        print(json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False))
         return
     pipeline.judge_file(
         loaded,

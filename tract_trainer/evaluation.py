@@ -26,7 +26,7 @@ from tract_trainer.metrics import agreement
 from tract_trainer.pairwise import pair_figures, pair_records
 from tract_trainer.parallel import in_pieces
 from tract_trainer.pictures import draw
-from tract_trainer.records import Prompt, Record
+from tract_trainer.records import Prompt, Record, check_prompts
 from tract_trainer.report import markdown, save_results, without_nan
 from tract_trainer.seeds import digest
 from tract_trainer.shards import begin, differences, finish_rows, finished_rows
@@ -68,8 +68,8 @@ def evaluate(
         `dict`: what the JSON file holds.
 
     Raises:
-        InputError: there are no records, a gold score is off the judge's scale, or what is at `path` was begun or made
-            in another way.
+        InputError: there are no records, one has no prompt, a gold score is off the judge's scale, or what is at `path`
+            was begun or made in another way.
     """
     config = judge.config
     pairs = _are_pairs(records)
@@ -89,10 +89,12 @@ def evaluate(
     finished = _finished(path, made_with)
     if finished is not None:
         return finished
-    folder = path.with_name(f"{path.stem}.unfinished")
-    state = begin(folder / "settings.json", made_with, folder)
-    progress = None if state.is_main_process else False
     every = pair_records(records, config.scale) if pairs else records
+    check_prompts(every, judge.rows.prompt)
+    folder = path.with_name(f"{path.stem}.unfinished")
+    rows_or_lock = folder / "process-00000.jsonl", folder / "process-00000.lock"
+    state = begin(folder / "settings.json", made_with, *rows_or_lock)
+    progress = None if state.is_main_process else False
     known = (_of_pairs if pairs else _of_records)(records)
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:

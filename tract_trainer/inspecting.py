@@ -112,9 +112,10 @@ def _style(label: int, gold: float) -> str:
 
 
 def _histogram(title: str, lengths: Sequence[int]) -> Table:
-    counts, edges = np.histogram(lengths, bins=BINS)
+    bins = min(BINS, max(lengths) - min(lengths) + 1)  # whole numbers, so none with the same in two
+    counts, edges = np.histogram(lengths, bins=np.linspace(min(lengths), max(lengths) + 1, bins + 1))
     middle, most = int(np.median(lengths)), max(lengths)
-    names = [f"{int(np.ceil(low)):,} to {int(high):,}" for low, high in pairwise(edges)]
+    names = [f"{int(np.ceil(low)):,} to {int(np.ceil(high)) - 1:,}" for low, high in pairwise(edges)]
     return _bars(f"{title}: median {middle:,}, longest {most:,}", names, counts.tolist())
 
 

@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 from accelerate.logging import get_logger
 from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer, TrainerState
@@ -18,12 +19,14 @@ from tract_trainer.controls import control_pattern
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge, checked
 from tract_trainer.judgment import Judgment
+from tract_trainer.reading import read_records, read_rows
 from tract_trainer.records import (
+    RATIONALE_COLUMNS,
     Record,
     annotated_rationales,
     as_messages,
+    check_prompts,
     gold_score,
-    read_records,
     training_examples,
 )
 from tract_trainer.report import without_nan
@@ -34,17 +37,20 @@ from tract_trainer.trainer import RegressionAwareSFTTrainer
 
 logger = get_logger(__name__)
 
-READY_COLUMNS = ("completion", "messages", "text", "input_ids")
+READY_COLUMNS = {"completion", "messages", "text", "input_ids"}
+RECORD_COLUMNS = {"rubric", *RATIONALE_COLUMNS}
 
 
 def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Dataset:
     """Rows of a `.json`, `.jsonl`, `.parquet` or `.csv` file, of a folder with data files, or of a Hub data set."""
     suffix = Path(source).suffix
+    if suffix == ".csv":
+        return read_rows(source)
     if suffix in (".json", ".jsonl") and Path(source).is_file():
         return read_records(source)
     try:
-        if suffix in (".parquet", ".csv"):
-            return described(load_dataset(suffix[1:], data_files=source, split="train"), Path(source).parent)
+        if suffix == ".parquet":
+            return described(load_dataset("parquet", data_files=source, split="train"), Path(source).parent)
         return described(load_dataset(source, split=split), Path(source))
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise InputError(
@@ -70,7 +76,7 @@ def _training_data(
     rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, model_args: ModelConfig
 ) -> Dataset:
     columns = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
-    if any(column in columns for column in READY_COLUMNS):
+    if _ready(columns):
         return as_dataset(rows)
     tokenizer = _tokenizer(model_args, args)
     conversational = tokenizer.chat_template is not None
@@ -79,12 +85,24 @@ def _training_data(
     return Dataset.from_list(list(examples))
 
 
+def _ready(columns: Iterable[str]) -> bool:
+    """Whether rows with these columns are TRL's; a judging record may have a column of such a name, too."""
+    found = set(columns)
+    return bool(found & READY_COLUMNS) and not ("instruction" in found and found & RECORD_COLUMNS)
+
+
 def as_dataset(rows: Sequence[Record] | Dataset) -> Dataset:
-    """The rows with the columns of all of them: `Dataset.from_list` alone has those of the first."""
+    """The rows with the columns of all of them (`from_list` alone has those of the first), their scores as numbers."""
     if isinstance(rows, Dataset):
         return rows
     columns = dict.fromkeys(column for row in rows for column in row)
-    return Dataset.from_list([{**columns, **row} for row in rows])
+    score = (lambda row: {"score": gold_score(row)}) if "score" in columns else (lambda row: {})
+    try:
+        return Dataset.from_list([{**columns, **row, **score(row)} for row in rows])
+    except pa.ArrowException as error:
+        raise InputError(
+            f"The rows hold values of several types in one column: {error}. Write them all alike."
+        ) from error
 
 
 def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
@@ -99,8 +117,9 @@ def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
 
 def prompts_of(rows: Sequence[Record] | Dataset, judge: Judge) -> Dataset:
     """A dataset to write rationales for: TRL rows as they are, records as their prompts and gold scores."""
-    if any(column in rows[0] for column in READY_COLUMNS):
+    if _ready(rows[0]):
         return as_dataset(rows)
+    check_prompts(rows, judge.rows.prompt)
     return Dataset.from_list(
         [
             {
@@ -177,14 +196,15 @@ def judge_file(
     stopped; a file beside `path` tells what it was made with. Launched processes share the records.
 
     Raises:
-        InputError: it was made with another judge, other records or other settings.
+        InputError: it was made with another judge, other records or other settings, or a record has no prompt.
     """
     settings = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
     made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}
     settings_path, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
     if path.exists() and not settings_path.exists():
         raise InputError(f"{path} exists, and not from `tract judge`. Give another --output, or delete it.")
-    state = begin(settings_path, made_with, folder)
+    check_prompts(records, judge.rows.prompt)
+    state = begin(settings_path, made_with, folder, path)
     if path.exists():
         return
 

@@ -6,7 +6,10 @@ Each step leaves a folder and is skipped when its folder is complete, so an inte
 import copy
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +20,22 @@ from rich.console import Console
 from trl import ModelConfig, get_quantization_config
 
 from tract_trainer import pipeline
-from tract_trainer.arguments import RunArguments, SamplingArguments
-from tract_trainer.benchmarks import scored_records
+from tract_trainer.arguments import SamplingArguments
+from tract_trainer.benchmarks import check_scale, scored_records
 from tract_trainer.card import add_results
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.cot import generate_cot_dataset
+from tract_trainer.engines import engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation import evaluate
-from tract_trainer.judge import Judge
+from tract_trainer.judge import Judge, checked
 from tract_trainer.limits import refuse_sharding
 from tract_trainer.pushing import push_judge
-from tract_trainer.records import Record
+from tract_trainer.records import Record, check_prompts, prompt_of
+from tract_trainer.run_arguments import RunArguments
 from tract_trainer.seeds import digest
-from tract_trainer.shards import check_settings
+from tract_trainer.shards import alone, check_settings
+from tract_trainer.template import DEFAULT_TEMPLATE
 
 
 def run_pipeline(
@@ -51,56 +57,81 @@ def run_pipeline(
     """
     if model.model_name_or_path is None:
         raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
-    refuse_sharding()
-    folder, console = Path(str(args.output_dir)), Console(quiet=not PartialState().is_main_process)
-    steps = [folder / name for name in ("stage1", "cots", "stage2", "evaluation.json")]
-    with PartialState().main_process_first():
-        check_settings(folder / "settings.json", _settings(rows, eval_data, args, model, draw, settings), *steps)
-        _check_unfinished(folder, settings, begin=False)
+    _check_later_steps(args, draw, settings)
     held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
     if settings.max_eval_records is not None:
         held_out = held_out[: settings.max_eval_records]
+    check_scale(held_out, args.scale.low, args.scale.high)
+    prompt = partial(
+        prompt_of, scale=args.scale, prefix=args.score_prefix, template=args.prompt_template or DEFAULT_TEMPLATE
+    )
+    check_prompts(held_out, prompt)
     dataset = pipeline.training_data(training, args, model, source)
-    console.print(f"[1/4] Stage 1 on {len(dataset):,} annotated rationales of {len(training):,} records")
-    _stage(folder / "stage1", model, args, dataset)
-    prompts = dataset
-    if settings.max_cot_records is not None:
-        prompts = dataset.select(range(min(settings.max_cot_records, len(dataset))))
-    console.print(f"[2/4] {draw.num_cots * len(prompts):,} rationales of its own")
-    cots = generate_cot_dataset(
-        _judge(folder / "stage1", model, draw, settings),
-        prompts,
-        num_cots=draw.num_cots,
-        **draw.sampling,
-        seed=args.seed,
-        output_dir=folder / "cots",
-        max_retries=settings.max_retries,
-        unfinished=settings.unfinished,
-    )
-    console.print(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
-    with PartialState().main_process_first():
-        _check_unfinished(folder, settings, begin=True)
-    own = copy.copy(args)
-    if args.missing_score == "error":
-        own.missing_score = "drop"  # a rationale of its own may be too long for max_length, which is settled by now
-    _stage(folder / "stage2", model, own, cots, push=bool(args.push_to_hub))
-    console.print(f"[4/4] Evaluation on {len(held_out):,} held-out records")
-    judge = _judge(folder / "stage2", model, draw, settings)
-    path = folder / "evaluation.json"
-    result = evaluate(
-        judge,
-        held_out,
-        eval_data or "held-out records",
-        path,
-        draw.num_cots,
-        judge_name=str(folder / "stage2"),
-        seed=args.seed,
-        unfinished="force" if settings.unfinished == "force" else "unscored",
-        **draw.sampling,
-    )
-    if PartialState().is_main_process:
-        _publish(folder / "stage2", result, args)
-    return result, path
+    if not {"prompt", "messages"} & set(dataset.column_names):
+        raise InputError(
+            f"Stage 2 needs prompts to write rationales for, and the rows have {dataset.column_names}. Give records, "
+            "or rows with `prompt` and `completion` or `messages`; `tract sft` trains a single stage on these."
+        )
+    folder = Path(str(args.output_dir))
+    with alone(folder, ".lock") if PartialState().is_main_process else nullcontext():
+        console = Console(quiet=not PartialState().is_main_process)
+        steps = [folder / name for name in ("stage1", "cots", "stage2", "evaluation.json")]
+        with PartialState().main_process_first():
+            check_settings(folder / "settings.json", _settings(rows, eval_data, args, model, settings), *steps)
+            _check_rationales(folder, draw, settings, begin=False)
+        console.print(f"[1/4] Stage 1 on {len(dataset):,} annotated rationales of {len(training):,} records")
+        _stage(folder / "stage1", model, args, dataset)
+        prompts = dataset
+        if settings.max_cot_records is not None:
+            prompts = dataset.select(range(min(settings.max_cot_records, len(dataset))))
+        console.print(f"[2/4] {draw.num_cots * len(prompts):,} rationales of its own")
+        cots = generate_cot_dataset(
+            _judge(folder / "stage1", model, draw, settings),
+            prompts,
+            num_cots=draw.num_cots,
+            **draw.sampling,
+            seed=args.seed,
+            output_dir=folder / "cots",
+            max_retries=settings.max_retries,
+            unfinished=settings.unfinished,
+        )
+        console.print(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
+        with PartialState().main_process_first():
+            _check_rationales(folder, draw, settings, begin=True)
+        own = copy.copy(args)
+        if args.missing_score == "error":
+            own.missing_score = "drop"  # a rationale of its own may be too long for max_length, which is settled by now
+        _stage(folder / "stage2", model, own, cots, push=bool(args.push_to_hub))
+        console.print(f"[4/4] Evaluation on {len(held_out):,} held-out records")
+        judge = _judge(folder / "stage2", model, draw, settings)
+        path = folder / "evaluation.json"
+        result = evaluate(
+            judge,
+            held_out,
+            eval_data or "held-out records",
+            path,
+            draw.num_cots,
+            judge_name=str(folder / "stage2"),
+            seed=args.seed,
+            unfinished="force" if settings.unfinished == "force" else "unscored",
+            **draw.sampling,
+        )
+        if PartialState().is_main_process:
+            _publish(folder / "stage2", result, args)
+        return result, path
+
+
+def _check_later_steps(args: RegressionAwareSFTConfig, draw: SamplingArguments, settings: RunArguments) -> None:
+    """Refuses now what a later step would refuse, after hours of training."""
+    checked(draw.num_cots, "unscored", draw.sampling)
+    if find_spec(settings.engine) is None:
+        engine_class(settings.engine)  # says what to install
+    refuse_sharding()
+    if by := [name for name in ("deepspeed", "fsdp") if getattr(args, name)]:
+        raise InputError(
+            f"tract run writes rationales with the whole model in each process, and {by[0]} shards it. Take the steps "
+            "one by one: tract sft that way, tract generate without it, tract sft again."
+        )
 
 
 def _publish(folder: Path, result: dict[str, Any], args: RegressionAwareSFTConfig) -> None:
@@ -125,24 +156,26 @@ def _settings(
     eval_data: str | None,
     args: RegressionAwareSFTConfig,
     model: ModelConfig,
-    draw: SamplingArguments,
     settings: RunArguments,
 ) -> dict[str, Any]:
-    """What a folder's results depend on, as JSON."""
+    """What stage 1 and all after it depend on, as JSON."""
     found = {name: value for name, value in args.to_dict().items() if not any(word in name for word in ASIDE)}
-    found |= asdict(model) | asdict(draw) | asdict(settings)
-    for name in ("batch_size", "max_eval_records", "unfinished"):  # these may change, the last until stage 2 begins
-        del found[name]
-    found |= {"data": digest(rows), "eval_data": eval_data}
-    text = json.dumps(found, default=str)
-    return json.loads(text, object_hook=_without_token)  # type: ignore[no-any-return]
+    found |= asdict(model) | {"data": digest(rows), "eval_data": eval_data, "eval_fraction": settings.eval_fraction}
+    return _as_json(found)
 
 
-def _check_unfinished(folder: Path, settings: RunArguments, begin: bool) -> None:
-    """`unfinished` decides which rationales stage 2 is trained on: once that has begun, it stands."""
+def _check_rationales(folder: Path, draw: SamplingArguments, settings: RunArguments, begin: bool) -> None:
+    """How rationales are drawn, and which are kept, may change until stage 2 begins, which is trained on them."""
     path = folder / "stage2.settings.json"
     if begin or path.exists():
-        check_settings(path, {"unfinished": settings.unfinished}, folder / "stage2")
+        made_with = asdict(draw) | asdict(settings)
+        for name in ("batch_size", "max_eval_records", "eval_fraction"):
+            del made_with[name]
+        check_settings(path, _as_json(made_with), folder / "stage2")
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings, default=str), object_hook=_without_token)  # type: ignore[no-any-return]
 
 
 def _without_token(settings: dict[str, Any]) -> dict[str, Any]:

@@ -93,8 +93,15 @@ def writing(folder: Path, process_index: int) -> Iterator[Shards]:
     Raises:
         InputError: one does.
     """
+    with alone(folder, f"process-{process_index:05d}.lock"):
+        yield Shards(folder, process_index)
+
+
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Holds the lock `name` in `folder`; an InputError where another running process does."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"process-{process_index:05d}.lock", timeout=0)
+    lock = FileLock(folder / name, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -102,7 +109,7 @@ def writing(folder: Path, process_index: int) -> Iterator[Shards]:
             f"Another run is writing to {folder}. Wait for it, or give another place for the output."
         ) from error
     try:
-        yield Shards(folder, process_index)
+        yield
     finally:
         lock.release()
 
@@ -114,31 +121,44 @@ def _short(key: str) -> bytes:
 
 def check_settings(path: Path, settings: dict[str, Any], *work: Path) -> None:
     """
-    Writes the settings of a piece of work to `path`; where they stand there already, compares.
+    Writes the settings of a piece of work to `path`; where they stand there already, compares. Where all of the places
+    of the work are given, and nothing is at any of them, there is nothing that other settings could be mixed with.
 
     Raises:
         InputError: they differ, and each difference is named; or one of `work` is there without its settings.
     """
-    if path.is_file():
-        changed = differences(json.loads(path.read_text()), settings)
+    begun = [found for found in work if found.exists()]
+    if path.is_file() and (begun or not work):
+        changed = differences(_read(path), settings)
         if changed:
-            there = [str(found) for found in (path, *work) if found.exists()]
+            there = [str(found) for found in (path, *begun)]
             raise InputError(
                 f"{path} tells of work with other settings, which cannot be mixed:\n  "
                 + "\n  ".join(changed)
                 + f"\nGive another place for the output. To start over, delete {' and '.join(there)}."
             )
         return
-    for found in work:
-        if found.exists():
-            raise InputError(
-                f"{found} holds work of an earlier run, and {path}, which tells how it was made, is gone. Give another "
-                f"place for the output. To start over, delete {found}."
-            )
+    for found in begun:
+        raise InputError(
+            f"{found} holds work of an earlier run, and {path}, which tells how it was made, is gone. Give another "
+            f"place for the output. To start over, delete {found}."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(settings, indent=2) + "\n")
     temporary.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}, which tells how the work beside it was made, is damaged. Give another place, or delete both."
+        )
+    return found
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -150,16 +170,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def begin(settings_path: Path, settings: dict[str, Any], shards: Path) -> PartialState:
-    """
-    The launched processes, if they can share the work in the folder `shards` and its settings are those at
-    `settings_path`, if any.
-    """
+def begin(settings_path: Path, settings: dict[str, Any], *work: Path) -> PartialState:
+    """The launched processes, if they can share the work at `work` and its settings are those at `settings_path`."""
     state = process_state()
     refuse_lone_process(state.num_processes)
     refuse_sharding()
     with state.main_process_first():
-        check_settings(settings_path, settings, shards)
+        check_settings(settings_path, settings, *work)
     return state
 
 

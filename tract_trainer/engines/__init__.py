@@ -34,7 +34,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, holds in (
-            ("temperature", self.temperature >= 0),
+            ("temperature", 0 <= self.temperature < float("inf")),
             ("top_p", 0 < self.top_p <= 1),
             ("repetition_penalty", self.repetition_penalty > 0),
             ("max_new_tokens", self.max_new_tokens >= 1),
