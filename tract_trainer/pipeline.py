@@ -96,9 +96,9 @@ def as_dataset(rows: Sequence[Record] | Dataset) -> Dataset:
     if isinstance(rows, Dataset):
         return rows
     columns = dict.fromkeys(column for row in rows for column in row)
-    score = (lambda row: {"score": gold_score(row)}) if "score" in columns else (lambda row: {})
+    scores = ({"score": gold_score(row)} if "score" in columns else {} for row in rows)
     try:
-        return Dataset.from_list([{**columns, **row, **score(row)} for row in rows])
+        return Dataset.from_list([{**columns, **row, **score} for row, score in zip(rows, scores, strict=True)])
     except pa.ArrowException as error:
         raise InputError(
             f"The rows hold values of several types in one column: {error}. Write them all alike."
