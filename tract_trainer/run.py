@@ -58,20 +58,7 @@ def run_pipeline(
     if model.model_name_or_path is None:
         raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
     _check_later_steps(args, draw, settings)
-    held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
-    if settings.max_eval_records is not None:
-        held_out = held_out[: settings.max_eval_records]
-    check_scale(held_out, args.scale.low, args.scale.high)
-    prompt = partial(
-        prompt_of, scale=args.scale, prefix=args.score_prefix, template=args.prompt_template or DEFAULT_TEMPLATE
-    )
-    check_prompts(held_out, prompt)
-    dataset = pipeline.training_data(training, args, model, source)
-    if not {"prompt", "messages"} & set(dataset.column_names):
-        raise InputError(
-            f"Stage 2 needs prompts to write rationales for, and the rows have {dataset.column_names}. Give records, "
-            "or rows with `prompt` and `completion` or `messages`; `tract sft` trains a single stage on these."
-        )
+    held_out, training, dataset = _data(rows, eval_data, args, model, settings, source)
     folder = Path(str(args.output_dir))
     with alone(folder, ".lock") if PartialState().is_main_process else nullcontext():
         console = Console(quiet=not PartialState().is_main_process)
@@ -132,6 +119,32 @@ def _check_later_steps(args: RegressionAwareSFTConfig, draw: SamplingArguments, 
             f"tract run writes rationales with the whole model in each process, and {by[0]} shards it. Take the steps "
             "one by one: tract sft that way, tract generate without it, tract sft again."
         )
+
+
+def _data(
+    rows: list[Record],
+    eval_data: str | None,
+    args: RegressionAwareSFTConfig,
+    model: ModelConfig,
+    settings: RunArguments,
+    source: str | None,
+) -> tuple[list[dict[str, Any]], list[Record], Dataset]:
+    """Records to evaluate on, records to train on, and their dataset: each as every later step can use it."""
+    held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
+    if settings.max_eval_records is not None:
+        held_out = held_out[: settings.max_eval_records]
+    check_scale(held_out, args.scale.low, args.scale.high)
+    prompt = partial(
+        prompt_of, scale=args.scale, prefix=args.score_prefix, template=args.prompt_template or DEFAULT_TEMPLATE
+    )
+    check_prompts(held_out, prompt)
+    dataset = pipeline.training_data(training, args, model, source)
+    if not {"prompt", "messages"} & set(dataset.column_names):
+        raise InputError(
+            f"Stage 2 needs prompts to write rationales for, and the rows have {dataset.column_names}. Give records, "
+            "or rows with `prompt` and `completion` or `messages`; `tract sft` trains a single stage on these."
+        )
+    return held_out, training, dataset
 
 
 def _publish(folder: Path, result: dict[str, Any], args: RegressionAwareSFTConfig) -> None:
