@@ -114,7 +114,7 @@ def naive_step(
     """
     nll, tokens, losses, errors, masses, predicted, gold_scores = [], 0, [], [], [], [], []
     for row in rows:
-        logits = model(torch.tensor([row.input_ids])).logits[0, -len(row.input_ids) :]  # virtual tokens stand before
+        logits = model(torch.tensor([row.input_ids])).logits[0]
         log_probs = logits.float().log_softmax(-1)  # (T, V)
         labels = list(row.labels)
         for position, gold in row.scores:

@@ -43,8 +43,7 @@ def add_score_head(model: PreTrainedModel, score_token_ids: Sequence[int]) -> No
             output = inner(*args, **kwargs)
         # Only where a score is due is read from `score_labels`: FSDP's mixed precision rounds the values.
         due = ~score_labels[:, 1:].isnan()  # (B, T - 1): the token at t is predicted by the hidden state at t - 1
-        # Prompt learning puts virtual tokens before the row, hence from the end.
-        hidden = seen[0].last_hidden_state[:, -score_labels.size(1) :][:, :-1]  # (B, T - 1, H)
+        hidden = seen[0].last_hidden_state[:, :-1]  # (B, T - 1, H)
         log_probs = head_logits(self, hidden[due.to(hidden.device)]).log_softmax(-1)  # (N, V)
         output_class: Any = type(output)
         return _with_score_log_probs(output_class)(**output, score_log_probs=log_probs[:, token_ids])  # (N, K)
