@@ -174,16 +174,38 @@ def test_the_snippet_for_plain_transformers_gives_the_score_of_the_judge(
         folder, conversational=conversational, renormalize_scores=renormalize, prompt_template=template
     )
     trainer.save_model()
-    monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"````python\n(.*?)````", (folder / "README.md").read_text(), flags=re.DOTALL)
-    torch.manual_seed(0)
-    names: dict = {}
-    exec(code.replace('"max_new_tokens": 1024', '"max_new_tokens": 60'), names)
+    names = run_snippet(monkeypatch, folder)
     judge = Judge.from_pretrained(folder)
     prompt = [{"role": "user", "content": names["prompt"]}] if conversational else names["prompt"]
     assert names["prompt"] == judge.rows.prompt(RECORD)
     (expected,) = judge.rescore([{"prompt": prompt}], [names["rationale"]])
     assert names["score"] == pytest.approx(expected.score, abs=1e-4)
+
+
+def test_the_snippet_for_an_adapter_gives_the_score_of_the_judge(tmp_path, monkeypatch):
+    tokenizer = make_tokenizer()
+    make_model("llama", len(tokenizer)).save_pretrained(tmp_path / "seed")
+    tokenizer.save_pretrained(tmp_path / "seed")
+    folder = tmp_path / "judge"
+    # Transformers' own loader leaves the magnitudes of DoRA untrained.
+    adapter = LoraConfig(r=4, target_modules="all-linear", use_dora=True)
+    train_judge(folder, model=str(tmp_path / "seed"), peft_config=adapter, learning_rate=0.05).save_model()
+    assert "With Transformers and PEFT alone:" in lines(folder)
+    names = run_snippet(monkeypatch, folder)
+    (expected,) = Judge.from_pretrained(folder).rescore([{"prompt": names["prompt"]}], [names["rationale"]])
+    assert names["score"] == pytest.approx(expected.score, abs=1e-4)
+
+
+def run_snippet(monkeypatch, folder):
+    """The names that the card's code without the package defines, run beside the judge's folder."""
+    monkeypatch.chdir(folder.parent)
+    (code,) = re.findall(
+        r"(?:Transformers|PEFT) alone:\n\n(`{3,})python\n(.*?)\1", (folder / "README.md").read_text(), re.DOTALL
+    )
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(code[1].replace('"max_new_tokens": 1024', '"max_new_tokens": 60'), names)
+    return names
 
 
 # What survives
