@@ -112,7 +112,7 @@ class Failures(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        engine = logging.getLogger("tract_trainer.engines.server")
+        engine = logging.getLogger("tract_trainer.engines.retries")
         engine.setLevel(logging.INFO)
         engine.addHandler(self)
 

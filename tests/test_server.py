@@ -17,8 +17,8 @@ from tiny import PREFIX, THINKING, make_dataset, make_model, make_rows, make_tok
 
 from tract_trainer import Judge, generate_cot_dataset
 from tract_trainer.cli import main
-from tract_trainer.engines import Sampling
-from tract_trainer.engines import server as engine
+from tract_trainer.engines import Sampling, retries
+from tract_trainer.engines import server as server_engine
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation import evaluate
 from tract_trainer.pipeline import judge_file
@@ -411,7 +411,7 @@ def test_no_server_and_another_model_are_named(folder, local):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(engine, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
 
 
 def answers(judge, local):
@@ -438,7 +438,7 @@ def test_beside_a_dead_server_a_failure_of_the_other_that_passes_is_tried_again(
     with serving(local, fail=first_then(failure, times=3)) as server:
         urls = [dead.url, server.url] if turn else [server.url, dead.url]
         judge = connect(folder, server, base_url=urls, max_retries=3, concurrency=1)
-        judge.engine.aside.clear()  # as if the dead one had died just now
+        judge.engine.servers.aside.clear()  # as if the dead one had died just now
         assert answers(judge, local)
     assert len(server.asked) == 1 + 3 + 8
 
@@ -457,8 +457,8 @@ def test_a_server_that_breaks_off_is_set_aside_and_asked_again_later(folder, loc
         judge = connect(folder, good, base_url=[broken.url, good.url], concurrency=1)
         assert answers(judge, local)
         assert (len(broken.asked), len(good.asked)) == (1, 1 + 8)
-        monkeypatch.setattr(engine, "ASIDE", 0)
-        judge.engine.aside = dict.fromkeys(judge.engine.aside, 0)
+        monkeypatch.setattr(retries, "ASIDE", 0)
+        judge.engine.servers.aside = dict.fromkeys(judge.engine.servers.aside, 0)
         assert answers(judge, local)
         assert len(broken.asked) == 1 + 4  # every other request begins with it
     said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
@@ -466,7 +466,7 @@ def test_a_server_that_breaks_off_is_set_aside_and_asked_again_later(folder, loc
 
 
 def test_a_server_that_comes_back_is_used_again(folder, local, monkeypatch):
-    monkeypatch.setattr(engine, "ASIDE", 0.2)
+    monkeypatch.setattr(retries, "ASIDE", 0.2)
     with serving(local) as server:
         with serving(local) as first:
             judge = connect(folder, server, base_url=[server.url, first.url], concurrency=1)
@@ -476,11 +476,11 @@ def test_a_server_that_comes_back_is_used_again(folder, local, monkeypatch):
         time.sleep(0.2)
         with serving(local, port=first.server_port) as again:
             assert answers(judge, local)
-    assert len(again.asked) == 4 and judge.engine.aside == {}
+    assert len(again.asked) == 4 and judge.engine.servers.aside == {}
 
 
 def test_a_server_that_takes_no_connection_holds_nothing_up(folder, local, monkeypatch):
-    monkeypatch.setattr(engine, "CONNECT", 0.3)
+    monkeypatch.setattr(server_engine, "CONNECT", 0.3)
     with socket.socket() as silent, serving(local) as server, contextlib.ExitStack() as waiting:
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)

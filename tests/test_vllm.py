@@ -212,7 +212,7 @@ def test_a_server_that_is_killed_midway_leaves_the_dataset_of_an_undisturbed_run
         os.killpg(server.pid, signal.SIGKILL)
         assert not writing.done()
         found = writing.result().to_list()
-    assert judge.engine.aside.keys() == {judge.engine.clients[0]}
+    assert judge.engine.servers.aside.keys() == {judge.engine.servers.clients[0]}
     assert found == expected
 
 

@@ -4,34 +4,24 @@ Prompts travel as token ids, and so do the tokens written: nothing is tokenised 
 the log-probabilities of given tokens (`logprob_token_ids`, an extension of vLLM's); it is asked once, before any work.
 """
 
-import logging
-import math
 import os
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import openai
 
 from tract_trainer.engines import Rationale, Sampling
+from tract_trainer.engines.retries import Servers
 from tract_trainer.engines.saved import SavedJudge
 from tract_trainer.engines.written import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
-logger = logging.getLogger(__name__)
-
-UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
-"""What may pass: the request is made again after exponential back-off and jitter, or when a server says."""
-
-CONNECT, ASIDE, FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 5.0, 30.0, 0.5, 8.0, 120.0
-"""Seconds: to connect in; that a server is set aside for when it does not answer; the first back-off, the longest one,
-and the longest wait that a server may ask for."""
+CONNECT = 5.0
+"""Seconds to connect in."""
 
 ID = "token_id:"
 
@@ -67,9 +57,8 @@ class ServerEngine:
     ) -> None:
         if concurrency < 1 or max_retries < 0:
             raise InputError(f"Expected concurrency >= 1 and max_retries >= 0, got {concurrency} and {max_retries}.")
-        self.clients, self.saved, self.tokens, self.calls = list(clients), saved, tokens, concurrency
-        self.max_retries, self.turns = max_retries, count()
-        self.aside: dict[openai.OpenAI, float] = {}  # until when, of those that did not answer last
+        self.servers = Servers(clients, max_retries)
+        self.saved, self.tokens, self.calls = saved, tokens, concurrency
         self.pool = ThreadPoolExecutor(concurrency)
         self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
         served, base = self._served(model)
@@ -145,22 +134,25 @@ class ServerEngine:
 
     def _served(self, model: str | None) -> tuple[Any, Any]:
         """What the server says of the model, and of the base that it is an adapter of, if it is one."""
-        listed = getattr(self._ask(lambda client: client.models.list()), "data", None)
+        listed = getattr(self.servers.ask(lambda client: client.models.list()), "data", None)
         if not listed:
-            raise InputError(f"{self._urls} names no model that it serves. Does base_url end in /v1, as of vllm serve?")
+            raise InputError(
+                f"{self.servers} names no model that it serves. Does base_url end in /v1, as of vllm serve?"
+            )
         served = {entry.id: entry for entry in listed}
         names = list(served)
         if model is None and len(names) > 1:
             like_ours = [name for name in names if bool(self._parent(served[name])) == bool(self.saved.base)]
             one = (like_ours or names)[0]
-            raise InputError(f"{self._urls} serves {names}: name one of them, served_model={one!r} for example.")
+            raise InputError(f"{self.servers} serves {names}: name one of them, served_model={one!r} for example.")
         if model is not None and model not in names:
-            raise InputError(f"{self._urls} does not serve {model!r} but {names}.")
+            raise InputError(f"{self.servers} does not serve {model!r} but {names}.")
         entry = served[model or names[0]]
         if self.saved.base is not None and self.saved.base in (entry.id, getattr(entry, "root", None)):
             raise InputError(
-                f"{self._urls} serves {entry.id!r}, the base model of the adapter in {self.saved.folder}, and not the "
-                "judge. Serve both with --enable-lora --lora-modules judge=FOLDER, and ask for served_model='judge'."
+                f"{self.servers} serves {entry.id!r}, the base model of the adapter in {self.saved.folder}, and not "
+                "the judge. Serve both with --enable-lora --lora-modules judge=FOLDER, and ask for "
+                "served_model='judge'."
             )
         return entry, served.get(self._parent(entry))
 
@@ -181,7 +173,7 @@ class ServerEngine:
             "logprob_token_ids": list(self.tokens.ids),
             "return_tokens_as_token_ids": True,
         }
-        reply = self._ask(
+        reply = self.servers.ask(
             lambda client: client.completions.create(
                 model=self.model,
                 prompt=prompt,
@@ -200,67 +192,7 @@ class ServerEngine:
             return written, [tuple(float(given.top_logprobs[i][name]) for name in names) for i in range(len(written))]
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{self._urls} does not return the log-probabilities of the scale {list(self.tokens.scale.labels)}. It "
-                "must take `logprob_token_ids` and `return_tokens_as_token_ids` on /completions, as vllm serve does. "
-                "Serve the judge with it, or use another engine."
+                f"{self.servers} does not return the log-probabilities of the scale {list(self.tokens.scale.labels)}. "
+                "It must take `logprob_token_ids` and `return_tokens_as_token_ids` on /completions, as vllm serve "
+                "does. Serve the judge with it, or use another engine."
             ) from error
-
-    def _ask(self, request: Callable[[openai.OpenAI], Any]) -> Any:
-        turn = next(self.turns) % len(self.clients)
-        order = [*self.clients[turn:], *self.clients[:turn]]
-        try:
-            for tries in range(self.max_retries):
-                try:
-                    return self._ask_each(order, request)
-                except UNAVAILABLE as error:
-                    time.sleep(_wait(error, tries))
-            return self._ask_each(order, request)
-        except UNAVAILABLE as error:
-            raise ConnectionError(
-                f"{self._urls} gave no answer in {self.max_retries + 1} tries: {error} Is the server up? What was "
-                "finished is kept: run the same again when it is."
-            ) from error
-        except openai.APIStatusError as error:
-            raise InputError(f"{self._urls} refuses the request: {error}") from error
-        except ValueError as error:  # not JSON
-            raise ConnectionError(f"{self._urls} sent an answer that cannot be read: {error}") from error
-
-    def _ask_each(self, order: list[openai.OpenAI], request: Callable[[openai.OpenAI], Any]) -> Any:
-        """The first answer. Servers that are set aside are left out, unless all are."""
-        now, failed = time.monotonic(), []
-        for client in [client for client in order if self.aside.get(client, now) <= now] or order:
-            try:
-                answer = request(client)
-                self.aside.pop(client, None)
-                return answer
-            except UNAVAILABLE as error:
-                logger.info("%s gave no answer: %s", client.base_url, error)
-                failed.append(error)
-                if isinstance(error, openai.APIConnectionError):
-                    self._set_aside(client, error)
-        raise min(failed, key=_asked_wait)
-
-    def _set_aside(self, client: openai.OpenAI, error: Exception) -> None:
-        if client not in self.aside and len(self.clients) > 1:
-            logger.warning("%s gave no answer (%s): it is set aside, the others are asked.", client.base_url, error)
-        self.aside[client] = time.monotonic() + ASIDE
-
-    @property
-    def _urls(self) -> str:
-        return ", ".join(str(client.base_url) for client in self.clients)
-
-
-def _wait(error: openai.APIError, tries: int) -> float:
-    """Seconds before the next try, after so many."""
-    backoff, asked = min(FIRST_WAIT * 2**tries, LONGEST_WAIT) * random.uniform(0.75, 1), _asked_wait(error)
-    return max(backoff, asked) if asked <= LONGEST_ASKED else backoff
-
-
-def _asked_wait(error: openai.APIError) -> float:
-    """Seconds that a server asks for (`Retry-After`); endless where it did not answer."""
-    if not isinstance(error, openai.APIStatusError):
-        return math.inf
-    try:
-        return float(error.response.headers.get("retry-after", 0))
-    except ValueError:  # a date
-        return 0.0
