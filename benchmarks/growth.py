@@ -5,7 +5,7 @@
     python benchmarks/growth.py train --preset 7b        # one GPU
 
 Arguments it does not know go to the script. Each size is a run of its own, kept in the folder: what was measured is not
-measured again.
+measured again, unless the package, the script or a library has changed.
 """
 
 import argparse
@@ -13,8 +13,12 @@ import json
 import statistics
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import tract_trainer
+from tract_trainer.seeds import digest
 
 VOCABULARIES = (32_000, 128_256, 256_000)
 TRAIN = [
@@ -36,14 +40,18 @@ SCORE = [
 
 
 def measured(script: str, size: dict[str, int], passed: list[str], folder: Path) -> Any:
-    """What the script's last line says of a size; kept under all of its flags."""
+    """What the script's last line says of a size; kept under all of its flags and what it measures."""
     flags = [*(text for name, value in size.items() for text in (f"--{name}", str(value))), *passed]
-    kept = folder / f"{script} {' '.join(flags).replace('/', '_')}.json"
+    path = Path(__file__).with_name(f"{script}.py")
+    sources = [path, *sorted(Path(tract_trainer.__file__).parent.rglob("*.py"))]
+    versions = [version(package) for package in ("torch", "transformers", "trl")]
+    code = digest(versions, *(source.read_text(encoding="utf-8") for source in sources))[:12]
+    kept = folder / code / f"{script} {' '.join(flags).replace('/', '_')}.json"
     if not kept.is_file():
-        command = [sys.executable, str(Path(__file__).with_name(f"{script}.py")), *flags]
+        command = [sys.executable, str(path), *flags]
         print(" ".join(command), file=sys.stderr, flush=True)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(".part")
         part.write_text(done.stdout.strip().splitlines()[-1])
         part.replace(kept)

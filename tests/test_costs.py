@@ -29,17 +29,21 @@ def test_all_ways_take_turns_and_the_first_round_is_not_counted():
 
 
 def test_a_size_is_measured_once_for_all_of_its_flags(tmp_path, monkeypatch):
-    (tmp_path / "says.py").write_text("import json, sys\nprint('a table')\nprint(json.dumps(sys.argv[1:]))")
+    says = "import json, sys, time\nprint('a table')\nprint(json.dumps([time.time_ns(), *sys.argv[1:]]))"
+    (tmp_path / "says.py").write_text(says)
     monkeypatch.setattr(growth, "__file__", str(tmp_path / "growth.py"))
     out = tmp_path / "out"
     first = growth.measured("says", {"vocab": 10}, ["--lora"], out)
-    assert first == ["--vocab", "10", "--lora"]
-    assert growth.measured("says", {"vocab": 10}, ["--preset", "7b"], out) == ["--vocab", "10", "--preset", "7b"]
-    (tmp_path / "says.py").write_text("raise SystemExit(1)")
+    assert first[1:] == ["--vocab", "10", "--lora"]
+    assert growth.measured("says", {"vocab": 10}, ["--preset", "7b"], out)[1:] == ["--vocab", "10", "--preset", "7b"]
     assert growth.measured("says", {"vocab": 10}, ["--lora"], out) == first
+    assert len(list(out.glob("*/*"))) == 2
+    (tmp_path / "says.py").write_text(f"{says} # of another version")
+    assert growth.measured("says", {"vocab": 10}, ["--lora"], out)[0] > first[0]
+    (tmp_path / "says.py").write_text("raise SystemExit(1)")
     with pytest.raises(Exception, match="non-zero exit status"):
-        growth.measured("says", {"vocab": 11}, ["--lora"], out)
-    assert len(list(out.iterdir())) == 2
+        growth.measured("says", {"vocab": 10}, ["--lora"], out)
+    assert len(list(out.glob("*/*"))) == 3
 
 
 def test_a_row_of_growth_has_a_cell_for_each_head_whatever_was_measured():
