@@ -100,7 +100,7 @@ def train_stage1(folder: Path) -> bool:
     weights, again = (load_file(folder / stage / "model.safetensors") for stage in ("stage1", "killed"))
     same = sum(torch.equal(weights[name], again[name]) for name in weights)
     say(f"  given again, it goes on from there: {same} of {len(weights)} weights are those of the undisturbed run")
-    return same == len(weights)
+    return same == len(weights) and killed.process.returncode != 0 and last < STEPS
 
 
 # Rationales
