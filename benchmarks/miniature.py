@@ -20,6 +20,7 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ from tract_trainer.demo_task import (
     make_tokenizer,
     training_example,
 )
+from tract_trainer.engines import Sampling
+from tract_trainer.engines.draw import SeededDraw
 from tract_trainer.judgment import Judgment
 from tract_trainer.methods import scores_by_method
 from tract_trainer.records import close
@@ -228,7 +231,7 @@ def judged(judge: Judge, num_cots: int, held_out: Sequence[dict[str, Any]], seed
     own: Sequence[Judgment] = (
         judge.score(records, num_cots, seed=seed, max_new_tokens=NEW_TOKENS, progress=False)
         if num_cots
-        else judge.rescore(records, [""] * len(records))
+        else with_drawn_labels(judge.rescore(records, [""] * len(records)), judge, seed)
     )
     annotated = judge.rescore(records, [record["rationale"] for record in held_out])
     return {
@@ -238,18 +241,29 @@ def judged(judge: Judge, num_cots: int, held_out: Sequence[dict[str, Any]], seed
     }
 
 
+def with_drawn_labels(judgments: Sequence[Judgment], judge: Judge, seed: int) -> list[Judgment]:
+    """`judgments`, of which each has one reading of a score, with labels drawn as those after a rationale are."""
+    log_probs = torch.tensor([judgment.rationales[0].log_probs for judgment in judgments])  # (n, K)
+    seeds = [derive_seed(seed, "label", number) for number in range(len(judgments))]
+    draw = SeededDraw(seeds, max_new_tokens=1, width=1, temperature=Sampling.temperature, top_p=Sampling.top_p)
+    drawn = draw(torch.zeros(len(judgments), 1), log_probs).argmax(-1)  # (n,)
+    labels = [judge.config.score_labels[label] for label in drawn.tolist()]
+    read = [judgment.rationales[0]._replace(label=label) for judgment, label in zip(judgments, labels, strict=True)]
+    return [replace(judgment, rationales=(one,)) for judgment, one in zip(judgments, read, strict=True)]
+
+
 def methods(judge: Judge, judgments: Sequence[Judgment], count: int) -> dict[str, list[float | None]]:
-    """Scores by method, `(n,)` each; None where no rationale came to one."""
+    """Scores by method, `(n,)` each, from the first `count` rationales; None where none of them came to one."""
     rows = [
         {
             "rationales": [
                 {"label": r.label, "probs": None if r.log_probs is None else list(np.exp(r.log_probs))}
-                for r in judgment.rationales
+                for r in judgment.rationales[:count]
             ]
         }
         for judgment in judgments
     ]
-    scores = scores_by_method(rows, judge.config.scale, judge.config.renormalize_scores, count)
+    scores = scores_by_method(rows, judge.config.scale, judge.config.renormalize_scores)
     return {
         name: [None if np.isnan(score) else round(float(score), 6) for score in row] for name, row in scores.items()
     }
@@ -274,11 +288,19 @@ def arguments(epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
 
 def check_work(folder: Path, size: DemoSize) -> None:
     """Refuses to go on with work in `folder` that was begun with another size, other tasks or other arms of a name."""
-    common = {"tasks": TASKS, "epochs of tasks": EPOCHS, "learning rate": LEARNING_RATE, "new tokens": NEW_TOKENS}
-    check_settings(folder / "settings.json", common | asdict(size))
+    common = {
+        "tasks": TASKS,
+        "epochs of tasks": EPOCHS,
+        "records of tasks": FEWER,
+        "noise": NOISE,
+        "new tokens": NEW_TOKENS,
+        "training": arguments(0, 0, 0),
+        "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
+    }
+    check_settings(folder / "settings.json", common | asdict(size), *(folder / task for task in TASKS))
     for name, arm in ARMS.items():
         made_with = {key: value for key, value in asdict(arm).items() if key != "tasks"}
-        check_settings(folder / "arms" / f"{name}.json", made_with)
+        check_settings(folder / "arms" / f"{name}.json", made_with, *folder.glob(f"*/seed-*/{name}.json"))
 
 
 def work(folder: Path, seeds: int, size: DemoSize) -> Iterator[tuple[str, int, Path, DemoSize]]:

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -285,9 +286,11 @@ def main() -> None:
         "folds": args.folds,
         "seed": args.seed,
         "rows": list(ROWS),
+        "template": TEMPLATE,
+        "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
         **asdict(size),
     }
-    check_settings(folder / "settings.json", made_with)
+    check_settings(folder / "settings.json", made_with, *(folder / f"fold-{i}.json" for i in range(args.folds)))
     run = partial(run_fold, path=args.path, folder=folder, folds=args.folds, seed=args.seed, size=size)
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(run, range(args.folds)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake import fake_judge, sure
 
 from tract_trainer.demo_task import make_records
 from tract_trainer.errors import InputError
@@ -92,6 +93,9 @@ def test_a_difference_is_taken_on_the_records_that_both_judges_scored():
 
 def test_work_of_another_size_or_arm_is_not_mixed(tmp_path, monkeypatch):
     miniature.check_work(tmp_path, miniature.SMALL)
+    work = tmp_path / miniature.MAIN / "seed-00"
+    work.mkdir(parents=True)
+    (work / "TRACT.json").write_text("{}")
     miniature.check_work(tmp_path, miniature.SMALL)
     with pytest.raises(InputError, match="records: 200 there, 1000 now"):
         miniature.check_work(tmp_path, miniature.DemoSize())
@@ -100,6 +104,40 @@ def test_work_of_another_size_or_arm_is_not_mixed(tmp_path, monkeypatch):
     monkeypatch.setitem(miniature.ARMS, "TRACT", miniature.Arm("half"))
     with pytest.raises(InputError, match="rows: 'stage 1' there, 'half' now"):
         miniature.check_work(tmp_path, miniature.SMALL)
+
+
+def test_work_that_nothing_tells_the_settings_of_is_not_adopted(tmp_path):
+    work = tmp_path / miniature.MAIN / "seed-00"
+    work.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"settings\.json, which tells how it was made, is gone"):
+        miniature.check_work(tmp_path, miniature.SMALL)
+    work.rmdir()
+    work.parent.rmdir()
+    miniature.check_work(tmp_path, miniature.SMALL)
+    work.mkdir(parents=True)
+    (work / "TRACT.json").write_text("{}")
+    (tmp_path / "arms" / "TRACT.json").unlink()
+    with pytest.raises(InputError, match=r"TRACT\.json, which tells how it was made, is gone"):
+        miniature.check_work(tmp_path, miniature.SMALL)
+
+
+def test_a_score_that_is_asked_for_at_once_is_drawn_as_others_are():
+    # The nucleus of .9 of .5 .3 .15 .05 is the first three, with shares .526 .316 .158.
+    judge = fake_judge(lambda prompt: [("1", [0.5, 0.3, 0.15, 0.05, 0.0])])
+    judgments = judge.rescore([{"prompt": "Rate."}] * 2000, [""] * 2000)
+    drawn = [judgment.rationales[0].label for judgment in miniature.with_drawn_labels(judgments, judge, seed=0)]
+    shares = [drawn.count(label) / 2000 for label in "12345"]
+    assert shares == pytest.approx([0.526, 0.316, 0.158, 0, 0], abs=0.045)  # four deviations of a share of .5
+    assert {judgment.rationales[0].label for judgment in judgments} == {"1"}
+    again = miniature.with_drawn_labels(judgments, judge, seed=0)
+    assert [judgment.rationales[0].label for judgment in again] == drawn
+
+
+def test_one_rationale_is_the_first_and_not_the_first_that_came_to_a_score():
+    judge = fake_judge(lambda prompt: [None, sure(4)])
+    judgments = judge.score([{"prompt": "Rate."}], num_cots=2)
+    assert miniature.methods(judge, judgments, 1)["RAIL"] == [None]
+    assert miniature.methods(judge, judgments, 2)["RAIL"] == [4.0]
 
 
 def test_a_seed_that_another_run_is_at_is_left_alone(tmp_path, monkeypatch):
