@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tract_trainer import Judge, JudgeConfig
 from tract_trainer.engines import Rationale
+from tract_trainer.errors import InputError
 from tract_trainer.judgment import comparison
 
 RECORDS = [{"prompt": row["prompt"]} for row in make_rows(8, conversational=True)]
@@ -286,7 +287,7 @@ def test_rescoring_reads_the_expected_score_that_training_saw(judge, trainer):
 
 
 def test_as_many_rationales_as_records_must_be_given(judge):
-    with pytest.raises(ValueError):
+    with pytest.raises(InputError, match="Expected a rationale for each of 8 records, got 1"):
         judge.rescore(RECORDS, ["Clear."])
 
 

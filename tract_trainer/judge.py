@@ -201,6 +201,8 @@ class Judge:
 
     def rescore(self, records: Sequence[Record], rationales: Sequence[str]) -> list[Judgment]:
         """Scores given rationales, one per record, on the tokens that training would see. Draws nothing."""
+        if len(records) != len(rationales):
+            raise InputError(f"Expected a rationale for each of {len(records)} records, got {len(rationales)}.")
         rows = [self.rows.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
         read = zip(rationales, self._read(rows), strict=True)
         return [self.judgment([Rationale(text, label, found, 0)]) for text, (label, found) in read]
