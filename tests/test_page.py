@@ -337,7 +337,7 @@ def test_a_loss_that_falls_far_has_a_log_scale():
     history = [{"epoch": epoch, "score_loss": loss} for epoch, loss in enumerate((100.0, 10.0, 1.0))]
     (chart,) = training_curves({"stage1": history})
     assert chart.series[0].line == "M48.0 8.0L189.0 96.0L330.0 184.0"  # equal steps
-    assert chart.y.label == "squared scale units (log scale)" and (96.0, "10") in chart.y.ticks
+    assert chart.y.label == "mean over scores (log scale)" and (96.0, "10") in chart.y.ticks
 
 
 def test_a_line_keeps_its_style_where_others_are_missing():

@@ -18,7 +18,7 @@ FEW = 40  # points that are worth a dot each
 STYLES = 8  # of lines, in the page's style sheet
 CURVES = {
     "ce_loss": ("Cross-entropy", "nats per token"),
-    "score_loss": ("Score loss", "squared scale units"),
+    "score_loss": ("Score loss", "mean over scores"),
     "score_mae": ("Absolute error of the score", "scale units"),
     "score_rmse": ("Root mean squared error of the score", "scale units"),
     "score_mass": ("Probability on the scale", "mass"),
@@ -79,7 +79,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> lis
             lines[name] = _logged(history, key)
             lines[f"{name}, held out"] = _logged(history, f"eval_{key}")
         if any(lines.values()):
-            charts.append(_chart(title, ("epochs", unit), lines))
+            charts.append(_chart(title, ("epochs", unit), lines, is_loss=key.endswith("loss")))
     return charts
 
 
@@ -88,12 +88,12 @@ def _logged(history: Sequence[Mapping[str, Any]], key: str) -> Points:
     return [(epoch, value) for epoch, value in known if epoch is not None and value is not None]
 
 
-def _chart(title: str, labels: tuple[str, str], lines: Mapping[str, Points]) -> Chart:
+def _chart(title: str, labels: tuple[str, str], lines: Mapping[str, Points], is_loss: bool) -> Chart:
     """A chart whose axes hold all points, with dots on lines of few. A line without points keeps its style free."""
     xs, ys = zip(*(point for points in lines.values() for point in points), strict=True)
     x, place_x = _axis(labels[0], xs, FRAME.left, FRAME.right, log=False)
     # Losses fall by factors: a log scale where they fall far.
-    y, place_y = _axis(labels[1], ys, FRAME.bottom, FRAME.top, log=min(ys) > 0 and max(ys) > 4 * min(ys))
+    y, place_y = _axis(labels[1], ys, FRAME.bottom, FRAME.top, log=is_loss and min(ys) > 0 and max(ys) > 4 * min(ys))
     series = []
     for index, (name, points) in enumerate(lines.items()):
         if not points:

@@ -23,7 +23,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP"
 DOTS = 150  # per inch
 MOST_CELLS = 20  # a side, beyond which no text fits into one
-CURVES = {"ce_loss": ("Cross-entropy", "nats per token"), "score_loss": ("Score loss", "squared scale units")}
+CURVES = {"ce_loss": ("Cross-entropy", "nats per token"), "score_loss": ("Score loss", "mean over scores")}
 
 
 def plot_predictions(

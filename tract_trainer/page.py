@@ -24,8 +24,8 @@ COUNTS = ("n", "ties", "unscored")
 MAIN_SETTINGS = (
     "model_name_or_path", "data", "eval_data", "eval_fraction", "learning_rate", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "score_labels", "score_values",
-    "score_prefix", "score_loss", "score_loss_weight", "use_peft", "lora_r", "num_cots", "temperature", "top_p",
-    "max_new_tokens", "engine", "seed",
+    "score_prefix", "score_loss_type", "score_loss_weight", "renormalize_scores", "use_peft", "lora_r", "num_cots",
+    "temperature", "top_p", "max_new_tokens", "engine", "seed",
 )  # fmt: skip
 
 Facts = list[tuple[str, str]]
