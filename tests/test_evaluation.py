@@ -283,7 +283,7 @@ def test_the_result_says_what_was_done(records, tmp_path):
         "engine": "FakeEngine",
     }
     assert set(result["judgments"][0]) == {
-        *("gold", "score", "probs", "std", "mass", "label", "rationale", "reason", "prompt", "rationales"),
+        *("gold", "group", "score", "probs", "std", "mass", "label", "rationale", "reason", "prompt", "rationales"),
     }
 
 
@@ -381,3 +381,34 @@ def test_the_hub_reads_the_entries_of_the_model_card(records, tmp_path):
     assert (pearson.metric_type, pearson.metric_value) == ("pearson", result["methods"]["RAIL"]["pearson"])
     assert pearson.metric_name == f"RAIL: Pearson (95 % interval {low:.3f} to {high:.3f}, n = 12, 0 unscored)"
     assert pearson.dataset_name == "mt_bench"
+
+
+def test_a_rationale_without_numbers_is_left_out_and_the_rest_is_not_lost(records, tmp_path):
+    judge = fake_judge(lambda prompt: [("3", [math.nan] * 5), sure(worth(prompt))])
+    result = evaluate(judge, records, "mine", tmp_path / "two.json", 2)
+    assert result["methods"]["RAIL"]["rmse"] == 0 and result["methods"]["RAIL"]["unscored"] == 0
+    one = evaluate(judge, records, "mine", tmp_path / "one.json", 1)
+    assert one["methods"]["RAIL"]["unscored"] == len(records)
+    assert one["judgments"][0]["reason"].startswith("The model gives no numbers (NaN)")
+
+
+def test_responses_to_one_instruction_are_a_group_and_others_are_alone(tmp_path):
+    asked = [("Count.", "1 2"), ("Add.", "3"), ("Count.", "2 1"), ("Spell.", "abc")]
+    own = [{"instruction": q, "response": f"{r} is worth {i}.", "rubric": "Is it?", "score": i} for i, (q, r) in
+           enumerate(asked, 1)]  # fmt: skip
+    judge = fake_judge(lambda prompt: [sure(worth(prompt))])
+    result = evaluate(judge, own, "own", tmp_path / "own.json", 1)
+    assert [row["group"] for row in result["judgments"]] == [0, 1, 0, 3]
+    assert "Intervals are of 95 %, of 3 groups of records." in (tmp_path / "own.md").read_text()
+    scores = [row["score"] for row in result["judgments"]]
+    alone = agreement(scores, [1, 2, 3, 4], values=FIVE.score_values)
+    assert result["methods"]["RAIL"]["within_one_ci"] != list(alone["within_one_ci"])
+    named = [{"prompt": f"It is worth {i}.", "score": i, "group": i // 2} for i in (1, 2, 3, 4)]
+    result = evaluate(judge, named, "named", tmp_path / "named.json", 1)
+    assert [row["group"] for row in result["judgments"]] == [0, 1, 1, 3]
+
+
+def test_a_benchmark_groups_the_responses_to_a_question(tmp_path):
+    rows = [{"instruction": f"Record {i} is worth 3.", "gpt4_score": [3], "idx": 80 + i // 2} for i in range(4)]
+    (tmp_path / "mt_bench_eval.json").write_text(json.dumps(rows))
+    assert [record["group"] for record in load_benchmark("mt_bench", tmp_path)] == [80, 80, 81, 81]

@@ -214,6 +214,47 @@ def test_the_intervals_of_differences_cover_the_true_difference_as_often_as_they
     assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
 
 
+def answered(n_groups, rng):
+    """Four responses to each question, whose gold scores and whose judges' errors have parts in common; the groups."""
+    group = np.repeat(np.arange(n_groups), 4)
+    shared, own = rng.normal(size=(3, n_groups))[:, group], rng.normal(size=(3, len(group)))
+    behind = math.sqrt(0.55) * shared[0] + math.sqrt(0.45) * own[0]
+    judges = [3 + 0.5 * behind + math.sqrt(0.375) * (shared[i] + own[i]) for i in (1, 2)]
+    return np.clip(np.round(3 + 1.2 * behind), 1, 5), *(np.clip(each, 1, 5) for each in judges), group
+
+
+@pytest.mark.slow
+def test_the_intervals_of_groups_cover_the_true_figure_and_those_of_single_records_do_not():
+    rng = np.random.default_rng(5)
+    gold, first, _, _ = answered(250_000, rng)
+    true, names = agreement(first.round(3), gold, values=SCALE, n_resamples=0), (*NAMES, "difference")
+    alone = dict.fromkeys(NAMES, 0)
+
+    def found(draw):
+        gold, first, second, group = answered(80, rng)
+        settings = {"values": SCALE, "n_resamples": 300, "seed": draw}
+        for name, bounds in agreement(first, gold, **settings).items():
+            if name.endswith("_ci"):
+                alone[name[:-3]] += bounds[0] <= true[name[:-3]] <= bounds[1]
+        together = agreement(first, gold, groups=group, **settings)
+        difference = paired_difference(first, second, gold, groups=group, n_permutations=0, **settings)
+        return {name: together[f"{name}_ci"] for name in NAMES} | {"difference": difference["difference_ci"]}
+
+    shares = shares_covered({**{name: true[name] for name in NAMES}, "difference": 0.0}, found)
+    assert all(0.93 <= shares[name] <= 0.97 for name in names), shares
+    assert all(alone[name] / DRAWS < 0.9 for name in ("pearson", "spearman", "kendall", "ccc", "rmse")), alone
+
+
+@pytest.mark.slow
+def test_the_p_value_of_groups_finds_no_difference_as_often_as_it_says():
+    rng, low = np.random.default_rng(6), 0
+    for draw in range(DRAWS // 2):
+        gold, first, second, group = answered(80, rng)
+        found = paired_difference(first, second, gold, groups=group, n_resamples=0, n_permutations=199, seed=draw)
+        low += found["p_value"] <= 0.05
+    assert 0.03 <= low / (DRAWS // 2) <= 0.07  # a deviation of .7 %, times three
+
+
 def compared(n, rng, accuracy, tied):
     """Scores of the preferred and of the other responses, which a judge tells apart as often as it says."""
     right = rng.random(n) < (accuracy - tied / 2) / (1 - tied)
@@ -259,6 +300,33 @@ def test_the_interval_of_the_calibration_error_covers_it(sharper, shift, n):
     share = shares_covered({"error": true}, found)["error"]
     # Of few records the error cannot be told from chance, and the interval is from 0 to what it might be: too wide.
     assert 0.93 <= share <= (0.97 if n > 50 else 1), share
+
+
+def sure_of_it(n, rng, accuracy):
+    """Distributions of a judge that is all but sure of what it says, and is right as often as `accuracy`; gold."""
+    said = rng.integers(0, 5, n)
+    probs = np.full((n, 5), 0.00002)
+    probs[np.arange(n), said] = 0.99992
+    return probs, 1 + np.where(rng.random(n) < accuracy, said, (said + rng.integers(1, 5, n)) % 5)
+
+
+def test_a_judge_that_is_sure_and_always_right_is_not_known_to_be_so():
+    gold = np.tile(SCALE, 10)
+    low, high = calibration(np.eye(5)[gold - 1], gold, SCALE)["error_ci"]
+    # Wilson's interval of 50 of 50 goes down to .93: a wrong label costs a threshold or more of four.
+    assert low == 0 and 0.01 < high < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "accuracy", "at_least"), [(50, 0.97, 0.93), (200, 0.99, 0.93), (200, 0.95, 0.87)])
+def test_the_interval_of_the_calibration_error_of_a_judge_that_is_sure_covers_it(n, accuracy, at_least):
+    rng = np.random.default_rng(n)
+    true = calibration_error(*sure_of_it(500_000, rng, accuracy), SCALE)
+
+    def found(draw):
+        return {"error": calibration(*sure_of_it(n, rng, accuracy), SCALE, n_resamples=200, seed=draw)["error_ci"]}
+
+    assert shares_covered({"error": true}, found)["error"] >= at_least
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from tract_trainer.methods import mean_mass, rationale_counts, scores_by_method
@@ -28,6 +29,23 @@ def test_each_method_by_hand():
     assert found["RAIL"] == pytest.approx([(first + second) / 2])
     assert found["RAIL renormalised"] == pytest.approx([(first / 0.8 + second / 0.9) / 2])
     assert found["median"] == [2]  # mean (.3, .25, .3) of .85: .3 and .55 below, half is .425
+
+
+def test_a_rationale_for_which_the_model_gave_no_numbers_is_left_out():
+    known = ("low", [1.0, 0.0, 0.0])
+    assert scores([row(("high", [None] * 3), known), row(("high", [None] * 3))])["RAIL"] == pytest.approx(
+        [1, math.nan], nan_ok=True
+    )
+    assert mean_mass([row(("high", [None] * 3), known)]) == 1
+    assert scores([row(("high", [None] * 3), known)], count=1)["decoded"] == [1]  # the first that came to a score
+
+
+def test_the_order_of_rationales_does_not_part_what_is_tied():
+    tenths = ScoreScale([f"{i}" for i in range(11)], [i / 10 for i in range(11)])
+    one, other = ([(f"{i}", np.eye(11)[i].tolist()) for i in order] for order in ((1, 2, 3), (3, 2, 1)))
+    assert np.mean([0.1, 0.2, 0.3]) != np.mean([0.3, 0.2, 0.1])
+    for method, found in scores_by_method([row(*one), row(*other)], tenths, False).items():
+        assert found[0] == found[1], method
 
 
 def test_a_judge_that_renormalises_has_two_equal_rows():

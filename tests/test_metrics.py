@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from tract_trainer.calibration import calibration_error, reliability_curve
+from tract_trainer.errors import InputError
 from tract_trainer.intervals import FISHER, LINEAR, LOG, around, around_share
 from tract_trainer.metrics import accuracy_difference, agreement, paired_difference, pairwise_accuracy
 
@@ -460,3 +461,55 @@ def test_probabilities_that_are_none_are_refused():
         message = r"^Expected probabilities or NaN \(unscored\), got \[.*\] in row 1\.$"
         with pytest.raises(ValueError, match=message):
             calibration_error([[0.5, 0.5], row], [1, 2], [1, 2])
+
+
+def several(n_groups=30, size=4):
+    """Records of which the ones of a group are the same."""
+    predictions, gold = easy(n_groups)
+    return np.repeat(predictions, size), np.repeat(gold, size), np.repeat([f"q{i:02}" for i in range(n_groups)], size)
+
+
+def test_the_same_record_four_times_in_a_group_tells_no_more_than_once():
+    predictions, gold, groups = several()
+    once = agreement(predictions[::4], gold[::4], values=SCALE)
+    found = agreement(predictions, gold, values=SCALE, groups=groups)
+    for name in (*NAMES, *ROUNDED):
+        assert found[f"{name}_ci"] == pytest.approx(once[f"{name}_ci"], abs=1e-9), name
+    naive = agreement(predictions, gold, values=SCALE)
+    assert np.ptp(naive["pearson_ci"]) < 0.7 * np.ptp(found["pearson_ci"])
+    shuffled = np.random.default_rng(1).permutation(len(gold))
+    again = agreement(predictions[shuffled], gold[shuffled], values=SCALE, groups=groups[shuffled])
+    assert again["rmse_ci"] == pytest.approx(found["rmse_ci"], abs=1e-9)
+
+
+def test_a_group_is_drawn_and_swapped_together_in_a_difference():
+    predictions, gold, groups = several()
+    other = np.repeat(easy(30, seed=1, noise=1.5)[0], 4) - np.repeat(easy(30, seed=1)[1], 4) + gold
+    settings = {"values": SCALE, "n_resamples": 200, "n_permutations": 500}
+    for figure in ("pearson", "mae", "within_one"):
+        once = paired_difference(predictions[::4], other[::4], gold[::4], figure=figure, **settings)
+        found = paired_difference(predictions, other, gold, figure=figure, groups=groups, **settings)
+        assert found["p_value"] == once["p_value"]
+        assert found["difference_ci"] == pytest.approx(once["difference_ci"], abs=1e-9)
+
+
+def test_records_alone_in_their_groups_are_as_without_groups():
+    predictions, gold = easy(40)
+    predictions[3] = math.nan
+    plain = agreement(predictions, gold, values=SCALE, n_resamples=50)
+    assert agreement(predictions, gold, values=SCALE, n_resamples=50, groups=range(40)) == plain
+
+
+def test_groups_that_all_agree_count_as_one_record_each():
+    low, high = agreement([1.0] * 80, [1.0] * 80, values=SCALE, groups=np.repeat(range(20), 4))["within_one_ci"]
+    assert (low, high) == around_share(np.ones(20), 0, 1, 0.95)
+
+
+def test_what_is_no_group_or_level_is_an_error():
+    with pytest.raises(InputError, match="Expected a group for each of 3 records, got 2"):
+        agreement([1, 2, 3], [1, 2, 3], groups=[1, 2])
+    for figures in (lambda: agreement([1, 2, 3], [1, 3, 2], confidence_level=95),
+                    lambda: pairwise_accuracy([1, 2], [2, 1], confidence_level=0)):  # fmt: skip
+        with pytest.raises(InputError, match="confidence_level must be between 0 and 1"):
+            figures()
+    assert agreement([1, 2], [1, 3], confidence_level=0.9999)["rmse_ci"][1] > 1e100  # two records tell nothing

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, chunks, resamples
+from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, chunks, grouped, resamples
 
 NAMES = PLAIN + ROUNDED
 
@@ -131,7 +131,7 @@ def test_figures_of_no_record_are_nan():
 
 
 def test_a_resample_draws_as_many_records_as_there_are_and_each_as_often_as_any():
-    drawn = np.concatenate(list(resamples(50, 4000, np.random.default_rng(0))), axis=1)
+    drawn = np.concatenate(list(resamples(np.arange(50), 4000, np.random.default_rng(0))), axis=1)
     assert drawn.shape == (50, 4000)
     assert np.all(drawn.sum(0) == 50)
     # A count is binomial(50, 1/50), of variance .98; the mean of 4,000 has a deviation of .0157, here times five.
@@ -139,13 +139,23 @@ def test_a_resample_draws_as_many_records_as_there_are_and_each_as_often_as_any(
     assert drawn.var() == pytest.approx(0.98, rel=0.02)
 
 
+def test_the_records_of_a_group_are_drawn_together():
+    group = grouped(["b", "a", "b", "c", "a", "b"], 6)
+    assert group.tolist() == [1, 0, 1, 2, 0, 1]
+    drawn = np.concatenate(list(resamples(group, 500, np.random.default_rng(0))), axis=1)
+    np.testing.assert_array_equal(drawn[[0, 1]], drawn[[2, 4]])
+    np.testing.assert_array_equal(drawn[0], drawn[5])
+    assert set(drawn[[0, 1, 3]].sum(0)) == {3}  # as many groups as there are, of whatever size
+    assert not list(resamples(grouped([7, 7, 7], 3), 9, np.random.default_rng(0)))  # one group has no spread to show
+
+
 def test_resamples_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
     def all_of_them():
-        return np.concatenate(list(resamples(20, 33, np.random.default_rng(5))), axis=1)
+        return np.concatenate(list(resamples(np.arange(20), 33, np.random.default_rng(5))), axis=1)
 
     whole = all_of_them()
     monkeypatch.setattr("tract_trainer.resampling.CHUNK", 100)
-    parts = [part.shape for part in resamples(20, 33, np.random.default_rng(5))]
+    parts = [part.shape for part in resamples(np.arange(20), 33, np.random.default_rng(5))]
     assert parts == [(20, 5)] * 6 + [(20, 3)]
     np.testing.assert_array_equal(all_of_them(), whole)
 

@@ -85,7 +85,8 @@ def _prometheus_record(row: Record, number: int) -> dict[str, Any]:
     if not isinstance(row.get("instruction"), str):
         raise InputError(f"Record {number} has no prompt in `instruction`; found {sorted(row)}.")
     kept = {name: value for name, value in row.items() if name != "messages"}  # of the Hub; would be asked instead
-    return {**kept, "instruction": ready_prompt(row["instruction"])}
+    group = row.get("idx", row.get("orig_instruction"))  # of the question that several responses were given to
+    return {"group": group, **kept, "instruction": ready_prompt(row["instruction"])}
 
 
 def own_benchmark(

@@ -104,6 +104,8 @@ def _interval(binned: "_Binned", times: int, rng: np.random.Generator, by_chance
     if len(binned.reached) < 2 or not times:
         return NONE
     gaps, covariance, expected = binned.gaps()
+    still = np.flatnonzero(covariance.diagonal() == 0)
+    covariance[still, still] = expected[still]
     own = np.sqrt(covariance.diagonal().clip(0))
     # Where a rare score happens not to be among a bin's few records, their own spread is too small.
     errors = np.sqrt(np.maximum(covariance.diagonal(), expected))
@@ -153,14 +155,20 @@ class _Binned(NamedTuple):
     def gaps(self) -> tuple[Floats, Floats, Floats]:
         """
         What each cell adds to the calibration error, with its sign, `(C,)`; the covariance of these, `(C, C)`; and
-        their variance, `(C,)`, if the judge were calibrated.
+        their variance, `(C,)`, if the judge were calibrated. Where all gold scores of a cell are on one side it is at
+        least that of Agresti and Coull's (1998) share, with two more on either: a judge that is sure of all it says,
+        and right as often as there are records, is not known to be right always.
         """
         n, width = self.reached.shape
         parts = ((self.predicted - self.reached) / width).ravel(), self.cells.ravel(), np.arange(n + 1) * width
         of_record = csr_array(parts, shape=(n, self.n_cells))
         means: Floats = of_record.sum(0) / n
         covariance = ((of_record.T @ of_record).toarray() / n - np.outer(means, means)) / (n - 1)
-        return means, covariance, self.sums(self.predicted * (1 - self.predicted)) / (width * n) ** 2
+        counts, reached = self.sums(np.ones_like(self.reached)), self.sums(self.reached)
+        share = (reached + 2) / (counts + 4)
+        unseen = np.where((reached == 0) | (reached == counts), counts * share * (1 - share), 0.0)
+        expected = np.maximum(self.sums(self.predicted * (1 - self.predicted)), unseen)
+        return means, covariance, expected / (width * n) ** 2
 
     def error(self) -> float:
         # A cell's records times the difference of its means is the sum of their differences.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tract_trainer.artifacts import read_artifacts
 from tract_trainer.drawing import COLORS, DOTS, MARKERS, grid, legend_below, shortened, thinned, unit
 from tract_trainer.errors import InputError
-from tract_trainer.methods import METHODS, scores_by_method
+from tract_trainer.methods import METHODS, groups_of, scores_by_method
 from tract_trainer.metrics import ERRORS, accuracy_difference, paired_difference
 from tract_trainer.pairwise import pair_wins
 from tract_trainer.report import FIGURES
@@ -59,8 +59,10 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], method: str = "RAIL") ->
         figures = {"accuracy": accuracy_difference(first, second)}
     else:
         gold, values = [row["gold"] for row in a["judgments"]], a["judge"]["config"]["score_values"]
-        names = [name for name in FIGURES if name in (*PLAIN, *ROUNDED)]
-        figures = {name: paired_difference(of_a, of_b, gold, figure=name, values=values) for name in names}
+        names, groups = [name for name in FIGURES if name in (*PLAIN, *ROUNDED)], groups_of(a["judgments"])
+        figures = {
+            name: paired_difference(of_a, of_b, gold, figure=name, values=values, groups=groups) for name in names
+        }
     counts = {name: next(iter(figures.values()))[name] for name in ("n", "unscored")}
     names_of = {"a": a["judge"]["name"], "b": b["judge"]["name"], "benchmark": a["benchmark"]["name"]}
     return {**names_of, "method": method, **counts, "figures": figures}
@@ -137,15 +139,20 @@ def _draw_scores(figure: Figure, ax: Axes, of_a: Floats, of_b: Floats, a: Mappin
 def _draw_margins(ax: Axes, of_a: Floats, of_b: Floats) -> None:
     """How far the chosen response of each pair is above the other one, for either judge, `(n, 2)` scores each."""
     margins = [scores[:, 0] - scores[:, 1] for scores in (of_a, of_b)]
-    right = [margin > 0 for margin in margins]
+    right, tied = [margin > 0 for margin in margins], (margins[0] == 0) | (margins[1] == 0)
     kinds = {
         "both right": right[0] & right[1],
-        "A alone": right[0] & ~right[1],
-        "B alone": right[1] & ~right[0],
-        "neither": ~(right[0] | right[1]),
+        "A alone": right[0] & ~right[1] & ~tied,
+        "B alone": right[1] & ~right[0] & ~tied,
+        "neither": ~(right[0] | right[1] | tied),
+        "a tie of A or B": tied,
     }
+    # Margins of labels that were decoded share their places; those of expected scores are hardly moved by this.
+    known = np.unique(np.concatenate(margins))
+    step = np.diff(known[np.isfinite(known)]).min(initial=1.0)
+    shift = np.random.default_rng(0).uniform(-0.1, 0.1, (2, len(tied))) * step
     for number, (name, kind) in enumerate(kinds.items()):
-        x, y = margins[0][kind], margins[1][kind]
+        x, y = (margin[kind] + moved[kind] for margin, moved in zip(margins, shift, strict=True))
         ax.scatter(x, y, s=16, color=COLORS[number], marker=MARKERS[number], linewidths=0, alpha=0.7, label=name)
     ax.axhline(0, color="0.45", linewidth=1)
     ax.axvline(0, color="0.45", linewidth=1)
@@ -160,7 +167,7 @@ def _draw_differences(ax: Axes, figures: Mapping[str, Mapping[str, Any]]) -> Non
     reach = [np.clip(differences - bounds[0], 0, None), np.clip(bounds[1] - differences, 0, None)]
     ax.errorbar(differences, places, xerr=reach, fmt="o", color=COLORS[0], markersize=5, elinewidth=1.4)
     chances = [found["p_value"] for found in figures.values()]
-    written = ["p < 0.001" if chance < 0.001 else f"p = {chance:.3f}" for chance in chances]
+    written = ["p < 0.001" if chance < 0.001 else f"p = {chance:.3f}".replace("nan", "-") for chance in chances]
     ax.set_yticks(
         places, [f"{FIGURES[name]} ({text})" for name, text in zip(figures, written, strict=True)], fontsize=9
     )

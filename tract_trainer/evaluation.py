@@ -21,7 +21,7 @@ from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.judge import Judge, checked
 from tract_trainer.judgment import Judgment, unscored
-from tract_trainer.methods import mean_mass, rationale_counts, scores_by_method
+from tract_trainer.methods import groups_of, mean_mass, rationale_counts, scores_by_method
 from tract_trainer.metrics import agreement
 from tract_trainer.pairwise import pair_figures, pair_records
 from tract_trainer.parallel import in_pieces
@@ -130,8 +130,8 @@ def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: in
     if "gold" not in rows[0]:
         subsets = [row["subset"] for row in rows[::2]]
         return {method: {**pair_figures(found, subsets), "mass": mass} for method, found in scores.items()}
-    gold, values = [row["gold"] for row in rows], config.score_values
-    return {method: {**agreement(found, gold, values=values), "mass": mass} for method, found in scores.items()}
+    known: Any = {"gold": [row["gold"] for row in rows], "values": config.score_values, "groups": groups_of(rows)}
+    return {method: {**agreement(found, **known), "mass": mass} for method, found in scores.items()}
 
 
 def save(result: Mapping[str, Any], path: Path) -> None:
@@ -202,7 +202,11 @@ def _digest(records: Sequence[Record]) -> str:
 
 
 def _of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
-    return [{"gold": record["score"]} for record in records]
+    """Gold scores and groups: the number of the first record that is of the same `group`, or instruction."""
+    first: dict[str, int] = {}
+    keys = [record.get("group", record.get("instruction") if "response" in record else None) for record in records]
+    groups = [i if key is None else first.setdefault(digest(key), i) for i, key in enumerate(keys)]
+    return [{"gold": record["score"], "group": group} for record, group in zip(records, groups, strict=True)]
 
 
 def _of_pairs(pairs: Sequence[Record]) -> list[dict[str, Any]]:

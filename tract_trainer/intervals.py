@@ -12,6 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtri, stdtrit
 
+from tract_trainer.errors import InputError
 from tract_trainer.resampling import Floats, Ints
 
 Interval = tuple[float, float]
@@ -32,7 +33,7 @@ def _inside(figure: float) -> float:
 
 
 FISHER = Axis(lambda figure: math.atanh(_inside(figure)), lambda figure: 1 / (1 - _inside(figure) ** 2), math.tanh)
-LOG = Axis(math.log, lambda figure: 1 / figure, math.exp)  # figures above 0
+LOG = Axis(math.log, lambda figure: 1 / figure, lambda place: math.exp(min(place, 700.0)))  # figures above 0
 LINEAR = Axis(float, lambda figure: 1.0, float)
 
 
@@ -45,7 +46,7 @@ def around(figure: float, resampled: Iterable[Floats], n: int, level: float, axi
     others would, by `(n - 1) / n`: Hesterberg (2015), The American Statistician 69, 371-386, and `s` makes up for it.
 
     Args:
-        figure (`float`): the figure of the `n` records themselves.
+        figure (`float`): the figure of the `n` records, or groups of records, themselves.
         resampled (`Iterable[numpy.ndarray]`): figures of resamples, chunks of `(R,)`; NaN where not defined.
         level (`float`): share of such intervals that are to cover the true figure.
         axis ([`Axis`]): `FISHER` for what is at most 1 in size, `LOG` for errors, `LINEAR` for differences.
@@ -54,6 +55,7 @@ def around(figure: float, resampled: Iterable[Floats], n: int, level: float, axi
         `tuple`: low and high; both are the figure if no resample differs, NaN if there is no figure or no resample.
     """
     figures = _defined(resampled)
+    _check_level(level)
     if math.isnan(figure) or not len(figures):
         return NONE
     error = float(figures.std()) * math.sqrt(n / (n - 1))
@@ -63,7 +65,7 @@ def around(figure: float, resampled: Iterable[Floats], n: int, level: float, axi
     return axis.back(centre - reach), axis.back(centre + reach)
 
 
-def around_share(values: Floats, low: float, high: float, level: float) -> Interval:
+def around_share(values: Floats, low: float, high: float, level: float, group: Ints | None = None) -> Interval:
     """
     The score interval of the mean of `values`: the means that a score test does not reject.
 
@@ -74,13 +76,20 @@ def around_share(values: Floats, low: float, high: float, level: float) -> Inter
     DasGupta (2001), Statistical Science 16, 101-133: no interval covers a share of .999 of 200 with about 95 %, but
     Wilson's does with 82 %, this one with 98 %.
 
+    Values of a group are not independent. They count as so many fewer as the mean varies more than that of independent
+    ones, Kish's (1965) design effect, "Survey Sampling"; where all are equal, a group as one.
+
     Args:
         values (`numpy.ndarray`): `(n,)`: 1 or 0, and a half for a tie; or differences of two judges in these.
         low, high (`float`): the least and the greatest that a value can be.
+        group (`numpy.ndarray`, *optional*): from [`~tract_trainer.resampling.grouped`], `(n,)`.
     """
+    _check_level(level)
     if not len(values):
         return NONE
     kinds, counts = np.unique((values - low) / (high - low), return_counts=True)
+    if group is not None:
+        counts = counts / _design_effect(values, group)
     below, above = _least_mean(kinds, counts, level), _least_mean(1 - kinds[::-1], counts[::-1], level)
     return low + (high - low) * below, high - (high - low) * above
 
@@ -122,9 +131,23 @@ def _defined(parts: Iterable[Floats]) -> Floats:
     return figures[~np.isnan(figures)]
 
 
-def _least_mean(kinds: Floats, counts: Ints, level: float) -> float:
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise InputError(f"confidence_level must be between 0 and 1, as .95 is; got {level}.")
+
+
+def _design_effect(values: Floats, group: Ints) -> float:
+    """By how much the variance of the mean is larger than if the values were independent; at least 1."""
+    n, groups = len(values), int(group.max()) + 1
+    if groups < 2 or np.ptp(values) == 0:
+        return n / groups
+    sums = np.bincount(group, values - values.mean())
+    return max(1.0, float(sums @ sums / n / values.var()))
+
+
+def _least_mean(kinds: Floats, counts: Floats | Ints, level: float) -> float:
     """The least mean that is not rejected; `kinds` are ascending, between 0 and 1."""
-    n, total, z = int(counts.sum()), float(kinds @ counts), float(ndtri((1 + level) / 2))
+    n, total, z = float(counts.sum()), float(kinds @ counts), float(ndtri((1 + level) / 2))
     if total == 0:
         return 0.0
 
@@ -135,7 +158,7 @@ def _least_mean(kinds: Floats, counts: Ints, level: float) -> float:
     return min(least, float(gammaincinv(total, 1 - level)) / n) if total <= min(3, n / 2) else least
 
 
-def _variance(kinds: Floats, counts: Ints, mean: float) -> float:
+def _variance(kinds: Floats, counts: Floats | Ints, mean: float) -> float:
     """Variance of the likeliest distribution over `kinds` and 0 that has this mean, which is below the observed one."""
     if mean == 0:
         return 0.0

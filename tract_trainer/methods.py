@@ -45,7 +45,13 @@ def scores_by_method(
 
 def finished(row: Row, count: int | None = None) -> list[Mapping[str, Any]]:
     """The first `count` rationales of a row that came to a score; all of them by default."""
-    return [rationale for rationale in row["rationales"] if rationale["probs"] is not None][:count]
+    # A probability is None where the model gave no number.
+    return [one for one in row["rationales"] if one["probs"] is not None and None not in one["probs"]][:count]
+
+
+def groups_of(rows: Sequence[Row]) -> list[int]:
+    """The group of each row, `(n,)`; a row of an older version is one of its own."""
+    return [row.get("group", number) for number, row in enumerate(rows)]
 
 
 def mean_mass(rows: Sequence[Row], count: int | None = None) -> float:
@@ -63,17 +69,20 @@ def _scores(rationales: Sequence[Mapping[str, Any]], scale: ScoreScale, renormal
     if not rationales:
         return dict.fromkeys(METHODS, np.nan)
     values = np.array(scale.values)  # (K,)
+    labels = [scale.value(rationale["label"]) for rationale in rationales]
     probs = np.array([rationale["probs"] for rationale in rationales])  # (C, K)
     mass = probs.sum(1)
     expected = probs @ values
     inside = np.divide(expected, mass, out=np.full_like(mass, np.nan), where=mass > 0)  # all may underflow to 0
-    return {
-        "decoded": float(np.mean([scale.value(rationale["label"]) for rationale in rationales])),
-        "greedy": float(values[probs.argmax(1)].mean()),
-        "RAIL": float((inside if renormalized else expected).mean()),
-        "RAIL renormalised": float(inside.mean()),
+    scores = {
+        "decoded": np.mean(labels),
+        "greedy": values[probs.argmax(1)].mean(),
+        "RAIL": (inside if renormalized else expected).mean(),
+        "RAIL renormalised": inside.mean(),
         "median": _median(values, probs.mean(0)),
     }
+    # Rounded, since a mean of tenths depends on their order in its last digit, and would part what is tied.
+    return {method: round(float(score), 12) for method, score in scores.items()}
 
 
 def _median(values: Floats, weights: Floats) -> float:

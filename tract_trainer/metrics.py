@@ -10,7 +10,7 @@ import numpy as np
 
 from tract_trainer.errors import InputError
 from tract_trainer.intervals import FISHER, LINEAR, LOG, Interval, around, around_share, p_value
-from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, chunks, resamples
+from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, Ints, chunks, grouped, resamples
 
 Scores = Sequence[float] | Floats
 ERRORS = ("rmse", "mae")
@@ -22,6 +22,7 @@ def agreement(
     gold: Scores,
     *,
     values: Sequence[float] | None = None,
+    groups: Sequence[Any] | None = None,
     n_resamples: int = 1000,
     confidence_level: float = 0.95,
     seed: int = 42,
@@ -33,7 +34,9 @@ def agreement(
         predictions (`Sequence[float]`): predicted scores, `(n,)`, in units of the scale; NaN where unscored.
         gold (`Sequence[float]`): gold scores, `(n,)`; they may lie between the values of the scale.
         values (`Sequence[float]`, *optional*): values of the scale, `(K,)`; they bring in the figures that need them.
-        n_resamples (`int`, *optional*, defaults to `1000`): bootstrap resamples of records; 0 for no intervals.
+        groups (`Sequence`, *optional*): what the records of a group share, `(n,)`, e.g. their instruction. Scores of
+            several responses to one are not independent, and whole groups are resampled. By default, each record alone.
+        n_resamples (`int`, *optional*, defaults to `1000`): bootstrap resamples of groups; 0 for no intervals.
         confidence_level (`float`, *optional*, defaults to `0.95`): how many of such intervals are to cover the figure
             that all records of this kind would have.
         seed (`int`, *optional*, defaults to `42`): seed of the bootstrap.
@@ -61,16 +64,19 @@ def agreement(
         [`~tract_trainer.intervals.around_share`]. docs/evaluation.md says how often they cover the true figure.
 
     Raises:
-        InputError: the lengths differ, a gold score is not finite, or `values` are not those of a scale.
+        InputError: the lengths differ, a gold score is not finite, `values` are not those of a scale, or
+            `confidence_level` is not between 0 and 1.
     """
     x, y = _paired(predictions, gold)
+    group = _grouped(groups, len(x))
     scale = None if values is None else checked_scale(values)
     names = PLAIN if scale is None else PLAIN + ROUNDED
     scored = np.isfinite(x)
     records = Agreement(x[scored], y[scored], scale)
     found: dict[str, Any] = {"n": len(x), "unscored": int((~scored).sum())} | records.overall(names)
     if n_resamples:
-        for name, bounds in _intervals(records, found, names, n_resamples, confidence_level, seed).items():
+        several = grouped(group[scored], len(group[scored]))
+        for name, bounds in _intervals(records, found, names, several, n_resamples, confidence_level, seed).items():
             found[f"{name}_ci"] = bounds
     if scale is not None:
         farther = np.where(scale.max() - y > y - scale.min(), scale.max(), scale.min())
@@ -80,18 +86,18 @@ def agreement(
 
 
 def _intervals(
-    records: Agreement, found: dict[str, Any], names: Sequence[str], n_resamples: int, level: float, seed: int
+    records: Agreement, found: dict[str, Any], names: Sequence[str], group: Ints, times: int, level: float, seed: int
 ) -> dict[str, Interval]:
     """Of the figures `names`, whose values `found` has."""
-    n, others = len(records.gold), [name for name in names if name != "within_one"]
-    drawn = resamples(n, n_resamples, np.random.default_rng(seed))
+    n, others = group.max(initial=-1) + 1, [name for name in names if name != "within_one"]
+    drawn = resamples(group, times, np.random.default_rng(seed))
     chunked = [records.figures(others, weights) for weights in drawn]
     intervals = {}
     for name in others:
         axis = LOG if name in ERRORS else FISHER
         intervals[name] = around(found[name], [chunk[name] for chunk in chunked], n, level, axis)
     if "within_one" in names:
-        intervals["within_one"] = around_share(records.within_one(), 0, 1, level)
+        intervals["within_one"] = around_share(records.within_one(), 0, 1, level, group)
     return intervals
 
 
@@ -102,6 +108,7 @@ def paired_difference(
     *,
     figure: str = "pearson",
     values: Sequence[float] | None = None,
+    groups: Sequence[Any] | None = None,
     n_resamples: int = 1000,
     n_permutations: int = 10_000,
     confidence_level: float = 0.95,
@@ -110,14 +117,15 @@ def paired_difference(
     """
     A figure of judge `a` less that of judge `b`, over the records that both scored.
 
-    The p-value is of the hypothesis that the judges are interchangeable: in any record their predictions could as well
-    be swapped. Judges whose scores differ in spread are not, even where a correlation is the same for both.
+    The p-value is of the hypothesis that the judges are interchangeable: in any group of records (by default, in any
+    record) their predictions could as well be swapped. Judges whose scores differ in spread are not, even where a
+    correlation is the same for both.
 
     Args:
         a, b, gold (`Sequence[float]`): scores of either judge, `(n,)`, NaN where unscored, and gold scores, `(n,)`.
         figure (`str`, *optional*, defaults to `"pearson"`): name of a figure of [`agreement`].
         n_permutations (`int`, *optional*, defaults to `10000`): times that predictions are swapped at random.
-        values, n_resamples, confidence_level, seed: as in [`agreement`]; each resample is the same for both judges.
+        values, groups, n_resamples, confidence_level, seed: as in [`agreement`]; each resample is the same for both.
 
     Returns:
         `dict` with `a` and `b`, their figures; `difference` and `difference_ci`, a `(low, high)` pair; `p_value`,
@@ -139,6 +147,8 @@ def paired_difference(
     (first, y), (second, _) = _paired(a, gold), _paired(b, gold)
     both = np.isfinite(first) & np.isfinite(second)
     n, rng = int(both.sum()), np.random.default_rng(seed)
+    group = grouped(_grouped(groups, len(both))[both], n)
+    size = group.max(initial=-1) + 1
     pool = Agreement(np.concatenate([first[both], second[both]]), np.concatenate([y[both], y[both]]), scale)
 
     def figures(weights: Floats, others: Floats) -> Floats:
@@ -148,12 +158,12 @@ def paired_difference(
         return pool.figures([figure], columns)[figure].reshape(2, -1).round(12)
 
     of_a, of_b = figures(np.ones((n, 1)), np.zeros((n, 1)))[:, 0].tolist()
-    resampled = (np.subtract(*figures(drawn, 0 * drawn)) for drawn in resamples(n, n_resamples, rng))
-    bounds = around(of_a - of_b, resampled, n, confidence_level, LINEAR)
+    resampled = (np.subtract(*figures(drawn, 0 * drawn)) for drawn in resamples(group, n_resamples, rng))
+    bounds = around(of_a - of_b, resampled, size, confidence_level, LINEAR)
     if figure == "within_one" and not np.array_equal(first[both], second[both]):
         close = pool.within_one()
-        bounds = around_share(close[:n] - close[n:], -1, 1, confidence_level)
-    swaps = chunks(lambda: rng.integers(2, size=n), n, n_permutations)
+        bounds = around_share(close[:n] - close[n:], -1, 1, confidence_level, group)
+    swaps = chunks(lambda: rng.integers(2, size=size)[group], n, n_permutations)
     permuted = [np.subtract(*figures(kept, 1 - kept)) for kept in swaps]
     found = {"n": len(both), "unscored": len(both) - n, "a": of_a, "b": of_b, "difference": of_a - of_b}
     return found | {"difference_ci": bounds, "p_value": p_value(of_a - of_b, permuted)}
@@ -220,6 +230,12 @@ def checked_scale(values: Sequence[float]) -> Floats:
     if scale.ndim != 1 or len(set(scale.tolist())) < max(2, len(scale)) or not np.isfinite(scale).all():
         raise InputError(f"Expected values of a scale, different numbers as in [1, 2, 3, 4, 5], got {list(values)}.")
     return scale
+
+
+def _grouped(groups: Sequence[Any] | None, n: int) -> Ints:
+    if groups is not None and len(groups) != n:
+        raise InputError(f"Expected a group for each of {n} records, got {len(groups)}.")
+    return grouped(groups, n)
 
 
 def _paired(predictions: Scores, gold: Scores) -> tuple[Floats, Floats]:

@@ -96,9 +96,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     first = next(iter(methods.values()))
     drawn = f"{cots} rationale{'s' * (cots != 1)} per record" if cots else "no rationales"
     mass = figure_with_interval(first["mass"])
+    counts = {figures["unscored"] for figures in methods.values()}
+    counted = _counted(first["n"], first["unscored"]) if len(counts) == 1 else f"n = {first['n']:,}"
+    groups = {row.get("group") for row in result.get("judgments", ())}
+    resampled = f", of {len(groups):,} groups of records" if 1 < len(groups) < first["n"] else ""
     page = [
         f"# {_escaped(result['benchmark']['name'])}: {_escaped(result['judge']['name'])}",
-        f"{_counted(first['n'], first['unscored'])}; {drawn}; probability on the scale {mass}. Intervals are of 95 %.",
+        f"{counted}; {drawn}; probability on the scale {mass}. Intervals are of 95 %{resampled}.",
         _markdown_table([["", *methods], *_rows(methods)]),
     ]
     if calibration := result.get("calibration"):
@@ -189,9 +193,11 @@ def _rows(methods: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         if name in first:
             found = methods.values()
             rows.append([title, *(figure_with_interval(figures[name], figures.get(f"{name}_ci")) for figures in found)])
-            if first["unscored"]:
+            if any(figures["unscored"] for figures in methods.values()):
                 worst = (figure_with_interval(figures[f"{name}_worst"]) for figures in found)
                 rows.append([f"{title}, if the unscored were worst", *worst])
+    if len({figures["unscored"] for figures in methods.values()}) > 1:
+        rows.append(["unscored", *(f"{figures['unscored']:,}" for figures in methods.values())])
     for kind in ("sections", "subsets"):
         for part in first.get(kind, ()):
             of_part = [figures[kind][part] for figures in methods.values()]

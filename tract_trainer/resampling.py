@@ -5,9 +5,9 @@ resample is made of sums of weights, which are whole numbers and exact in float6
 distinct pairs of scores, `G` distinct scores of one side, `R` resamples in a chunk, `K` values of the scale.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,25 @@ CHUNK = 2**19
 """Weights in a chunk: 4 MB, and what is computed from them some ten times as much."""
 
 
-def resamples(n: int, times: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """How often each record is drawn, `(n, R)`; no resample of fewer than two records, which have no spread to show."""
-    return chunks(lambda: np.bincount(rng.integers(n, size=n), minlength=n), n, times if n > 1 else 0)
+def grouped(groups: Sequence[Any] | None, n: int) -> Ints:
+    """Number of the group of each record, `(n,)`, from 0; without `groups`, each record is one."""
+    return np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+
+
+def resamples(group: Ints, times: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """
+    How often each record is drawn, `(n, R)`, the records of a group together. No resample of fewer than two groups,
+    which have no spread to show.
+
+    Args:
+        group (`numpy.ndarray`): from [`grouped`], `(n,)`.
+    """
+    size = group.max(initial=-1) + 1
+
+    def draw() -> Ints:
+        return np.bincount(rng.integers(size, size=size), minlength=size)[group]
+
+    return chunks(draw, len(group), times if size > 1 else 0)
 
 
 def chunks(draw: Callable[[], Ints], n: int, times: int) -> Iterator[Floats]:
