@@ -87,9 +87,8 @@ def around_share(values: Floats, low: float, high: float, level: float, group: I
     _check_level(level)
     if not len(values):
         return NONE
-    kinds, counts = np.unique((values - low) / (high - low), return_counts=True)
-    if group is not None:
-        counts = counts / _design_effect(values, group)
+    kinds, times = np.unique((values - low) / (high - low), return_counts=True)
+    counts: Floats = times / (1.0 if group is None else _design_effect(values, group))
     below, above = _least_mean(kinds, counts, level), _least_mean(1 - kinds[::-1], counts[::-1], level)
     return low + (high - low) * below, high - (high - low) * above
 
@@ -145,7 +144,7 @@ def _design_effect(values: Floats, group: Ints) -> float:
     return max(1.0, float(sums @ sums / n / values.var()))
 
 
-def _least_mean(kinds: Floats, counts: Floats | Ints, level: float) -> float:
+def _least_mean(kinds: Floats, counts: Floats, level: float) -> float:
     """The least mean that is not rejected; `kinds` are ascending, between 0 and 1."""
     n, total, z = float(counts.sum()), float(kinds @ counts), float(ndtri((1 + level) / 2))
     if total == 0:
@@ -158,7 +157,7 @@ def _least_mean(kinds: Floats, counts: Floats | Ints, level: float) -> float:
     return min(least, float(gammaincinv(total, 1 - level)) / n) if total <= min(3, n / 2) else least
 
 
-def _variance(kinds: Floats, counts: Floats | Ints, mean: float) -> float:
+def _variance(kinds: Floats, counts: Floats, mean: float) -> float:
     """Variance of the likeliest distribution over `kinds` and 0 that has this mean, which is below the observed one."""
     if mean == 0:
         return 0.0

@@ -10,7 +10,7 @@ import numpy as np
 
 from tract_trainer.errors import InputError
 from tract_trainer.intervals import FISHER, LINEAR, LOG, Interval, around, around_share, p_value
-from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, Ints, chunks, grouped, resamples
+from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, Floats, Groups, Ints, chunks, grouped, resamples
 
 Scores = Sequence[float] | Floats
 ERRORS = ("rmse", "mae")
@@ -22,7 +22,7 @@ def agreement(
     gold: Scores,
     *,
     values: Sequence[float] | None = None,
-    groups: Sequence[Any] | None = None,
+    groups: Groups | None = None,
     n_resamples: int = 1000,
     confidence_level: float = 0.95,
     seed: int = 42,
@@ -108,7 +108,7 @@ def paired_difference(
     *,
     figure: str = "pearson",
     values: Sequence[float] | None = None,
-    groups: Sequence[Any] | None = None,
+    groups: Groups | None = None,
     n_resamples: int = 1000,
     n_permutations: int = 10_000,
     confidence_level: float = 0.95,
@@ -232,7 +232,7 @@ def checked_scale(values: Sequence[float]) -> Floats:
     return scale
 
 
-def _grouped(groups: Sequence[Any] | None, n: int) -> Ints:
+def _grouped(groups: Groups | None, n: int) -> Ints:
     if groups is not None and len(groups) != n:
         raise InputError(f"Expected a group for each of {n} records, got {len(groups)}.")
     return grouped(groups, n)

@@ -15,11 +15,12 @@ from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Groups = Sequence[Any] | NDArray[Any]
 CHUNK = 2**19
 """Weights in a chunk: 4 MB, and what is computed from them some ten times as much."""
 
 
-def grouped(groups: Sequence[Any] | None, n: int) -> Ints:
+def grouped(groups: Groups | None, n: int) -> Ints:
     """Number of the group of each record, `(n,)`, from 0; without `groups`, each record is one."""
     return np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
 
