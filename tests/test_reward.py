@@ -84,3 +84,27 @@ def test_grpo_takes_two_steps_with_it(judge, tmp_path):
     logged = [row["rewards/judge_score/mean"] for row in trainer.state.log_history if "rewards/judge_score/mean" in row]
     assert logged == pytest.approx([sum(row) / 4 for row in seen], abs=1e-4)
     assert not (model.lm_head.weight == before).all()
+
+
+def test_a_row_without_a_rubric_has_no_reward_of_the_judge(judge):
+    reward = judge.as_reward_func(max_new_tokens=40)
+    found = reward(prompts=["Name a prime."] * 3, completions=["7"] * 3, rubric=[None, "right?", ""])
+    (expected,) = judge.as_reward_func("right?", max_new_tokens=40)(prompts=["Name a prime."], completions=["7"])
+    assert found == [None, pytest.approx(expected), None]
+    assert judge.as_reward_func()(prompts=["a"], completions=["b"], rubric=[None]) == [None]
+
+
+def test_a_turn_in_parts_is_judged_as_its_text(judge):
+    reward = judge.as_reward_func("right?", max_new_tokens=40)
+
+    def asked(content):
+        turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+        answer = [{"role": "assistant", "content": content}]
+        return reward(prompts=[turns, turns[1:]], completions=[answer, answer])
+
+    assert asked([{"type": "text", "text": "Name a "}, {"type": "text", "text": "prime."}]) == asked("Name a prime.")
+
+
+def test_rewards_have_names_of_their_own(judge):
+    assert judge.as_reward_func("right?").__name__ == "judge_score"
+    assert judge.as_reward_func("kind?", name="kindness").__name__ == "kindness"

@@ -4,16 +4,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.errors import InputError
-from tract_trainer.records import Prompt
+from tract_trainer.records import Prompt, turn_text
 
 if TYPE_CHECKING:
     from tract_trainer.judge import Judge
 
 
-def reward_func(judge: "Judge", rubric: Any, num_cots: int, settings: dict[str, Any]) -> Callable[..., list[float]]:
+def reward_func(
+    judge: "Judge", rubric: Any, num_cots: int, name: str, settings: dict[str, Any]
+) -> Callable[..., list[float | None]]:
     """See [`~tract_trainer.Judge.as_reward_func`]."""
 
-    def judge_score(prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float]:
+    def score(prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         rubrics = [rubric] * len(prompts) if rubric is not None else columns.get("rubric")
         if rubrics is None:
             raise InputError(
@@ -25,9 +27,12 @@ def reward_func(judge: "Judge", rubric: Any, num_cots: int, settings: dict[str, 
             {"instruction": _text(prompt), "response": _text(completion), "rubric": by, "reference": reference}
             for prompt, completion, by, reference in zip(prompts, completions, rubrics, references, strict=True)
         ]
-        return [judgment.score for judgment in judge.score(records, num_cots, progress=False, **settings)]
+        asked = [record for record in records if record["rubric"]]
+        judgments = iter(judge.score(asked, num_cots, progress=False, **settings))
+        return [next(judgments).score if record["rubric"] else None for record in records]
 
-    return judge_score
+    score.__name__ = name
+    return score
 
 
 def _text(turns: Prompt) -> str:
@@ -35,5 +40,5 @@ def _text(turns: Prompt) -> str:
     if isinstance(turns, str):
         return turns
     if len(turns) == 1:
-        return turns[0].get("content") or ""  # a turn of tool calls alone has none
-    return "\n\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in turns)
+        return turn_text(turns[0])
+    return "\n\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in turns)
