@@ -72,6 +72,16 @@ def test_what_had_begun_is_given_before_the_error_is_raised_and_nothing_else_is_
     assert begun == [0, 1, 2, 3]
 
 
+def test_whoever_stops_reading_does_not_wait_for_the_rest():
+    late = threading.Event()
+    found = as_finished(lambda piece: late.wait(30) if piece else piece, range(100), 4)
+    started = time.monotonic()
+    assert next(found) == (0, 0)
+    found.close()
+    assert time.monotonic() - started < 25
+    late.set()
+
+
 def test_processes_may_wait_for_days_also_where_training_arguments_have_made_their_group():
     store, half_an_hour = distributed.HashStore(), timedelta(minutes=30)
     distributed.init_process_group("gloo", rank=0, world_size=1, store=store, timeout=half_an_hour)

@@ -26,19 +26,21 @@ def as_finished(function: Callable[[Work], Result], pieces: Iterable[Work], call
         calls (`int`): calls that run at the same time; a single one runs in the caller's thread.
 
     Raises:
-        The first error of a call, after every call that had begun by then is finished and its result given.
+        The first error of a call, after every call that had begun by then is finished and its result given. Whoever
+        stops reading, or is interrupted, does not wait for them.
     """
     if calls == 1:
         yield from ((number, function(piece)) for number, piece in enumerate(pieces))
         return
     numbered = enumerate(pieces)
     errors: list[BaseException] = []
-    with ThreadPoolExecutor(calls) as pool:
-        running: dict[Future[Result], int] = {}
+    running: dict[Future[Result], int] = {}
+    pool = ThreadPoolExecutor(calls)
 
-        def start(count: int) -> None:
-            running.update({pool.submit(function, piece): number for number, piece in islice(numbered, count)})
+    def start(count: int) -> None:
+        running.update({pool.submit(function, piece): number for number, piece in islice(numbered, count)})
 
+    try:
         start(calls)
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -50,6 +52,8 @@ def as_finished(function: Callable[[Work], Result], pieces: Iterable[Work], call
                     errors.append(error)
             if not errors:
                 start(len(done))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # nothing runs any more, but after an interruption
     if errors:
         raise errors[0]
 

@@ -5,6 +5,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -53,13 +54,21 @@ class Servers:
             return self._ask_each(order, request)
         except UNAVAILABLE as error:
             raise ConnectionError(
-                f"{self} gave no answer in {self.max_retries + 1} tries: {error} Is the server up? What was "
-                "finished is kept: run the same again when it is."
+                f"{self} gave no answer in {self.max_retries + 1} tries: {error} Is the server up? What is "
+                "on disk is kept: run the same again when it is."
             ) from error
         except openai.APIStatusError as error:
-            raise InputError(f"{self} refuses the request: {error}") from error
+            raise InputError(f"{error.request.url} refuses the request: {error}") from error
         except ValueError as error:  # not JSON
             raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
+
+    def ask_all(self, request: Callable[[openai.OpenAI], Any]) -> dict[str, Any]:
+        """What each server that answers returns to `request`, by its address; where none does, as [`ask`]."""
+        answers = {}
+        for client in self.clients:
+            with suppress(ConnectionError):
+                answers[str(client.base_url)] = Servers([client], max_retries=0).ask(request)
+        return answers or {str(self): self.ask(request)}
 
     def _ask_each(self, order: list[openai.OpenAI], request: Callable[[openai.OpenAI], Any]) -> Any:
         """The first answer. Servers that are set aside are left out, unless all are."""

@@ -19,6 +19,7 @@ from tract_trainer.engines.written import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
+from tract_trainer.seeds import digest
 
 CONNECT = 5.0
 """Seconds to connect in."""
@@ -61,10 +62,9 @@ class ServerEngine:
         self.saved, self.tokens, self.calls = saved, tokens, concurrency
         self.pool = ThreadPoolExecutor(concurrency)
         self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
-        served, base = self._served(model)
-        self.model: str = served.id
-        self.root = getattr(served, "root", None)
-        self.max_length: int | None = getattr(served, "max_model_len", None) or getattr(base, "max_model_len", None)
+        served = self._served(model)
+        self.model, self.root = next(iter(served.values()))[:2]
+        self.max_length = min((room for *_, room in served.values() if room), default=None)
         self.score([[self.stop_ids[0]]])
 
     @classmethod
@@ -108,7 +108,7 @@ class ServerEngine:
     @property
     def identity(self) -> str:
         """Of the files at hand and the names that the server gives: it does not show its weights."""
-        return f"server-{self.model}-{self.root}-{self.saved.identity}"
+        return f"server-{digest(self.model, self.root)[:8]}-{self.saved.identity}"
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
         def write(prompt: list[int], seed: int) -> Rationale:
@@ -132,29 +132,36 @@ class ServerEngine:
 
         return list(self.pool.map(read, rows))
 
-    def _served(self, model: str | None) -> tuple[Any, Any]:
-        """What the server says of the model, and of the base that it is an adapter of, if it is one."""
-        listed = getattr(self.servers.ask(lambda client: client.models.list()), "data", None)
+    def _served(self, model: str | None) -> dict[str, tuple[str, str, int | None]]:
+        """What each server says of the model: its name, the last part of where it is from, and how much it reads."""
+        replies = self.servers.ask_all(lambda client: client.models.list())
+        served = {url: self._found(url, getattr(reply, "data", None), model) for url, reply in replies.items()}
+        if len({found[:2] for found in served.values()}) > 1:
+            told = "; ".join(f"{url} has {name!r} from {root!r}" for url, (name, root, _) in served.items())
+            raise InputError(f"The servers do not serve the same judge: {told}. Give those of one alone.")
+        return served
+
+    def _found(self, url: str, listed: Any, model: str | None) -> tuple[str, str, int | None]:
         if not listed:
-            raise InputError(
-                f"{self.servers} names no model that it serves. Does base_url end in /v1, as of vllm serve?"
-            )
+            raise InputError(f"{url} names no model that it serves. Does base_url end in /v1, as of vllm serve?")
         served = {entry.id: entry for entry in listed}
         names = list(served)
         if model is None and len(names) > 1:
             like_ours = [name for name in names if bool(self._parent(served[name])) == bool(self.saved.base)]
             one = (like_ours or names)[0]
-            raise InputError(f"{self.servers} serves {names}: name one of them, served_model={one!r} for example.")
+            raise InputError(f"{url} serves {names}: name one of them, served_model={one!r} for example.")
         if model is not None and model not in names:
-            raise InputError(f"{self.servers} does not serve {model!r} but {names}.")
+            raise InputError(f"{url} does not serve {model!r} but {names}.")
         entry = served[model or names[0]]
         if self.saved.base is not None and self.saved.base in (entry.id, getattr(entry, "root", None)):
             raise InputError(
-                f"{self.servers} serves {entry.id!r}, the base model of the adapter in {self.saved.folder}, and not "
+                f"{url} serves {entry.id!r}, the base model of the adapter in {self.saved.folder}, and not "
                 "the judge. Serve both with --enable-lora --lora-modules judge=FOLDER, and ask for "
                 "served_model='judge'."
             )
-        return entry, served.get(self._parent(entry))
+        base = served.get(self._parent(entry))
+        room = getattr(entry, "max_model_len", None) or getattr(base, "max_model_len", None)
+        return entry.id, Path(getattr(entry, "root", None) or "").name, room
 
     @staticmethod
     def _parent(entry: Any) -> str:
