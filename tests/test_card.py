@@ -1,8 +1,11 @@
 """Model cards: what they state, what survives a rewriting, and that none of it needs a network."""
 
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -16,6 +19,8 @@ from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTra
 from tract_trainer.card import END, START, Card, add_results, read_card, write_card
 from tract_trainer.card_facts import RECORD, _hyperparameters
 from tract_trainer.errors import InputError
+from tract_trainer.hub import JudgeConfig
+from tract_trainer.pushing import write_dataset_card
 
 FEW = {"steps": 2}
 
@@ -376,3 +381,57 @@ def test_the_metadata_is_what_the_hub_library_reads(saved):
     assert card.data.eval_results[0].metric_value == 0.61 and card.data.model_name == "judge"
     assert yaml.safe_load(card.data.to_yaml())["pipeline_tag"] == "text-generation"
     assert json.loads((saved[1] / "judge_config.json").read_text())["score_prefix"] == PREFIX
+
+
+REVISED = """
+import sys
+from pathlib import Path
+import torch
+from peft import LoraConfig
+from tiny import make_model, make_tokenizer, train_judge
+from tract_trainer import Judge
+
+hub, tokenizer = Path(sys.argv[1]) / "hub" / "models--me--seed", make_tokenizer()
+for name, seed in (("main", 1), ("v1", 2)):
+    torch.manual_seed(seed)
+    commit = str(seed) * 40
+    for part in (make_model("llama", len(tokenizer)), tokenizer):
+        part.save_pretrained(hub / "snapshots" / commit)
+    (hub / "refs").mkdir(exist_ok=True)
+    (hub / "refs" / name).write_text(commit)
+trainer = train_judge(
+    sys.argv[2], 1, model="me/seed", tokenizer=tokenizer, peft_config=LoraConfig(r=2, target_modules="all-linear"),
+    model_init_kwargs={"revision": "v1"},
+)
+trainer.save_model()
+found = Judge.from_pretrained(sys.argv[2]).engine.model.get_input_embeddings().weight
+print(torch.equal(found, trainer.model.get_input_embeddings().weight))
+"""
+
+
+def test_an_adapter_is_run_on_the_revision_of_its_base_that_it_was_trained_on(tmp_path):
+    where = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", REVISED, str(tmp_path), str(tmp_path / "judge")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **where})
+    assert done.stdout.strip().endswith("True"), done.stderr[-2000:]
+    text = (tmp_path / "judge" / "README.md").read_text()
+    assert "from_pretrained('me/seed', revision='v1', dtype=" in text and "vllm serve me/seed --revision v1 " in text
+
+
+def test_the_card_of_rationales_trains_on_prompts_like_theirs(tmp_path):
+    args = RegressionAwareSFTConfig(
+        "judge", renormalize_scores=True, prompt_template="```{{ response }}\n", use_cpu=True
+    )
+    JudgeConfig.of(args, conversational=False).save(tmp_path)
+    counts = dict.fromkeys(("rows", "rationales", "finished_at_first_try", "retried", "dropped", "forced"), 1)
+    report = {**counts, "prompt_too_long": 0, "mean_tokens": 9, "discarded_score_agreement": {"pearson": None}}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    names = ("num_cots", "temperature", "top_p", "repetition_penalty", "max_new_tokens", "max_retries", "seed")
+    (tmp_path / "settings.json").write_text(json.dumps({**dict.fromkeys(names, 1), "judge": "x"}))
+    write_dataset_card(tmp_path, "me/rationales")
+    (code,) = re.findall(r"````python\n(.*?)````", (tmp_path / "README.md").read_text(), re.DOTALL)
+    made = re.search(r"args = (.*?\n\))\n", code, re.DOTALL)[1].replace(
+        '"judge",', '"judge", use_cpu=True, bf16=False,'
+    )
+    found = JudgeConfig.of(eval(made), conversational=False)
+    assert found == JudgeConfig.load(tmp_path)

@@ -241,8 +241,14 @@ def test_prompts_are_rendered_with_each_rows_own_columns_before_and_after(tmp_pa
     engine = Asked(lambda text: [sure(2)], config)
     engine.tokens.tokenizer.chat_template = TEMPLATE
     settings = {"output_dir": tmp_path / "cots", "batch_size": 1, **SETTINGS}
-    found = generate_cot_dataset(Judge(engine, config), dataset, **settings)
+    judge = Judge(engine, config)
+    found = generate_cot_dataset(judge, dataset, **settings)
     assert found["chat_template_kwargs"][:] == own
+    assert sorted(judge.rows.prompt_ids(row) for row in dataset) == sorted(asked)  # what judging reads
+    closed = [judge.rows.scored_ids(row, "Clear.") for row in dataset]
+    assert [any(row[: len(prompt)] == prompt for prompt in asked) for row in closed] == [True] * 4
+    plain = {"instruction": "Rate.", "tools": TOOLS}  # a column of a record of that name is no tool of the judge's
+    assert "run" not in tokenizer.decode(judge.rows.prompt_ids(plain))
     stage2, _ = trained_rows(found, tokenizer, tmp_path / "two")
     for rows in (stage1, stage2):
         assert [sum(row[: len(prompt)] == prompt for prompt in asked) for row in rows] == [1, 1, 1, 1]

@@ -9,6 +9,7 @@ import pytest
 from tiny import PREFIX
 
 from tract_trainer import JudgeConfig, RegressionAwareSFTConfig, ScoreScale
+from tract_trainer.errors import InputError
 from tract_trainer.hub import HubToken
 from tract_trainer.template import DEFAULT_TEMPLATE
 
@@ -123,3 +124,11 @@ def test_a_token_is_text_that_no_pickle_takes_along(tmp_path):
     found = pickle.loads(written)
     assert found.hub_token is None and found.model_init_kwargs == {"token": None, "revision": "main"}
     assert RegressionAwareSFTConfig(str(tmp_path), use_cpu=True, bf16=False).hub_token is None
+
+
+def test_a_config_that_was_cut_off_is_named_and_none_is_left_half_written(tmp_path):
+    FULL.save(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text(encoding="utf-8")[:40], encoding="utf-8")
+    with pytest.raises(InputError, match=r"judge_config\.json is no JSON: .*Train the judge again"):
+        JudgeConfig.load(tmp_path)

@@ -1,5 +1,6 @@
 """A judge reads its score from the distribution over the scale, or says why it has none."""
 
+import copy
 import dataclasses
 import math
 
@@ -54,6 +55,15 @@ def test_permuted_records_permute_the_judgments(judge, judgments):
     permuted = judge.score(RECORDS[::-1], num_cots=4, **SETTINGS)
     assert [j.score for j in permuted[::-1]] == pytest.approx([j.score for j in judgments], abs=1e-5, nan_ok=True)
     assert [j.rationale for j in permuted[::-1]] == [j.rationale for j in judgments]
+
+
+def test_the_type_that_a_model_is_computed_in_is_of_its_identity(judge):
+    model = copy.deepcopy(judge.engine.model).to(torch.bfloat16)
+    half, whole = (
+        Judge.from_model(model.to(dtype), judge.engine.tokens.tokenizer, judge.config).identity
+        for dtype in (torch.bfloat16, torch.float32)  # the same numbers
+    )
+    assert half != whole
 
 
 def test_the_size_of_the_batches_does_not_matter(judge, judgments, monkeypatch):

@@ -3,7 +3,7 @@
 from tract_trainer.controls import control_pattern
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
-from tract_trainer.records import Prompt, Record, close, prompt_ids, prompt_of, row_ids
+from tract_trainer.records import Prompt, Record, close, prompt_ids, prompt_of, row_ids, template_kwargs
 from tract_trainer.scale import ScoreTokens
 
 
@@ -26,9 +26,8 @@ class RecordRows:
     def prompt_ids(self, record: Record) -> list[int]:
         """Tokens of the record's prompt, up to where the judge starts to write."""
         config = self.config
-        return prompt_ids(
-            self.prompt(record), self.tokens.tokenizer, config.conversational, **config.chat_template_kwargs
-        )
+        given = template_kwargs(record, config.chat_template_kwargs)
+        return prompt_ids(self.prompt(record), self.tokens.tokenizer, config.conversational, **given)
 
     def scored_ids(self, record: Record, rationale: str) -> list[int]:
         """Tokens of the record's prompt, the rationale and the prefix, up to where the score is due."""
@@ -38,7 +37,7 @@ class RecordRows:
             close(rationale, config.score_prefix, config.score_labels[0]),
             self.tokens.tokenizer,
             config.conversational,
-            **config.chat_template_kwargs,
+            **template_kwargs(record, config.chat_template_kwargs),
         )
         found = self.tokens.find(row)
         if found is None:

@@ -88,8 +88,8 @@ class JudgeCallback(TrainerCallback):
         model: Any = accelerator.unwrap_model(self.trainer.model_wrapped, keep_torch_compile=False)
         tokenizer = self.trainer._tokenizer  # the processing class of a model with images is no tokenizer
         judge = Judge.from_model(model, tokenizer, self.trainer.judge_config, batch_size=self.batch_size)
-        with accelerator.split_between_processes(list(range(len(self.records)))) as mine:
-            numbered = list(zip(mine, judge.score([self.records[i] for i in mine], **self.settings), strict=True))
+        mine = range(accelerator.process_index, len(self.records), accelerator.num_processes)
+        numbered = list(zip(mine, judge.score([self.records[i] for i in mine], **self.settings), strict=True))
         return [judgment for _, judgment in sorted(gather_object(numbered), key=lambda pair: pair[0])]
 
     def _figures(self, judgments: Sequence[Judgment], gold: Sequence[float]) -> dict[str, float]:

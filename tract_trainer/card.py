@@ -182,6 +182,14 @@ def _rendered(template: str, facts: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(facts)
 
 
+def fence(*texts: str) -> str:
+    """A fence of code that none of `texts` ends."""
+    marks = "```"
+    while any(marks in text for text in texts):
+        marks += "`"
+    return marks
+
+
 def _literal(text: str) -> str:
     """`text` as Python writes it, on several lines where it can be."""
     plain = all(c.isprintable() or c == "\n" for c in text) and '"""' not in f'{text}"' and "\\" not in text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 
-from tract_trainer.card import read_card
+from tract_trainer.card import fence, read_card
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.records import prompt_of
@@ -75,8 +75,9 @@ def judge_card(
         "config": config,
         "record": record,
         "prompt": prompt,
-        "fence": _fence(prompt, config.prompt_template),
+        "fence": fence(prompt, config.prompt_template),
         "base": on_hub or Path(base).name,
+        "base_revision": getattr(getattr(model, "active_peft_config", None), "revision", None),
         "base_link": _linked(base),
         "licence": ", ".join(str(value) for value in licence.values()),
         "seed": trainer.args.seed,
@@ -121,14 +122,6 @@ def _example(config: JudgeConfig) -> tuple[dict[str, str], str]:
     except (InputError, TypeError):
         prompt = f"{RECORD['instruction']}\n{RECORD['response']}\n{RECORD['rubric']}\n"
         return {"prompt": prompt}, prompt
-
-
-def _fence(*texts: str) -> str:
-    """A fence of code that none of `texts` ends."""
-    fence = "```"
-    while any(fence in text for text in texts):
-        fence += "`"
-    return fence
 
 
 def _adapter(model: Any) -> dict[str, Any]:

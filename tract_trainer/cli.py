@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tract {command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"tract {command}: stopped. What is finished is kept; the same command goes on.", file=sys.stderr)
+        again = "with --resume_from_checkpoint true the same command" if command == "sft" else "the same command"
+        print(f"tract {command}: stopped. What is on disk is kept; {again} goes on.", file=sys.stderr)
         return 130
     return 0
 

@@ -17,6 +17,7 @@ import numpy as np
 from tract_trainer.artifacts import SCHEMA_VERSION
 from tract_trainer.benchmarks import check_scale
 from tract_trainer.calibration import calibration
+from tract_trainer.engines import at_once
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.judge import Judge, checked
@@ -31,7 +32,10 @@ from tract_trainer.report import markdown, save_results, without_nan
 from tract_trainer.seeds import digest
 from tract_trainer.shards import begin, differences, finish_rows, finished_rows
 
-COMPARED = ("instruction", "response", "rubric", "reference", "prompt", "messages", "score", "chosen", "rejected")
+COMPARED = (
+    "instruction", "response", "rubric", "reference", "prompt", "messages", "tools", "chat_template_kwargs", "score",
+    "chosen", "rejected",
+)  # fmt: skip
 
 
 def evaluate(
@@ -187,7 +191,7 @@ def _without_rationales(judge: Judge, records: Sequence[Record], shown: bool) ->
         return [next(found) if judge.fits(row) else unscored(too_long.format(len(row)), judge.config) for row in rows]
 
     too_long = f"The prompt and the prefix have {{}} tokens, the model reads {judge.engine.max_length}."
-    return in_pieces(read, records, 8 * judge.engine.batch_size, judge.engine.calls, "Judging", shown)
+    return in_pieces(read, records, at_once(judge.engine), judge.engine.calls, "Judging", shown)
 
 
 def _are_pairs(records: Sequence[Record]) -> bool:

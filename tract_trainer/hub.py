@@ -79,8 +79,9 @@ class JudgeConfig:
     def save(self, folder: str | Path) -> None:
         """Writes `judge_config.json` into `folder`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-        (Path(folder) / FILE_NAME).write_text(text, encoding="utf-8")
+        text, temporary = json.dumps(asdict(self), indent=2, ensure_ascii=False), Path(folder) / f"_{FILE_NAME}.tmp"
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(Path(folder) / FILE_NAME)
 
     @classmethod
     def load(cls, name_or_path: str | Path, revision: str | None = None) -> "JudgeConfig":
@@ -94,7 +95,10 @@ class JudgeConfig:
         path = Path(name_or_path) / FILE_NAME
         if not path.is_file():
             path = _download(name_or_path, revision)
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is no JSON: {error}. Train the judge again to have the file written.") from error
         known = {f.name for f in fields(cls)}
         required = {"score_labels", "score_values", "score_prefix"}
         if unknown := sorted(set(found) - known):

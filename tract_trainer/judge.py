@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tract_trainer.asking import RecordRows
-from tract_trainer.engines import Engine, Rationale, Sampling, engine_class
+from tract_trainer.engines import Engine, Rationale, Sampling, at_once, engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.judgment import Comparison, Judgment, comparison, judgment
@@ -80,12 +80,11 @@ class Judge:
         from transformers import AutoTokenizer
 
         kind = engine_class(engine)
-        config = JudgeConfig.load(name_or_path, revision)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        config, kwargs = JudgeConfig.load(name_or_path, revision), dict(model_kwargs or {})
+        trust = kwargs.get("trust_remote_code", False)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust)
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
-        loaded = kind.from_pretrained(
-            name_or_path, tokens, config, revision=revision, batch_size=batch_size, **(model_kwargs or {})
-        )
+        loaded = kind.from_pretrained(name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs)
         return cls(loaded, config)
 
     @classmethod
@@ -158,7 +157,7 @@ class Judge:
         """Like [`stream`], but each with its record's number, in the order in which they come from a server."""
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
         asked: Any = records if isinstance(records, Sized) else list(records)
-        size = max(1, 8 * self.engine.batch_size // num_cots)  # a few batches, so that sorting by length pays
+        size = at_once(self.engine, num_cots)
         judged = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
         shown = len(asked) > size if progress is None else progress
         return in_pieces(judged, asked, size, self.engine.calls, "Judging", shown)
@@ -221,18 +220,21 @@ class Judge:
         first, second = self.score([a, b], num_cots, **settings)
         return comparison(first, second, self.config, tie_width)
 
-    def as_reward_func(self, rubric: Any = None, num_cots: int = 1, **settings: Any) -> Callable[..., list[float]]:
+    def as_reward_func(
+        self, rubric: Any = None, num_cots: int = 1, *, name: str = "judge_score", **settings: Any
+    ) -> Callable[..., list[float | None]]:
         """
         A function for `reward_funcs` of TRL's GRPO trainer. The reward is the expected score, in units of the scale.
 
         Args:
-            rubric (`str` or `dict`, *optional*): what to judge completions by; by default, the column `rubric`.
+            rubric (`str` or `dict`, *optional*):
+                What to judge by; by default, the column `rubric`. Where that is empty, the reward is `None`.
             num_cots (`int`, *optional*, defaults to `1`): rationales per completion.
-            **settings:
-                As in [`score`]. `unfinished` is `"force"` by default: a reward is NaN only where the model has no room
-                for the prompt, or after the rationale for the prefix.
+            name (`str`, *optional*, defaults to `"judge_score"`): what TRL logs the reward as. Two need two.
+            **settings: as in [`score`], but `unfinished` is `"force"`, so a reward is NaN only where the model has no
+                room for the prompt, or after the rationale for the prefix.
         """
-        return reward_func(self, rubric, num_cots, {"unfinished": "force", **settings})
+        return reward_func(self, rubric, num_cots, name, {"unfinished": "force", **settings})
 
     def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0, prompt_length: int = 0) -> Judgment:
         """The judgment that the rationales of one record make together."""

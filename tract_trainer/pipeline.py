@@ -106,7 +106,9 @@ def as_dataset(rows: Sequence[Record] | Dataset) -> Dataset:
 
 
 def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=args.trust_remote_code
+    )
     path = args.chat_template_path
     if path is not None:
         file = Path(path)

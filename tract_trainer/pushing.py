@@ -9,9 +9,10 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from tract_trainer.card import read_card, renewed, write_card
+from tract_trainer.card import fence, read_card, renewed, write_card
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
+from tract_trainer.template import DEFAULT_TEMPLATE
 
 ASIDE = ("_*", "checkpoint-*", ".*")
 """What stays here when a folder is uploaded."""
@@ -111,6 +112,7 @@ def write_dataset_card(folder: Path, name: str, judge: str | None = None) -> Non
     found = {part: json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("report", "settings")}
     config = JudgeConfig.load(folder)
     facts = {"title": name.split("/")[-1], "name": name, "judge": judge, "config": config, **found}
+    facts |= {"default_template": DEFAULT_TEMPLATE, "fence": fence(config.prompt_template)}
     metadata: dict[str, Any] = {
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train.parquet"}]}],
         "task_categories": ["text-generation"],

@@ -5,6 +5,7 @@ A record is a mapping with `instruction`, `response`, `rubric` and optionally `r
 `gpt4_feedback` are the annotations.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -120,9 +121,13 @@ def completion_text(row: Record) -> str:
     """A row's `completion`, or what the assistant says last in it or in the `messages`; nothing where there is none."""
     found = row.get("completion") or row.get("messages") or ""
     last = found[-1] if isinstance(found, list) else {"role": "assistant", "content": found}
-    said = last.get("content") if isinstance(last, Mapping) and last.get("role") == "assistant" else None
-    # In parts, or none beside a tool call.
-    return said if isinstance(said, str) else "".join(part.get("text") or "" for part in said or ())
+    return turn_text(last) if isinstance(last, Mapping) and last.get("role") == "assistant" else ""
+
+
+def turn_text(turn: Mapping[str, Any]) -> str:
+    """What a turn says: in one text, in parts, or nothing beside a tool call."""
+    said = turn.get("content") or ""
+    return said if isinstance(said, str) else "".join(part.get("text") or "" for part in said)
 
 
 def _unclosed(prefix: str, text: str) -> str:
@@ -169,6 +174,15 @@ def training_examples(
                 "completion": [{"role": "assistant", "content": completion}] if conversational else completion,
                 "score": gold,
             }
+
+
+def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, Any]:
+    """Further arguments of the chat template, as TRL makes them of a record with a ready prompt; or `otherwise`."""
+    if not (record.get("prompt") or record.get("messages")):
+        return dict(otherwise)
+    tools = record.get("tools")
+    given = record["chat_template_kwargs"] or {} if "chat_template_kwargs" in record else otherwise
+    return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **given}
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:

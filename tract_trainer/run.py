@@ -73,7 +73,7 @@ def run_pipeline(
             prompts = dataset.select(range(min(settings.max_cot_records, len(dataset))))
         console.print(f"[2/4] {draw.num_cots * len(prompts):,} rationales of its own")
         cots = generate_cot_dataset(
-            _judge(folder / "stage1", model, draw, settings),
+            _judge(folder / "stage1", model, draw, settings, args.trust_remote_code),
             prompts,
             num_cots=draw.num_cots,
             **draw.sampling,
@@ -90,7 +90,7 @@ def run_pipeline(
             own.missing_score = "drop"  # a rationale of its own may be too long for max_length, which is settled by now
         _stage(folder / "stage2", model, own, cots, push=bool(args.push_to_hub))
         console.print(f"[4/4] Evaluation on {len(held_out):,} held-out records")
-        judge = _judge(folder / "stage2", model, draw, settings)
+        judge = _judge(folder / "stage2", model, draw, settings, args.trust_remote_code)
         path = folder / "evaluation.json"
         result = evaluate(
             judge,
@@ -229,9 +229,12 @@ def _stage(
     clear_device_cache(garbage_collection=True)  # the next step loads a model of its own
 
 
-def _judge(folder: Path, model: ModelConfig, draw: SamplingArguments, settings: RunArguments) -> Judge:
+def _judge(
+    folder: Path, model: ModelConfig, draw: SamplingArguments, settings: RunArguments, trust_remote_code: bool
+) -> Judge:
     """The judge saved in `folder`, quantised as it was trained where Transformers runs it."""
-    kwargs = settings.engine_settings
+    trusted: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    kwargs = trusted | settings.engine_settings
     quantization = get_quantization_config(model)
     if settings.engine == "transformers" and quantization is not None:
         kwargs = {"quantization_config": quantization, **kwargs}

@@ -98,6 +98,9 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(str(output_dir or self.args.output_dir))
         before = read_card(folder)  # PEFT writes a card of its own over it
+        loaded_with = self.args.model_init_kwargs
+        if isinstance(self.model, PeftModel) and isinstance(loaded_with, dict) and loaded_with.get("revision"):
+            self.model.active_peft_config.revision = loaded_with["revision"]  # of the base model
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self._write_card(folder, before)

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, List, Value
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.metrics import agreement
-from tract_trainer.records import Prompt, as_messages, close
+from tract_trainer.records import Prompt, as_messages, close, template_kwargs
 from tract_trainer.report import save_results
 from tract_trainer.seeds import digest
 from tract_trainer.shards import Shards
@@ -54,8 +54,7 @@ class Request(NamedTuple):
     @property
     def template_kwargs(self) -> dict[str, Any]:
         """Arguments of the chat template, as TRL makes them of the columns."""
-        tools = json.loads(self.rendered.get("tools") or "null")
-        return {"tools": tools, **(self.rendered.get("chat_template_kwargs") or {})}
+        return template_kwargs({"prompt": self.prompt, **self.rendered}, {})
 
 
 class Annotated:

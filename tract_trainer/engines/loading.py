@@ -19,7 +19,7 @@ OF_HUB = ("cache_dir", "code_revision", "local_files_only", "revision", "subfold
 def load_judge_model(name_or_path: str | Path, revision: str | None, **model_kwargs: Any) -> Any:
     """
     Args:
-        revision (`str`, *optional*): Hub revision of the judge. That of an adapter says nothing of its base model.
+        revision (`str`, *optional*): Hub revision of the judge; that of an adapter's base model is in its config.
         **model_kwargs: arguments of `from_pretrained` for the full model or the base model.
 
     Raises:
@@ -30,6 +30,7 @@ def load_judge_model(name_or_path: str | Path, revision: str | None, **model_kwa
         kwargs = {"revision": revision, **model_kwargs}
         return _classes(name_or_path, **kwargs)[0].from_pretrained(name_or_path, **kwargs)
     folder, misfit = SavedJudge.find(name_or_path, revision).folder, ""
+    model_kwargs = {"revision": saved.base_revision, **model_kwargs} if saved.base_revision else model_kwargs
     for kind in _classes(saved.base, **model_kwargs):
         base = kind.from_pretrained(saved.base, **model_kwargs)
         try:

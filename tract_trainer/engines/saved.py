@@ -21,11 +21,13 @@ class SavedJudge:
     Attributes:
         folder (`Path`): where they are on this machine.
         base (`str`, *optional*): folder or repository of the model that an adapter belongs to; `None` for a full model.
+        base_revision (`str`, *optional*): its Hub revision; `None` for the main one.
         peft_type (`str`, *optional*), rank (`int`): of the adapter.
     """
 
     folder: Path
     base: str | None = None
+    base_revision: str | None = None
     peft_type: str | None = None
     rank: int = 0
 
@@ -43,7 +45,8 @@ class SavedJudge:
         if not (folder / "adapter_config.json").is_file():
             return cls(folder)
         adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return cls(folder, adapter["base_model_name_or_path"], adapter["peft_type"], adapter.get("r", 0))
+        base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+        return cls(folder, base, revision, adapter["peft_type"], adapter.get("r", 0))
 
     @property
     def generation_config(self) -> "GenerationConfig | None":
@@ -51,7 +54,7 @@ class SavedJudge:
         from transformers import GenerationConfig
 
         try:
-            return GenerationConfig.from_pretrained(self.base or self.folder)
+            return GenerationConfig.from_pretrained(self.base or self.folder, revision=self.base_revision or "main")
         except OSError:  # not every model has one
             return None
 
@@ -60,7 +63,8 @@ class SavedJudge:
         """A fingerprint of the weights, from the sizes, beginnings and ends of their files."""
         weights = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]
         files = sorted(file for file in weights if file.name != "training_args.bin")
-        return digest(self.base, [_sample(file) for file in files])[:16]
+        commit = self.folder.name if self.folder.parent.name == "snapshots" else None  # weights may not be here
+        return digest(self.base, self.base_revision, [_sample(file) for file in files] or commit)[:16]
 
 
 def _sample(file: Path) -> list[str | int]:

@@ -83,13 +83,13 @@ class TransformersEngine:
 
     @property
     def identity(self) -> str:
-        """A fingerprint of the weights, from a few numbers of every parameter."""
+        """A fingerprint of the weights, from a few numbers of every parameter, and the type they are computed in."""
         values = {
             name: p.detach().flatten()[:16].float().tolist()
             for name, p in self.model.named_parameters()
             if not p.is_meta
         }
-        return f"{self.model.config.model_type}-{digest(values)[:16]}"
+        return f"{self.model.config.model_type}-{digest(str(self.model.dtype), values)[:16]}"
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
         steps = [

@@ -18,6 +18,7 @@ from tract_trainer.engines.written import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
+from tract_trainer.seeds import digest
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
@@ -70,14 +71,15 @@ class VLLMEngine:
                     "engine='transformers', or merge it: model.merge_and_unload().save_pretrained(folder)."
                 )
             rank = next((rank for rank in LORA_RANKS if rank >= saved.rank), saved.rank)
-            lora = {"enable_lora": True, "max_lora_rank": rank}
+            lora = {"enable_lora": True, "max_lora_rank": rank, "revision": saved.base_revision}
         model = str(saved.folder) if saved.base is None else saved.base
         llm = LLM(model, tokenizer=str(saved.folder), **{**lora, **model_kwargs})
         return cls(llm, saved, tokens, config, batch_size)
 
     @property
     def identity(self) -> str:
-        return f"vllm-{self.saved.identity}"
+        config = self.llm.llm_engine.model_config
+        return f"vllm-{self.saved.identity}-{digest(str(config.dtype), str(config.quantization), self.max_length)[:8]}"
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
         settings = [
