@@ -1,7 +1,7 @@
 """Turns prompts into rationales with a server that speaks OpenAI's completions protocol, such as `vllm serve`.
 
 Prompts travel as token ids, and so do the tokens written: nothing is tokenised again on the way. The server must return
-the log-probabilities of given tokens (`logprob_token_ids`, an extension of vLLM's); it is asked once, before any work.
+the log-probabilities of given tokens (`logprob_token_ids`, an extension of vLLM's); one is asked once, before any work.
 """
 
 import os
