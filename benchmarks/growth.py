@@ -13,12 +13,10 @@ import json
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import tract_trainer
-from tract_trainer.seeds import digest
+from measuring import digest_of_code
 
 VOCABULARIES = (32_000, 128_256, 256_000)
 TRAIN = [
@@ -43,10 +41,7 @@ def measured(script: str, size: dict[str, int], passed: list[str], folder: Path)
     """What the script's last line says of a size; kept under all of its flags and what it measures."""
     flags = [*(text for name, value in size.items() for text in (f"--{name}", str(value))), *passed]
     path = Path(__file__).with_name(f"{script}.py")
-    sources = [path, *sorted(Path(tract_trainer.__file__).parent.rglob("*.py"))]
-    versions = [version(package) for package in ("torch", "transformers", "trl")]
-    code = digest(versions, *(source.read_text(encoding="utf-8") for source in sources))[:12]
-    kept = folder / code / f"{script} {' '.join(flags).replace('/', '_')}.json"
+    kept = folder / digest_of_code(path) / f"{script} {' '.join(flags).replace('/', '_')}.json"
     if not kept.is_file():
         command = [sys.executable, str(path), *flags]
         print(" ".join(command), file=sys.stderr, flush=True)

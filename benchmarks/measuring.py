@@ -1,12 +1,17 @@
-"""Times several ways to do a thing in turns, so that what else the machine does meets all of them."""
+"""Times several ways to do a thing in turns, so that what else the machine does meets all of them; tells code apart."""
 
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+import tract_trainer
+from tract_trainer.seeds import digest
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -45,3 +50,10 @@ def costs(seconds: Mapping[str, list[float]]) -> dict[str, Cost]:
         middle = statistics.median(taken)
         found[name] = Cost(middle, middle / statistics.median(first), low, high)
     return found
+
+
+def digest_of_code(*scripts: Path) -> str:
+    """Of the package, the libraries that it trains with, and `scripts`: results of other code are not gone on with."""
+    sources = [*scripts, *sorted(Path(tract_trainer.__file__).parent.rglob("*.py"))]
+    versions = [version(package) for package in ("torch", "transformers", "trl")]
+    return digest(versions, *(source.read_text(encoding="utf-8") for source in sources))[:12]

@@ -20,21 +20,23 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from contrasts import BEST
 from datasets import Dataset
-from findings import BEST, BY_HEART, COUNTS, write_findings
+from findings import BY_HEART, COUNTS, write_findings
+from measuring import digest_of_code
+from numpy.typing import NDArray
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
-from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, generate_cot_dataset
+from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale, generate_cot_dataset
 from tract_trainer.config import DEFAULT_PREFIX
 from tract_trainer.demo_task import (
     NOISE,
@@ -57,7 +59,9 @@ from tract_trainer.shards import check_settings, writing
 
 SMALL = DemoSize(facts=1500, records=200, epochs=4, held_out=300)
 NEW_TOKENS, BATCH_SIZE = 32, 128
+SCALE = ScoreScale.integers(1, 5)
 Rows = list[dict[str, Any]]
+Floats = NDArray[np.float64]
 
 MAIN, KNOWN, FEW, SHORT = "half known", "all known", "few records", "few records, fewer epochs"
 TASKS: dict[str, dict[str, Any]] = {MAIN: {}, KNOWN: {"odds": [1, 0]}, FEW: {}, SHORT: {}}
@@ -92,11 +96,12 @@ class Arm:
 LEARNING_RATE = 2e-3
 CE: dict[str, Any] = {"score_loss_weight": 0.0}
 SLOW = {"learning_rate": LEARNING_RATE / 10}
-LAMBDAS = {0: (MAIN,), 0.1: (MAIN, SHORT), 0.2: (MAIN,), 2: (MAIN,), 5: (MAIN,), 10: (MAIN,)}
+LAMBDAS = {0: (MAIN, SHORT), 0.1: (MAIN, SHORT), 0.2: (MAIN,), 2: (MAIN,), 5: (MAIN,), 10: (MAIN,)}
 LOSSES = ("absolute_error", "huber", "crps", "soft_ce")
 WASSERSTEIN = {"score_loss_type": "wasserstein", "renormalize_scores": True}
-# The released code divides by the batch size twice and leaves the score out of the cross-entropy: 16 rows at once.
-RELEASED = {"score_loss_weight": 1 / 16, "score_token_in_ce": False}
+# The released code divides by the rows of a micro-batch twice, 8 in its configuration for Mistral, and leaves the score
+# out of the cross-entropy.
+RELEASED = {"score_loss_weight": 1 / 8, "score_token_in_ce": False}
 ARMS = {
     "CE, score only": Arm("score", num_cots=0, settings=CE),
     "RAFT, score only": Arm("score", num_cots=0, settings={"ce_loss_weight": 0.0}),
@@ -134,10 +139,8 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
     held_out = make_records(size.held_out, derive_seed(seed, "held out"), **TASKS[task])
     records = make_records(size.records, derive_seed(seed, "training"), **TASKS[task])
     examples = [training_example(record) for record in records]
-    best = [best_possible(record) for record in held_out]
-    gold = [record["score"] for record in held_out]
     with writing(folder, 0):
-        save(folder / f"{BEST}.json", {"gold": gold, "own": {"1": {"RAIL": best}}, "annotated": best})
+        save(folder / f"{BEST}.json", judged_best(held_out, seed))
         if not (folder / "seed").is_dir():
             train_seed_model(folder / "seed", task, seed, size)
         for name, arm in ARMS.items():
@@ -147,15 +150,19 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
                 num_cots = arm.num_cots if task == MAIN else min(1, arm.num_cots)
                 save(path, judged(judge, num_cots, held_out, seed))
                 print(f"{task}, seed {seed}: {name}", flush=True)
-        training_rows("stage 1", folder, examples, seed)  # does nothing anew, but write the report
-        report = json.loads((folder / "rationales" / "stage 1" / "report.json").read_text())
-        save(folder / f"{BY_HEART}.json", {"share": report["by_heart"] / report["rationales"]})
+        shares = {}
+        for writer in {arm.rows for arm in ARMS.values() if task in arm.tasks} & {"stage 1", "CE"}:
+            training_rows(writer, folder, examples, seed)  # does nothing anew, but write the report
+            report = json.loads((folder / "rationales" / writer / "report.json").read_text())
+            shares[writer] = report["by_heart"] / report["rationales"]
+        save(folder / f"{BY_HEART}.json", shares)
 
 
-def best_possible(record: dict[str, Any]) -> float:
+def chances_of_scores(record: dict[str, Any], rationale_known: bool = False) -> Floats:
     """
-    The expected gold score given the prompt of a record, for one who knows the task: no judge can have a smaller
-    squared error. The answer's level is uniform on [0.2, 0.8], a source nobody knows is sound with its probability.
+    Probabilities of the gold scores 1 to 5, `(5,)`, given the prompt of a record, for one who knows the task: no judge
+    can have an expected score of smaller squared error. The answer's level is uniform on [0.2, 0.8], a source nobody
+    knows is sound with its probability. The annotated rationale, if known, says of each claim whether it is sound.
     """
     words = record["prompt"].split()
     sound, weak, unknown = (sum(word in names for word in words) for names in (SOUND, WEAK, UNKNOWN))
@@ -163,8 +170,24 @@ def best_possible(record: dict[str, Any]) -> float:
     weights = level**sound * (1 - level) ** weak
     more = np.arange(unknown + 1)
     chances = stats.binom.pmf(more[:, None], unknown, level) @ weights / weights.sum()  # (unknown + 1,)
-    scores = [np.clip(1 + sound + more + off, 1, 5) for off in (-1, 0, 1)]
-    return float(chances @ (NOISE / 2 * scores[0] + (1 - NOISE) * scores[1] + NOISE / 2 * scores[2]))
+    if rationale_known:
+        chances = (sound + more == record["rationale"].split().count("sound")).astype(float)
+    scores = np.zeros(5)
+    for off, share in ((-1, NOISE / 2), (0, 1 - NOISE), (1, NOISE / 2)):
+        np.add.at(scores, np.clip(sound + more + off, 0, 4), share * chances)
+    return scores
+
+
+def judged_best(held_out: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """What [`judged`] returns, of a judge whose distribution is the true one."""
+    known, told = (np.array([chances_of_scores(record, side) for record in held_out]) for side in (False, True))
+    labels = drawn_labels(torch.from_numpy(np.log(np.maximum(known, 1e-300))), SCALE, seed)
+    rows = [[{"label": label, "probs": probs}] for label, probs in zip(labels, known.tolist(), strict=True)]
+    return {
+        "gold": [record["score"] for record in held_out],
+        "own": {"1": by_method(rows, SCALE)},
+        "annotated": (told @ SCALE.values).round(6).tolist(),
+    }
 
 
 def train_seed_model(folder: Path, task: str, seed: int, size: DemoSize) -> None:
@@ -244,26 +267,35 @@ def judged(judge: Judge, num_cots: int, held_out: Sequence[dict[str, Any]], seed
 def with_drawn_labels(judgments: Sequence[Judgment], judge: Judge, seed: int) -> list[Judgment]:
     """`judgments`, of which each has one reading of a score, with labels drawn as those after a rationale are."""
     log_probs = torch.tensor([judgment.rationales[0].log_probs for judgment in judgments])  # (n, K)
-    seeds = [derive_seed(seed, "label", number) for number in range(len(judgments))]
-    draw = SeededDraw(seeds, max_new_tokens=1, width=1, temperature=Sampling.temperature, top_p=Sampling.top_p)
-    drawn = draw(torch.zeros(len(judgments), 1), log_probs).argmax(-1)  # (n,)
-    labels = [judge.config.score_labels[label] for label in drawn.tolist()]
+    labels = drawn_labels(log_probs, judge.config.scale, seed)
     read = [judgment.rationales[0]._replace(label=label) for judgment, label in zip(judgments, labels, strict=True)]
     return [replace(judgment, rationales=(one,)) for judgment, one in zip(judgments, read, strict=True)]
+
+
+def drawn_labels(log_probs: torch.Tensor, scale: ScoreScale, seed: int) -> list[str]:
+    """Labels drawn from distributions over the scale, `(n, K)`, at the temperature and nucleus of a rationale."""
+    seeds = [derive_seed(seed, "label", number) for number in range(len(log_probs))]
+    draw = SeededDraw(seeds, max_new_tokens=1, width=1, temperature=Sampling.temperature, top_p=Sampling.top_p)
+    drawn = draw(torch.zeros(len(log_probs), 1), log_probs).argmax(-1)  # (n,)
+    return [scale.labels[label] for label in drawn.tolist()]
 
 
 def methods(judge: Judge, judgments: Sequence[Judgment], count: int) -> dict[str, list[float | None]]:
     """Scores by method, `(n,)` each, from the first `count` rationales; None where none of them came to one."""
     rows = [
-        {
-            "rationales": [
-                {"label": r.label, "probs": None if r.log_probs is None else list(np.exp(r.log_probs))}
-                for r in judgment.rationales[:count]
-            ]
-        }
+        [
+            {"label": r.label, "probs": None if r.log_probs is None else list(np.exp(r.log_probs))}
+            for r in judgment.rationales[:count]
+        ]
         for judgment in judgments
     ]
-    scores = scores_by_method(rows, judge.config.scale, judge.config.renormalize_scores)
+    return by_method(rows, judge.config.scale, judge.config.renormalize_scores)
+
+
+def by_method(
+    rationales: Sequence[Rows], scale: ScoreScale, renormalized: bool = False
+) -> dict[str, list[float | None]]:
+    scores = scores_by_method([{"rationales": row} for row in rationales], scale, renormalized)
     return {
         name: [None if np.isnan(score) else round(float(score), 6) for score in row] for name, row in scores.items()
     }
@@ -286,8 +318,19 @@ def arguments(epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
     }
 
 
+def lineage(name: str) -> dict[str, Any]:
+    """The settings of an arm, and of those whose weights or rationales it is trained with, by name."""
+    arm = ARMS[name]
+    before = {"half": "stage 1"}.get(arm.rows, arm.rows), arm.start
+    settings = {key: value for key, value in asdict(arm).items() if key != "tasks"}
+    return {name: settings} | {key: row for other in before if other in ARMS for key, row in lineage(other).items()}
+
+
 def check_work(folder: Path, size: DemoSize) -> None:
-    """Refuses to go on with work in `folder` that was begun with another size, other tasks or other arms of a name."""
+    """
+    Refuses to go on with work in `folder` that was begun with another size, other tasks, another version of the
+    package, or other settings of an arm or of what it is trained with.
+    """
     common = {
         "tasks": TASKS,
         "epochs of tasks": EPOCHS,
@@ -295,12 +338,16 @@ def check_work(folder: Path, size: DemoSize) -> None:
         "noise": NOISE,
         "new tokens": NEW_TOKENS,
         "training": arguments(0, 0, 0),
-        "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
+        "code": digest_of_code(),
     }
     check_settings(folder / "settings.json", common | asdict(size), *(folder / task for task in TASKS))
-    for name, arm in ARMS.items():
-        made_with = {key: value for key, value in asdict(arm).items() if key != "tasks"}
-        check_settings(folder / "arms" / f"{name}.json", made_with, *folder.glob(f"*/seed-*/{name}.json"))
+    for name in ARMS:
+        made = [f"{name}.json", f"judges/{name}", f"rationales/{name}"]
+        found = [path for pattern in made for path in folder.glob(f"*/seed-*/{pattern}")]
+        path = folder / "arms" / f"{name}.json"
+        if not found:
+            path.unlink(missing_ok=True)  # of work that was deleted, or never begun
+        check_settings(path, lineage(name), *found)
 
 
 def work(folder: Path, seeds: int, size: DemoSize) -> Iterator[tuple[str, int, Path, DemoSize]]:

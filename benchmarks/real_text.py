@@ -2,6 +2,8 @@
 
     python benchmarks/real_text.py mt_bench_eval.json    # resumes: each fold's predictions are kept in the folder
 
+Done with several seeds, each with folds and judges of its own.
+
 The file is that of the Prometheus benchmarks: 320 records, four responses to each of 80 instructions. Gold is the mean
 of three GPT-4 scores, the annotated rationale the first of three. All records of an instruction are in one fold, and
 whatever a fold needs (tokenizer, seed model, judges, trivial predictors) is learned from the other folds. The seed
@@ -9,7 +11,7 @@ model is a language model of the prompts with their rationales, without scores.
 
 Judges are asked briefly: the rubric's question, the last turn of the dialogue, the response. A model this small could
 not use the descriptions of the five scores, the reference answer and the earlier turns, and would read them for hours.
-No setting was chosen by held-out figures. Expect poor ones. `n` records, `R` resamples.
+No setting was chosen by held-out figures. Expect poor ones. `n` records, `G` instructions, `R` resamples.
 """
 
 import argparse
@@ -24,14 +26,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
 from datasets import Dataset
+from measuring import digest_of_code
 from miniature import arguments, finish
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -59,6 +61,7 @@ CONSTANT, TRACT = "constant", "TRACT, RAIL"
 FIGURES = {"pearson": "Pearson", "spearman": "Spearman", "rmse": "RMSE"}
 WITHIN = ("pearson", "spearman")
 RESAMPLES = 2000
+Rows = dict[str, dict[str, tuple[float, list[float]]]]
 TRIVIAL = (CONSTANT, "length of response", "words of response", "words of question, request and response")
 ROWS = (
     *TRIVIAL,
@@ -131,11 +134,16 @@ def by_words(train: Sequence[str], held_out: Sequence[str], gold: Floats, penalt
     return gold.mean() + new @ x.T @ dual  # type: ignore[no-any-return]
 
 
-def run_fold(fold: int, path: Path, folder: Path, folds: int, seed: int, size: Size) -> None:
-    """Writes what is predicted for the held-out records of a fold to `fold-N.json`, unless that is there."""
-    work, start = folder / f"fold-{fold}", time.process_time()
-    if work.with_suffix(".json").is_file():
+def file_of(folder: Path, seed: int, fold: int) -> Path:
+    return folder / f"seed-{seed:02d}" / f"fold-{fold}.json"
+
+
+def run_fold(seed: int, fold: int, path: Path, folder: Path, folds: int, size: Size) -> None:
+    """Writes what is predicted for the held-out records of a fold, unless that is there."""
+    file, start = file_of(folder, seed, fold), time.process_time()
+    if file.is_file():
         return
+    work = file.with_suffix("")
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -147,7 +155,7 @@ def run_fold(fold: int, path: Path, folder: Path, folds: int, seed: int, size: S
     found["predictions"] |= {name: row.tolist() for name, row in trivial(train, held_out).items()}
     found |= {"gold": [r["score"] for r in held_out], "groups": [r["group"] for r in held_out]}
     work.with_suffix(".part").write_text(json.dumps(found | {"seconds": time.process_time() - start}))
-    work.with_suffix(".part").replace(work.with_suffix(".json"))
+    work.with_suffix(".part").replace(file)
 
 
 def run_judges(work: Path, train: Records, held_out: Records, seed: int, size: Size) -> dict[str, Any]:
@@ -183,7 +191,7 @@ def run_judges(work: Path, train: Records, held_out: Records, seed: int, size: S
         scores[f"{name}, RAIL renormalised"] = [float(np.dot(one.probs, SCALE.values)) / one.mass for one in found]
         mass[name] = float(np.nanmean([one.mass for one in found]))
         closed[name] = sum(r.label is not None and not r.forced for one in found for r in one.rationales)
-        print(f"{work.name}: {name} after {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{work.parent.name}, {work.name}: {name} after {time.perf_counter() - start:.0f} s", flush=True)
         return judge
 
     annotated = Dataset.from_list(kept)
@@ -205,67 +213,95 @@ def make_tokenizer(texts: Sequence[str], size: Size) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
-def compare(
-    predictions: Mapping[str, Floats], gold: Floats, groups: Sequence[Any], folds: Sequence[int], seed: int
-) -> dict[str, Any]:
-    """
-    Figures of each row, and those of TRACT less them (`tract_less_...`), with 95 % intervals from resampled groups: the
-    records of an instruction are drawn together, within their fold, and the same for all rows. Correlations are means
-    over the folds: each has a judge of its own, and how high its scores lie is no agreement. Scores, `gold`, `groups`
-    and `folds` are `(n,)`.
-    """
-    rng, weights = np.random.default_rng(seed), np.ones((len(gold), 1 + RESAMPLES))  # each record once, then resamples
-    parts = [np.flatnonzero(np.asarray(folds) == fold) for fold in dict.fromkeys(folds)]
-    for part in parts:
-        group = np.unique(np.asarray(groups)[part], return_inverse=True)[1]
-        count = int(group.max()) + 1
-        for resample in range(1, 1 + RESAMPLES):
-            weights[part, resample] = np.bincount(rng.integers(count, size=count), minlength=count)[group]
+class Run(NamedTuple):
+    """The held-out records of all folds of a seed: scores by row, gold scores, instructions and folds, `(n,)` each."""
 
-    def figures(scores: Floats) -> dict[str, Floats]:
-        """`(1 + R,)` each."""
-        found = [Agreement(scores[part], gold[part]).figures(WITHIN, weights[part]) for part in parts]
+    predictions: Mapping[str, Floats]
+    gold: Floats
+    groups: NDArray[np.int64]
+    folds: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, folds: Sequence[Mapping[str, Any]]) -> "Run":
+        """Of what [`run_fold`] wrote, without the records that a judge left unscored."""
+        predictions = {row: np.concatenate([fold["predictions"][row] for fold in folds]) for row in ROWS}
+        gold, groups = (np.concatenate([fold[name] for fold in folds]) for name in ("gold", "groups"))
+        of_fold = np.repeat(np.arange(len(folds)), [len(fold["gold"]) for fold in folds])
+        there = np.isfinite(list(predictions.values())).all(0)
+        return cls({row: of[there] for row, of in predictions.items()}, gold[there], groups[there], of_fold[there])
+
+    def figures(self, row: str, weights: Floats) -> dict[str, Floats]:
+        """
+        Figures of a row, `(1 + R,)`, under each column of `weights`, `(n, 1 + R)`. Correlations are means over the
+        folds: each has a judge of its own, and how high its scores lie is no agreement. Scores that are all the same
+        have a correlation of 0.
+        """
+        scores, parts = self.predictions[row], [self.folds == fold for fold in np.unique(self.folds)]
         records = [weights[part].sum(0) for part in parts]
-        within = {name: np.average([fold[name] for fold in found], axis=0, weights=records) for name in WITHIN}
-        return within | Agreement(scores, gold).figures(("rmse",), weights)
+        drawn = [weights[part] + (count == 0) for part, count in zip(parts, records, strict=True)]  # none counts as 0
+        found = [
+            Agreement(scores[part], self.gold[part]).figures(WITHIN, w) for part, w in zip(parts, drawn, strict=True)
+        ]
+        within = {name: np.average([np.nan_to_num(f[name]) for f in found], 0, records) for name in WITHIN}
+        return within | Agreement(scores, self.gold).figures(("rmse",), weights)
 
-    found, rows = {name: figures(scores) for name, scores in predictions.items()}, {}
-    for name, own in found.items():
-        known = {figure: own[figure] for figure in (("rmse",) if name == CONSTANT else FIGURES)}
-        less = {f"tract_less_{figure}": found[TRACT][figure] - known[figure] for figure in known if name != TRACT}
-        rows[name] = {
-            key: (row[0], np.nanquantile(row[1:], [0.025, 0.975]).tolist()) for key, row in (known | less).items()
+
+def compare(runs: Sequence[Run], seed: int = 0) -> tuple[Rows, dict[str, float]]:
+    """
+    Figures of each row, and those of TRACT less them (`tract_less_...`), with 95 % intervals from resampled
+    instructions: means over the seeds, the same instructions for all rows and seeds. And the standard deviation of
+    Pearson's r over the seeds.
+    """
+    groups = np.unique(np.concatenate([run.groups for run in runs]))  # (G,)
+    drawn = np.random.default_rng(seed).multinomial(len(groups), [1 / len(groups)] * len(groups), RESAMPLES).T
+    drawn = np.hstack([np.ones((len(groups), 1)), drawn])  # (G, 1 + R), each once, then the resamples
+    weights = [drawn[np.searchsorted(groups, run.groups)] for run in runs]
+    names = list(runs[0].predictions)
+    of_runs = {row: [run.figures(row, drawn) for run, drawn in zip(runs, weights, strict=True)] for row in names}
+    means = {
+        row: {name: np.mean([run[name] for run in found], 0) for name in FIGURES} for row, found in of_runs.items()
+    }
+    rows: Rows = {}
+    for row, own in means.items():
+        known = {figure: own[figure] for figure in (("rmse",) if row == CONSTANT else FIGURES)}
+        less = {f"tract_less_{figure}": means[TRACT][figure] - known[figure] for figure in known if row != TRACT}
+        rows[row] = {
+            name: (found[0], np.quantile(found[1:], [0.025, 0.975]).tolist()) for name, found in (known | less).items()
         }
-    return rows
+    if len(runs) == 1:
+        return rows, {}
+    return rows, {row: float(np.std([run["pearson"][0] for run in found], ddof=1)) for row, found in of_runs.items()}
 
 
-def table(rows: Mapping[str, Mapping[str, tuple[float, list[float]]]]) -> str:
+def table(rows: Rows, spread: Mapping[str, float]) -> str:
     """What [`compare`] returned, in Markdown."""
     keys = (*FIGURES, "tract_less_pearson", "tract_less_rmse")
-    lines = [["", *FIGURES.values(), "TRACT less it: Pearson", "RMSE"], ["---", *["---:"] * len(keys)]]
-    lines += [[name, *[figure_with_interval(*row.get(key, (None,))) for key in keys]] for name, row in rows.items()]
+    heads = ["", "Pearson", "its deviation over seeds", "Spearman", "RMSE", "TRACT less it: Pearson", "RMSE"]
+    lines = [heads, ["---", *["---:"] * (len(keys) + 1)]]
+    for name, row in rows.items():
+        pearson, *others = (figure_with_interval(*row.get(key, (None,))) for key in keys)
+        deviation = figure_with_interval(None if name == CONSTANT else spread.get(name))
+        lines.append([name, pearson, deviation, *others])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def page(folds: Sequence[Mapping[str, Any]], size: Size, seed: int) -> str:
-    """The held-out records of all folds: the table, and what to know of it."""
-    gold, groups = (np.concatenate([fold[name] for fold in folds]) for name in ("gold", "groups"))
-    of_fold = np.repeat(np.arange(len(folds)), [len(fold["gold"]) for fold in folds])
-    predictions = {name: np.concatenate([fold["predictions"][name] for fold in folds]) for name in ROWS}
-    scored = np.isfinite(list(predictions.values())).all(0)
-    there = {name: row[scored] for name, row in predictions.items()}
-    rows = compare(there, gold[scored], groups[scored], of_fold[scored], seed)
+def page(seeds: Sequence[Sequence[Mapping[str, Any]]], size: Size) -> str:
+    """The held-out records of all folds of each seed: the table, and what to know of it."""
+    folds, runs = [fold for of_seed in seeds for fold in of_seed], list(map(Run.of, seeds))
+    rows, spread = compare(runs)
+    given = sum(len(fold["gold"]) for fold in seeds[0])
+    unscored = sum(given - len(run.gold) for run in runs)
     lines, too_long, seconds = (sum(fold[name] for fold in folds) for name in ("rows", "too_long", "seconds"))
     closed = ", ".join(f"{name} {sum(fold['closed'][name] for fold in folds)}" for name in folds[0]["closed"])
     mass = ", ".join(f"{name} {np.mean([fold['mass'][name] for fold in folds]):.2f}" for name in folds[0]["mass"])
     return f"""\
-{table(rows)}
+{table(rows, spread)}
 
-n = {len(gold)}, {(~scored).sum()} unscored (by a judge, and left out of every row); {len(set(groups))} instructions, \
-{len(folds)} folds.
-Correlations are means over the folds. Intervals are of 95 %, from {RESAMPLES:,} resamples of instructions; one seed.
+n = {given}, {len(seeds)} seeds of {len(seeds[0])} folds; {unscored} of {given * len(seeds)} unscored (by a judge, and \
+left out of every row).
+Correlations are means over folds and seeds. Intervals are of 95 %, from {RESAMPLES:,} resamples of instructions.
 Probability on the scale, mean: {mass}.
-Training rows left out since longer than {size.max_length} tokens: {too_long:,} of {lines:,}, summed over the folds.
+Training rows left out since longer than {size.max_length} tokens: {too_long:,} of {lines:,}, over all folds.
 Judgments that came to a score within {size.new_tokens} tokens: {closed}; the others were closed by force.
 {seconds / 60:.0f} minutes of processor time.
 """
@@ -275,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="mt_bench_eval.json")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="processes; each takes a fold at a time")
     parser.add_argument("--small", action="store_true", help="hardly any training: the figures mean nothing")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/real_text"))
@@ -284,17 +320,19 @@ def main() -> None:
     made_with = {
         "data": digest(read(args.path)),
         "folds": args.folds,
-        "seed": args.seed,
         "rows": list(ROWS),
         "template": TEMPLATE,
-        "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
+        "training": arguments(0, 0, 0),
+        "code": digest_of_code(),
         **asdict(size),
     }
-    check_settings(folder / "settings.json", made_with, *(folder / f"fold-{i}.json" for i in range(args.folds)))
-    run = partial(run_fold, path=args.path, folder=folder, folds=args.folds, seed=args.seed, size=size)
+    check_settings(folder / "settings.json", made_with, *folder.glob("seed-*/fold-*.json"))
+    work = [(seed, fold) for seed in range(args.seeds) for fold in range(args.folds)]
+    run = partial(run_fold, path=args.path, folder=folder, folds=args.folds, size=size)
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(run, range(args.folds)))
-    text = page([json.loads((folder / f"fold-{i}.json").read_text()) for i in range(args.folds)], size, args.seed)
+        list(pool.map(run, *zip(*work, strict=True)))
+    files = [[file_of(folder, seed, fold) for fold in range(args.folds)] for seed in range(args.seeds)]
+    text = page([[json.loads(file.read_text()) for file in of_seed] for of_seed in files], size)
     (folder / "results.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -15,10 +15,11 @@ from tract_trainer.shards import writing
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import contrasts  # noqa: E402
 import findings  # noqa: E402
 import miniature  # noqa: E402
 
-DECODED_BY_CE = "TRACT above cross-entropy with rationales, decoded (.650, .557)"
+DECODED_BY_CE = "TRACT above cross-entropy with rationales, decoded"
 
 
 def write_runs(folder: Path, errors: dict[str, float], seeds: int = 10, unscored: int = 0) -> None:
@@ -28,31 +29,66 @@ def write_runs(folder: Path, errors: dict[str, float], seeds: int = 10, unscored
         gold = draw.integers(1, 6, 300).astype(float)
         where = folder / task / f"seed-{seed:02d}"
         where.mkdir(parents=True)
-        for name, arm in {findings.BEST: miniature.Arm("", tasks=tuple(miniature.TASKS)), **miniature.ARMS}.items():
+        for name, arm in {contrasts.BEST: miniature.Arm("", tasks=tuple(miniature.TASKS)), **miniature.ARMS}.items():
             if task in arm.tasks:
                 noisy = gold + errors.get(name, 1.0) * draw.standard_normal(300)
                 scores = [None] * unscored + noisy[unscored:].tolist()
                 own = {str(count): dict.fromkeys(findings.SHOWN, scores) for count in findings.COUNTS}
                 run = {"gold": gold.tolist(), "own": own, "annotated": gold.tolist()}
                 (where / f"{name}.json").write_text(json.dumps(run))
-        (where / f"{findings.BY_HEART}.json").write_text(json.dumps({"share": 0.25}))
+        shares = {"stage 1": 0.25} | ({} if task == miniature.KNOWN else {"CE": 0.5})
+        (where / f"{findings.BY_HEART}.json").write_text(json.dumps(shares))
 
 
 def tables(folder: Path, seeds: int = 10) -> dict[str, list[str]]:
     """The cells of each row of all tables, by its first."""
-    text = findings.write_findings(folder, [findings.BEST, *miniature.ARMS], list(miniature.TASKS), seeds)
+    text = findings.write_findings(folder, [contrasts.BEST, *miniature.ARMS], list(miniature.TASKS), seeds)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return {row[0]: row[1:] for row in rows}
 
 
-def test_a_finding_holds_or_not_by_its_interval_over_seeds(tmp_path):
+def test_a_finding_holds_or_not_by_its_differences_over_seeds(tmp_path):
     write_runs(tmp_path / "better", {"TRACT": 0.5})
     write_runs(tmp_path / "worse", {"TRACT": 2.0})
-    write_runs(tmp_path / "same", {})
-    assert tables(tmp_path / "better")[DECODED_BY_CE][2] == findings.HOLDS
-    assert tables(tmp_path / "worse")[DECODED_BY_CE][2] == findings.FAILS
-    assert tables(tmp_path / "same")[DECODED_BY_CE][2] == findings.OPEN
-    assert tables(tmp_path / "better", seeds=1)[DECODED_BY_CE][2] == findings.OPEN  # one seed says nothing
+    assert tables(tmp_path / "better")[DECODED_BY_CE][-1] == findings.HOLDS
+    assert tables(tmp_path / "worse")[DECODED_BY_CE][-1] == findings.FAILS
+    assert tables(tmp_path / "better")[DECODED_BY_CE][0] == "0.650 - 0.557"
+    assert tables(tmp_path / "better", seeds=1)[DECODED_BY_CE][-1] == findings.OPEN  # one seed says nothing
+
+
+def test_no_difference_is_told_from_one_that_is_not_resolved():
+    finding = contrasts.Finding("", contrasts.above(contrasts.TRACT, contrasts.CE), paper=(0.65, 0.55))
+    wide, narrow = np.array([-0.2, 0.2, 0.3, -0.3]), np.array([-0.02, 0.02, 0.03, -0.03])
+    assert findings.verdict(finding, wide, findings.chance(wide)) == findings.OPEN  # +- .44 holds the paper's .1
+    assert findings.verdict(finding, narrow, findings.chance(narrow)) == findings.SMALLER  # +- .044 does not
+    assert findings.verdict(finding._replace(paper=None), narrow, findings.chance(narrow)) == findings.OPEN
+
+
+def test_the_verdicts_of_a_table_are_tested_together():
+    """A difference that would be found alone (p = .036) is none beside nine that are not there."""
+    draw = np.random.default_rng(0)
+    gold = draw.normal(size=400)
+    errors = [draw.normal(size=(2, 400)) for _ in range(10)]
+    runs = {
+        name: [{"gold": gold, "own": {"1": {"RAIL": gold + better * error[side]}}} for error in errors]
+        for name, better, side in (("a", 0.94, 0), ("b", 1, 1))
+    }
+    finding = contrasts.Finding("a above b", contrasts.above(contrasts.Side("a"), contrasts.Side("b")))
+    assert 0.01 < findings.chance(finding.contrast.values(runs)) < 0.05
+    nothing = contrasts.Finding("a above a", contrasts.above(contrasts.Side("a"), contrasts.Side("a")))
+    assert findings.findings_table(runs, [finding]).endswith(f"| {findings.HOLDS} |")
+    assert findings.HOLDS not in findings.findings_table(runs, [finding] + 9 * [nothing])
+
+
+def test_beside_the_shared_records_stand_all_where_an_unscored_one_counts_as_the_mean():
+    gold, scores = [1.0, 2.0, 3.0, 4.0, 5.0, 3.0], [1.0, 2.0, 3.0, 4.0, None, 5.0]
+    runs = {
+        "TRACT": [{"gold": gold, "own": {"1": {"RAIL": gold}}}],
+        "CE": [{"gold": gold, "own": {"1": {"RAIL": scores}}}],
+    }
+    gap = contrasts.above(contrasts.TRACT, contrasts.CE)
+    r = [np.corrcoef(gold[:4] + gold[5:], scores[:4] + scores[5:])[0, 1], np.corrcoef(gold, [1, 2, 3, 4, 3, 5])[0, 1]]
+    assert [gap.values(runs)[0], gap.values(runs, filled=True)[0]] == pytest.approx([1 - r[0], 1 - r[1]])
 
 
 def test_the_figures_are_means_over_seeds_with_t_intervals(tmp_path):
@@ -84,11 +120,11 @@ def test_a_difference_is_taken_on_the_records_that_both_judges_scored():
         return {"gold": gold.tolist(), "own": {"1": {"RAIL": scores}}, "annotated": scores}
 
     runs = {"TRACT": [run(scores)], "CE": [run([None] * 50 + scores[50:])]}
-    tract, ce = (findings.Contrast([findings.Side(arm)]).values(runs)[0] for arm in runs)
+    tract, ce = (contrasts.Contrast([contrasts.Side(arm)]).values(runs)[0] for arm in runs)
     assert tract > ce + 0.01
-    gap = findings.above(findings.TRACT, findings.CE)
+    gap = contrasts.above(contrasts.TRACT, contrasts.CE)
     assert gap.values(runs)[0] == 0 and gap.shares(runs)[0] == 250 / 300
-    assert findings.above(findings.TRACT, findings.CE, findings.rmse).values(runs)[0] == 0
+    assert contrasts.above(contrasts.TRACT, contrasts.CE, contrasts.rmse).values(runs)[0] == 0
 
 
 def test_work_of_another_size_or_arm_is_not_mixed(tmp_path, monkeypatch):
@@ -102,7 +138,28 @@ def test_work_of_another_size_or_arm_is_not_mixed(tmp_path, monkeypatch):
     monkeypatch.setitem(miniature.ARMS, "one more", miniature.Arm("half"))
     miniature.check_work(tmp_path, miniature.SMALL)
     monkeypatch.setitem(miniature.ARMS, "TRACT", miniature.Arm("half"))
-    with pytest.raises(InputError, match="rows: 'stage 1' there, 'half' now"):
+    with pytest.raises(InputError, match=r"'rows': 'stage 1'.* there, .*'rows': 'half'.* now"):
+        miniature.check_work(tmp_path, miniature.SMALL)
+
+
+@pytest.mark.parametrize("left", ["TRACT.json", "judges/TRACT/config.json", "judges/TRACT, huber/config.json"])
+def test_what_an_arm_left_is_not_gone_on_with_when_the_arm_or_one_before_it_changes(tmp_path, monkeypatch, left):
+    miniature.check_work(tmp_path, miniature.SMALL)
+    path = tmp_path / miniature.MAIN / "seed-00" / left
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    monkeypatch.setitem(miniature.ARMS, "CE", miniature.Arm("annotated", settings={"score_loss_weight": 0.5}))
+    miniature.check_work(tmp_path, miniature.SMALL)  # TRACT is not made of it
+    monkeypatch.setitem(miniature.ARMS, "stage 1", miniature.Arm("annotated", settings={"score_loss_weight": 0.5}))
+    with pytest.raises(InputError, match=r"'score_loss_weight': 0.5.* now"):
+        miniature.check_work(tmp_path, miniature.SMALL)
+
+
+def test_work_of_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
+    miniature.check_work(tmp_path, miniature.SMALL)
+    (tmp_path / miniature.MAIN).mkdir()
+    monkeypatch.setattr(miniature, "digest_of_code", lambda: "another")
+    with pytest.raises(InputError, match=r"code: '[0-9a-f]{12}' there, 'another' now"):
         miniature.check_work(tmp_path, miniature.SMALL)
 
 
@@ -159,24 +216,43 @@ def test_the_tasks_stand_side_by_side_with_what_is_known_by_heart(tmp_path):
     pearson = {arm: cells[0] for arm, cells in rows.items() if arm in ("TRACT", "stage 1")}
     assert float(pearson["TRACT"][:5]) > float(pearson["stage 1"][:5])
     assert rows["CE in both stages"][miniature.EVERY.index(miniature.KNOWN)] == ""  # not trained on that task
-    assert rows[f"share of stage 1's rationales {findings.BY_HEART}"] == ["0.250 ± 0.000"] * len(miniature.EVERY)
+    assert rows[f"share of the rationales of stage 1 {findings.BY_HEART}"] == ["0.250 ± 0.000"] * len(miniature.EVERY)
+    by_heart = rows[f"share of the rationales of CE {findings.BY_HEART}"]
+    assert by_heart == ["0.500 ± 0.000" if task != miniature.KNOWN else "" for task in miniature.EVERY]
     gaps = rows["TRACT minus stage 1"]
     assert len(gaps) == len(miniature.EVERY) and all(float(gap.split(" ± ")[0]) > 0.1 for gap in gaps)
 
 
 def test_a_judge_without_a_single_score_has_no_figure_and_stops_nothing(tmp_path):
     write_runs(tmp_path, {}, seeds=2, unscored=300)
-    assert tables(tmp_path, seeds=2)[DECODED_BY_CE][2] == findings.OPEN
+    assert tables(tmp_path, seeds=2)[DECODED_BY_CE][-1] == findings.OPEN
 
 
-def test_no_constant_shift_of_the_best_possible_score_is_better():
-    """Among the records of each prompt's kind, gold scores are on average what it says: 20,000 records, 4 errors."""
+@pytest.mark.parametrize("rationale_known", [False, True])
+def test_gold_scores_are_distributed_as_one_who_knows_the_task_says(rationale_known):
+    """Where a label has a chance of .1 to .2, and so on, it is the score as often: 20,000 records, 4 errors."""
     records = make_records(20_000, seed=1)
-    errors = np.array([record["score"] - miniature.best_possible(record) for record in records])
-    best = np.array([miniature.best_possible(record) for record in records])
-    for low in np.arange(1, 5, 0.5):
-        there = errors[(best > low) & (best <= low + 0.5)]
-        assert len(there) > 100 and abs(there.mean()) < 4 * there.std() / np.sqrt(len(there))
+    known = np.array([miniature.chances_of_scores(record, rationale_known) for record in records])
+    assert np.allclose(known.sum(1), 1)
+    came = np.array([record["score"] for record in records])[:, None] == np.arange(1, 6)
+    for low in np.arange(0, 1, 0.1):
+        there = (known > low) & (known <= low + 0.1)
+        if there.sum() > 100:
+            chance = known[there].mean()
+            assert abs(came[there].mean() - chance) < 4 * np.sqrt(chance * (1 - chance) / there.sum())
+
+
+def test_the_best_possible_judge_is_read_like_the_others():
+    records = make_records(2000, seed=1)
+    run = miniature.judged_best(records, seed=0)
+    gold, own = np.array(run["gold"]), {name: np.array(row) for name, row in run["own"]["1"].items()}
+    error = {name: np.mean((row - gold) ** 2) for name, row in own.items()}
+    assert error["RAIL"] < min(error["greedy"], error["decoded"])
+    assert np.mean((np.array(run["annotated"]) - gold) ** 2) < error["RAIL"] / 2
+    # By hand: "sound" three times of four in the rationale, so 3 and 5 in .075 each and 4 in .85.
+    record = {**records[0], "rationale": "one looks weak , two looks sound , three looks sound , four looks sound ."}
+    record["prompt"] = "Of four claims one cites Keane , two cites Adler , three cites Abbot , four cites Brown ."
+    assert miniature.chances_of_scores(record, True) == pytest.approx([0, 0, 0.075, 0.85, 0.075])
 
 
 @pytest.mark.slow
