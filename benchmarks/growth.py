@@ -55,9 +55,9 @@ def measured(script: str, size: dict[str, int], passed: list[str], folder: Path)
 
 def train_row(size: dict[str, int], found: Any) -> list[str]:
     trainers = found["trainers"]
-    cells = [f"{size['vocab']:,}", f"{size['tokens']:,}", f"{trainers['sft']['seconds']:.2f}"]
+    cells = [f"{size['vocab']:,}", f"{size['tokens']:,}", str(size["pairs"]), f"{trainers['sft']['seconds']:.2f}"]
     for row in map(trainers.get, ("again", "ours", "full_logits")):
-        low, _, high = row["pair_quartiles"] if row else (0, 0, 0)
+        low, high = row["time_ratio_interval"] if row else (0, 0)
         cells.append(f"{row['time_ratio']:.3f} ({low:.3f} {high:.3f})" if row else "")
     peaks = trainers["sft"]["peak_bytes"]
     cells.append(f"{statistics.median(peaks) / 1e6:,.0f}" if peaks else "")
@@ -90,7 +90,7 @@ TABLES: dict[str, tuple[str, list[dict[str, int]], list[str], Any]] = {
     "train": (
         "train_step",
         TRAIN,
-        ["vocabulary", "tokens", "SFTTrainer, s/step", "SFTTrainer again", "ours", "full logits",
+        ["vocabulary", "tokens", "rounds", "SFTTrainer, s/step", "SFTTrainer again", "ours", "full logits",
          "SFTTrainer, MB", "ours", "full logits"],
         train_row,
     ),

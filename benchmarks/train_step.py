@@ -5,9 +5,10 @@ the loss over full logits, on the same model and data.
     python benchmarks/train_step.py --preset 7b      # one GPU
 
 Time: all trainers live in one process, each in its own `train()`, and take their optimizer steps in turns, in a new
-order each round, so that what else the machine does meets all. The ratio is that of the medians, its spread that of the
-ratios within a round. "SFTTrainer again" is a second one: its ratio is the error of the measurement. Where it is far
-from 1, because others use the machine, take `--clock cpu --threads 1`, the processor time of the process.
+order each round, so that what else the machine does meets all. The ratio is that of the medians, with a 95 % interval
+from resampled rounds. "SFTTrainer again" is a second one, and what stands below the ratio is the mean of the two: equal
+trainers differ by where their memory lies, and how far these are from 1 is the error of the measurement. Where others
+use the machine, take `--clock cpu --threads 1`, the processor time of the process.
 Memory: each trainer in a process of its own, `--repeats` times; on a CPU the peak of the whole process, whose allocator
 gives back at once what is freed, on a GPU the peak of PyTorch's.
 """
@@ -247,20 +248,40 @@ def utilisation(args: argparse.Namespace, model: Any, step: float) -> float:
 # What came out
 
 
+def time_ratios(seconds: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
+    """
+    Each trainer's median step over that of SFTTrainer, of which there may be two, with its 95 % interval from resampled
+    rounds.
+    """
+    import numpy as np
+    from scipy import stats
+
+    plain = np.mean([seconds[kind] for kind in ("sft", "again") if kind in seconds], axis=0)  # (rounds,)
+
+    def ratio(mine: Any, base: Any, axis: int = -1) -> Any:
+        return np.median(mine, axis) / np.median(base, axis)
+
+    found = {}
+    for kind, spent in seconds.items():
+        drawn = stats.bootstrap((spent, plain), ratio, paired=True, vectorized=True, method="percentile", rng=0)
+        found[kind] = (float(ratio(spent, plain)), *map(float, drawn.confidence_interval))
+    return found
+
+
 def report(args: argparse.Namespace, seconds: dict[str, list[float]], peaks: dict[str, list[int]], model: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
     result: dict[str, Any] = {"settings": {k: v for k, v in vars(args).items() if k != "measure"}, "trainers": {}}
-    table = Table("trainer", "s/step", "ratio", "quartiles of the pairs", "peak MB", "ratio", "runs", "MFU")
+    table = Table("trainer", "s/step", "ratio", "its 95 % interval", "peak MB", "ratio", "runs", "MFU")
+    ratios = time_ratios(seconds)
     for kind, spent in seconds.items():
-        pairs = [mine / theirs for mine, theirs in zip(spent, seconds["sft"], strict=True)]
-        low, middle, high = statistics.quantiles(pairs, n=4)
+        ratio, low, high = ratios[kind]
         memory = peaks.get(kind, [])
         row = {
             "seconds": statistics.median(spent),
-            "time_ratio": statistics.median(spent) / statistics.median(seconds["sft"]),
-            "pair_quartiles": [low, middle, high],
+            "time_ratio": ratio,
+            "time_ratio_interval": [low, high],
             "peak_bytes": memory,
             "memory_ratio": statistics.median(memory) / statistics.median(peaks["sft"]) if memory else None,
             "mfu": utilisation(args, model, statistics.median(spent)) if args.device == "cuda" else None,
@@ -270,7 +291,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], peaks: dic
             NAMES[kind],
             f"{row['seconds']:.3f}",
             f"{row['time_ratio']:.3f}",
-            f"{low:.3f} {middle:.3f} {high:.3f}",
+            f"{low:.3f} {high:.3f}",
             f"{statistics.median(memory) / 1e6:,.0f}" if memory else "",
             f"{row['memory_ratio']:.3f}" if memory else "",
             " ".join(f"{peak / 1e6:,.0f}" for peak in memory),

@@ -21,6 +21,17 @@ def test_a_cost_is_the_ratio_of_medians_with_the_quartiles_of_the_ratios_within_
     assert found["second"] == (5, 2.5, 2, 4.5)
 
 
+def test_a_step_is_compared_with_the_mean_of_both_plain_trainers():
+    # Rounds of 1 and 3, 2 and 4, 3 and 5: the means are 2, 3 and 4, of which 6 is twice the median.
+    seconds = {"sft": [1.0, 2, 3], "again": [3.0, 4, 5], "ours": [6.0, 6, 6]}
+    found = train_step.time_ratios(seconds)
+    assert [found[kind][0] for kind in seconds] == pytest.approx([2 / 3, 4 / 3, 2])
+    assert found["ours"][1:] == pytest.approx((6 / 4, 6 / 2))  # three rounds: all resamples lie between 2 and 4
+    # Twice as long in every round, whatever a round takes: nothing to be unsure of.
+    slow = train_step.time_ratios({"sft": [1.0, 5, 2], "ours": [2.0, 10, 4]})
+    assert slow == {"sft": (1, 1, 1), "ours": (2, 2, 2)}
+
+
 def test_all_ways_take_turns_and_the_first_round_is_not_counted():
     turns = []
     seconds = measuring.interleaved({name: lambda name=name: turns.append(name) for name in "abc"}, rounds=4)
@@ -49,12 +60,12 @@ def test_a_size_is_measured_once_for_all_of_its_flags(tmp_path, monkeypatch):
 def test_a_row_of_growth_has_a_cell_for_each_head_whatever_was_measured():
     def trainer(ratio, *peaks):
         memory = ratio if peaks else None
-        return {"seconds": 2 * ratio, "time_ratio": ratio, "pair_quartiles": [1, 2, 3], "peak_bytes": peaks,
+        return {"seconds": 2 * ratio, "time_ratio": ratio, "time_ratio_interval": [1, 3], "peak_bytes": peaks,
                 "memory_ratio": memory}  # fmt: skip
 
-    size, (_, _, heads, _) = {"vocab": 32_000, "tokens": 512}, growth.TABLES["train"]
+    size, (_, _, heads, _) = {"vocab": 32_000, "tokens": 512, "pairs": 9}, growth.TABLES["train"]
     found = {"sft": trainer(1.0, 3e6, 1e6, 2e6), "again": trainer(1.01), "ours": trainer(1.02, 5e6, 5e6, 5e6)}
-    expected = ["32,000", "512", "2.00", "1.010 (1.000 3.000)", "1.020 (1.000 3.000)", "", "2", "1.020", ""]
+    expected = ["32,000", "512", "9", "2.00", "1.010 (1.000 3.000)", "1.020 (1.000 3.000)", "", "2", "1.020", ""]
     assert growth.train_row(size, {"trainers": found}) == expected and len(expected) == len(heads)
     timed = {"sft": trainer(1.0), "ours": trainer(1.0)}
     assert growth.train_row(size, {"trainers": timed})[-3:] == ["", "", ""]
