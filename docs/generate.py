@@ -49,7 +49,7 @@ def command_line() -> str:
 
 
 def _kinds(command: str) -> tuple[Any, ...]:
-    def parse(_name: str, _description: str, _argv: Any, *kinds: Any) -> None:
+    def parse(_name: str, _description: str, _argv: Any, *kinds: Any, **_defaults: Any) -> None:
         raise _Parsed(*kinds)
 
     with mock.patch.object(commands, "parse", parse):

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -191,7 +192,9 @@ def test_a_record_without_usable_gold_or_prompt_is_named(change, message, tmp_pa
 
 
 def test_the_ends_of_a_scale_are_on_it():
-    check_scale(scored_records([{"score": 1}, {"score": "5"}]), 1, 5)
+    check_scale(scored_records([{"score": 1}, {"score": "5"}]), FIVE)
+    third = [{"score": float(np.float32(0.3))}]  # .3 as float32 has it is a little above
+    check_scale(third, ScoreScale(["a", "b", "c"], [0.1, 0.2, 0.3]))
 
 
 # Files
@@ -317,7 +320,6 @@ def test_reward_bench_becomes_two_records_per_pair_chosen_first(suffix, tmp_path
         {"instruction": "Say hi.", "response": "Hi.", "rubric": rubric},
         {"instruction": "Say hi.", "response": "", "rubric": rubric},
     ]
-    assert {record["rubric"] for record in pair_records(pairs, FIVE, "Be short.")} == {"Be short."}
 
 
 def test_reward_bench_comes_from_the_filtered_split(tmp_path, monkeypatch):
@@ -348,8 +350,6 @@ def test_pairs_of_ready_prompts_are_asked_as_they_are(tmp_path):
     pairs = load_benchmark("hhh_alignment", write(tmp_path / PAIR_FILES["hhh_alignment"], [row]).parent)
     assert pairs[0]["subset"] == "other"
     assert pair_records(pairs, FIVE) == [{"prompt": PROMPT}, {"prompt": f"No. {PROMPT}"}]
-    with pytest.raises(InputError, match=r"^These pairs are ready prompts, with a rubric written in each: leave "):
-        pair_records(pairs, FIVE, "Be short.")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tract_trainer import RegressionAwareSFTConfig
 from tract_trainer.arguments import SamplingArguments
 from tract_trainer.cli import COMMANDS, main
 from tract_trainer.errors import InputError
+from tract_trainer.run import _settings
 from tract_trainer.run_arguments import RunArguments
 from tract_trainer.shards import alone
 
@@ -133,7 +134,7 @@ def test_a_folder_without_judge_config_is_named(seed_folder, tmp_path, capsys):
 def test_missing_data_and_records_are_named(judge_folder, seed_folder, capsys):
     sft = ["sft", "--output_dir", "x", "--use_cpu", "--bf16", "false", "--model_name_or_path", seed_folder]
     assert "--data is missing" in refused(capsys, *sft)
-    assert "There is no data at 'nowhere.jsonl'" in refused(capsys, *sft, "--data", "nowhere.jsonl")
+    assert "There is no data to read at 'nowhere.jsonl'" in refused(capsys, *sft, "--data", "nowhere.jsonl")
     assert "Give either --record" in refused(capsys, "judge", "--model", judge_folder)
     assert "Give either --benchmark" in refused(capsys, "evaluate", "--model", judge_folder)
     absent = refused(capsys, "evaluate", "--model", judge_folder, "--benchmark", "flask", "--path", "nowhere")
@@ -338,7 +339,8 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     assert "stage1 holds work of an earlier run" in capsys.readouterr().err
 
 
-RUN = ["--max_steps", "2", "--dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+CPU = ["--dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+RUN = [*CPU, "--max_steps", "2"]
 RUN += ["--eval_fraction", "0.25", "--max_new_tokens", "12", "--max_retries", "0", "--unfinished", "force"]
 
 
@@ -407,6 +409,46 @@ def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tm
     argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
     assert "max_length" in refused(capsys, *argv, "--max_length", "8")
     assert main([str(word) for word in [*argv, "--max_length", "400"]]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_train_epochs", "0"], "num_train_epochs=0.0 trains nothing. Give a number above 0, or max_steps."),
+        (["--eval_data", "{data}"], "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy="),
+        (["--data", "empty.parquet"], "There is no data at 'empty.parquet'"),
+        (["--data", "damaged"], "There is no data at 'damaged'"),
+    ],
+)
+def test_training_that_would_not_do_what_is_asked_is_refused(
+    seed_folder, records_file, tmp_path, capsys, monkeypatch, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.parquet").write_bytes(b"")
+    Path("damaged").mkdir()
+    Path("damaged", "a.json").write_text('{"prompt": "a", ')
+    flags = [flag.format(data=records_file) for flag in flags]
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", "judge", *CPU]
+    assert message in refused(capsys, *argv, *flags)
+
+
+def test_two_trainings_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, capsys):
+    folder = tmp_path / "judge"
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *CPU]
+    with alone(folder, "_training.lock"):
+        assert f"Another run is writing to {folder}." in refused(capsys, *argv)
+    assert main([str(word) for word in [*argv, "--max_steps", "1", "--resume_from_checkpoint", "false"]]) == 0
+    assert (folder / "judge_config.json").is_file()
+
+
+def test_what_is_learned_is_told_from_how_it_is_loaded_and_logged():
+    def settings(**changes):
+        args = RegressionAwareSFTConfig("x", use_cpu=True, bf16=False, **changes)
+        return _settings([], None, args, ModelConfig("seed"), RunArguments())
+
+    assert settings() == settings(project="another", dataloader_num_workers=2, dataloader_pin_memory=False)
+    assert settings() != settings(dataloader_drop_last=True)
+    assert settings(eos_token="</s>") != settings(eos_token="<|im_end|>")
 
 
 def test_two_runs_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, capsys):

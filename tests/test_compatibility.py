@@ -15,7 +15,7 @@ import pytest
 import test_step
 import torch
 from accelerate import ParallelismConfig
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from naive import assert_same_gradients, assert_same_step, naive_row, step_gradients
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from test_step import ASSISTANT_MARKED, TOKENIZER, build, expected_step
@@ -33,6 +33,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer import Judge, RegressionAwareSFTTrainer
 from tract_trainer.collator import DataCollatorForScoredCompletion
+from tract_trainer.errors import InputError
 from tract_trainer.limits import refuse_topology
 
 make_trainer = test_step.make_trainer
@@ -378,6 +379,37 @@ def test_virtual_tokens_are_refused(make_trainer, kind, made):
             make_trainer(get_peft_model(build(), config), make_rows())
         else:
             make_trainer(build(), make_rows(), peft_config=config)
+
+
+@pytest.mark.parametrize("names", [["judge"], ["default", "other"]])
+def test_an_adapter_that_would_not_be_loaded_with_its_judge_is_refused(make_trainer, names):
+    model = get_peft_model(build(), LoraConfig(target_modules="all-linear", r=4), adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, LoraConfig(target_modules="all-linear", r=4))
+    model.set_adapter(names[-1])
+    text = rf"^The adapter to train is \['{names[-1]}'\], and a judge is loaded from its folder, where PEFT saves"
+    with pytest.raises(InputError, match=text):
+        make_trainer(model, make_rows())
+
+
+def test_rows_that_are_rendered_differently_are_warned_of(make_trainer, caplog):
+    rows = [{**row, "chat_template_kwargs": {"foo": number % 2}} for number, row in enumerate(make_rows())]
+    make_trainer(build(), [{**row, "chat_template_kwargs": {"foo": 0}} for row in rows])
+    assert "differ in chat_template_kwargs" not in caplog.text
+    trainer = make_trainer(build(), rows)
+    assert (
+        "differ in chat_template_kwargs (2 kinds). The judge will be asked with those of the first row, {'foo': 0}"
+        in (caplog.text)
+    )
+    assert trainer.judge_config.chat_template_kwargs == {"foo": 0}
+
+
+@pytest.mark.parametrize("which", ["train", "eval"])
+def test_an_empty_stream_is_refused(make_trainer, which):
+    rows = {"train": IterableDataset.from_list(make_rows()), "eval": None}
+    rows[which] = IterableDataset.from_generator(lambda: iter([]))
+    with pytest.raises(InputError, match=f"^The {which} dataset has no rows"):
+        make_trainer(build(), rows["train"], eval_dataset=rows["eval"])
 
 
 @pytest.mark.slow

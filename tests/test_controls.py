@@ -28,6 +28,11 @@ def test_only_a_space_is_added():
     assert neutral("1 < 2 and [1] | <b>bold</b>", pattern) == "1 < 2 and [1] | <b>bold</b>"
 
 
+def test_keys_of_a_rubric_are_text_too():
+    pattern = control_pattern(make_tokenizer())
+    assert neutral({"<|im_end|>": ["</s>"], 5: "x"}, pattern) == {"< |im_end|>": ["< /s>"], 5: "x"}
+
+
 def test_what_the_template_writes_round_a_turn_counts_though_it_is_no_token():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = MISTRAL

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -291,7 +292,7 @@ def test_the_end_of_the_scale_may_be_rounded_as_float32_rounds_it(tmp_path):
     found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "a", **SETTINGS)
     assert [text[-1] for text in found["completion"]] == ["4", "1"]
     with pytest.raises(
-        ValueError, match=r"^Row 0 has no gold score on the scale of 0\.2 to 0\.8: its score is 0\.8001\."
+        ValueError, match=r"^Row 0: it has no gold score on the scale of 0\.2 to 0\.8: its score is 0\.8001\."
     ):
         dataset = Dataset.from_list([{"prompt": "Rate.\n", "score": 0.8001}])
         generate_cot_dataset(judge, dataset, output_dir=tmp_path / "b", **SETTINGS)
@@ -453,7 +454,8 @@ def test_a_row_without_a_gold_score_on_the_scale_is_refused_before_anything_is_w
     rows[3]["score"] = score
     judge = scripted(finished)
     with pytest.raises(
-        ValueError, match=rf"^Row 3 has no gold score on the scale of 1 to 5: its score is {shown}\. Fill in the column"
+        ValueError,
+        match=rf"^Row 3: it has no gold score on the scale of 1 to 5: its score is {shown}\. Fill in the column",
     ):
         generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, batch_size=2, **SETTINGS)
     assert judge.engine.asked == []
@@ -489,11 +491,45 @@ def test_rationales_that_were_to_be_dropped_can_be_forced_without_writing_them_a
     assert len(judge.engine.asked) == calls
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chat_template_kwargs": "{}"}, "`chat_template_kwargs` must be a mapping, found '{}'"),
+        ({"tools": "nope"}, "`tools` must be a list of tools, or that as JSON; found 'nope'"),
+        ({"prompt": ""}, "A row needs `prompt` or `messages` to write a rationale for"),
+    ],
+)
+def test_a_row_that_cannot_be_rendered_is_refused_before_anything_is_written(scripted, tmp_path, change, message):
+    judge, rows = scripted(finished), make_rows(4)
+    for row in rows:
+        row.update({name: None for name in change if name != "prompt"})
+    rows[3].update(change)
+    with pytest.raises(ValueError, match=rf"^Row 3: {re.escape(message)}"):
+        generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, batch_size=2, **SETTINGS)
+    assert judge.engine.asked == []
+
+
+@pytest.mark.parametrize("kind", ["numpy", "pandas", "arrow"])
+def test_the_format_of_a_dataset_makes_no_difference(scripted, tmp_path, kind):
+    plain, formatted = make_dataset(4), make_dataset(4).with_format(kind)
+    found = [
+        generate_cot_dataset(scripted(finished), dataset, output_dir=tmp_path / str(number), **SETTINGS)
+        for number, dataset in enumerate((plain, formatted))
+    ]
+    assert found[0].to_list() == found[1].to_list()
+
+
+def test_prompts_that_leave_no_room_are_named_where_none_does(judge, tmp_path):
+    rows = [{"prompt": "Rate 3. " * 600, "score": 3.0}] * 2
+    with pytest.raises(ValueError, match=r"^Not one of 2 prompts leaves the model room to write\."):
+        generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, **SETTINGS)
+
+
 def test_without_a_score_column_the_score_is_found_as_in_training(scripted, tmp_path):
     rows = [{"prompt": "Rate it.\n", "completion": f"Fine. {PREFIX}4."}, {"prompt": "Rate.\n", "completion": "4"}]
     found = generate_cot_dataset(scripted(finished), Dataset.from_list(rows[:1]), output_dir=tmp_path / "a", **SETTINGS)
     assert found["score"][:] == [4.0]
-    with pytest.raises(ValueError, match=r"^Row 1 has no gold score"):
+    with pytest.raises(ValueError, match=r"^Row 1: it has no gold score"):
         generate_cot_dataset(scripted(finished), Dataset.from_list(rows), output_dir=tmp_path / "b", **SETTINGS)
 
 

@@ -193,7 +193,9 @@ def test_without_rationales_a_prompt_that_is_too_long_is_unscored(records, tmp_p
     result = evaluate(judge, records, "mine", tmp_path / "r.json", num_cots=0)
     unscored = [row["score"] is None for row in result["judgments"]]
     assert unscored == [length == max(lengths) for length in lengths] and not all(unscored)
-    assert f"have {max(lengths)} tokens" in next(row["reason"] for row in result["judgments"] if row["reason"])
+    assert f"There are {max(lengths)} tokens to read" in next(
+        row["reason"] for row in result["judgments"] if row["reason"]
+    )
 
 
 def test_without_rationales_a_model_is_read_where_training_put_the_score(tmp_path):

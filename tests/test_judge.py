@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -168,9 +170,44 @@ def test_a_prompt_longer_than_the_model_reads_is_unscored_with_the_reason(judge)
         first, middle, last = judge.score([RECORDS[0], long, RECORDS[1]], 2, **settings)
         assert math.isnan(middle.score) and middle.rationales == ()
         count = len(judge.rows.prompt_ids(long))
-        assert middle.reason == f"The prompt has {count} tokens, the model reads 512."
+        assert middle.reason == f"There are {count} tokens to read, and the model reads 512."
         alone = judge.score([RECORDS[0], RECORDS[1]], 2, **settings)
         assert [first.score, last.score] == pytest.approx([j.score for j in alone], abs=1e-5, nan_ok=True)
+
+
+def test_no_score_is_read_beyond_what_the_model_reads(judge):
+    rationales = ["It is clear.", "It is clear. " * 200, "It is right."]
+    found = judge.rescore(RECORDS[:3], rationales)
+    assert math.isnan(found[1].score)
+    assert re.fullmatch(r"There are \d{3,} tokens to read, and the model reads 512\.", found[1].reason)
+    alone = judge.rescore([RECORDS[0], RECORDS[2]], rationales[::2])
+    assert [found[0].score, found[2].score] == pytest.approx([one.score for one in alone], abs=1e-5)
+    assert [found[0].rationale, found[2].rationale] == rationales[::2]
+
+
+@pytest.mark.parametrize("number", [np.int64(3), 3.0])
+def test_whole_numbers_are_taken_of_any_type(judge, number):
+    found = judge.score(RECORDS[:1], number, seed=number, max_new_tokens=10 * number)
+    assert found == judge.score(RECORDS[:1], 3, seed=3, max_new_tokens=30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_cots": 1.5}, "num_cots must be a whole number, found 1.5."),
+        ({"max_new_tokens": "20"}, "max_new_tokens must be a whole number, found '20'."),
+        ({"seed": True}, "seed must be a whole number, found True."),
+    ],
+)
+def test_other_numbers_are_refused(judge, settings, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        judge.score(RECORDS[:1], **settings)
+
+
+def test_an_argument_that_the_engine_does_not_take_is_named(tmp_path, trainer):
+    trainer.save_model(str(tmp_path))
+    with pytest.raises(InputError, match=r"^engine='transformers' does not take these model_kwargs: .*'foo'"):
+        Judge.from_pretrained(tmp_path, model_kwargs={"foo": 1})
 
 
 def test_a_reward_is_nan_only_where_the_model_has_no_room(judge):

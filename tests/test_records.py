@@ -292,12 +292,32 @@ def test_what_the_assistant_says_last_is_text_also_in_parts(row, text):
     assert completion_text(row) == text
 
 
+def test_what_pandas_has_for_nothing_is_nothing():
+    nothing = float("nan")
+    assert prompt({**RECORD, "reference": nothing}) == prompt(RECORD)
+    with pytest.raises(InputError, match=r"needs `instruction`, `response` and `rubric`"):
+        prompt({**RECORD, "rubric": nothing})
+    with pytest.raises(InputError, match=r"^Record 0: training takes a score .* and a rationale"):
+        examples([{**RECORD, "rationale": nothing, "score": 3}])
+
+
+@pytest.mark.parametrize(("record", "found"), [("Rate it.", "str: 'Rate it.'"), (["a"], r"list: \['a'\]")])
+def test_what_is_no_record_is_refused(record, found):
+    with pytest.raises(InputError, match=f"^Expected a record with `instruction`, .*; found {found}"):
+        prompt(record)
+
+
+def test_messages_must_be_turns():
+    with pytest.raises(InputError, match=r"^`messages` must be a list of turns with `role` and `content`; found 'hi'"):
+        prompt({"messages": "hi"})
+
+
 @pytest.mark.parametrize("missing", ["rationale", "score"])
 def test_a_record_without_annotation_is_refused_with_its_number(missing):
     record = {**RECORD, "rationale": "Right.", "score": 5}
     with pytest.raises(
         ValueError,
-        match=r"^Record 1 cannot be trained on: it needs a score \(one of \['score', 'gpt4_score', 'orig_score'\]\) "
+        match=r"^Record 1: training takes a score \(one of \['score', 'gpt4_score', 'orig_score'\]\) "
         r"and a rationale \(one of \['rationale', 'gpt4_feedback', 'orig_feedback'\]\); found \[",
     ):
         examples([record, {k: v for k, v in record.items() if k != missing}])

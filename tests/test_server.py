@@ -474,7 +474,7 @@ def test_a_server_that_breaks_off_is_set_aside_and_asked_again_later(folder, loc
         judge = connect(folder, good, base_url=[broken.url, good.url], concurrency=1)
         assert answers(judge, local)
         assert (len(broken.asked), len(good.asked)) == (1, 1 + 8)
-        monkeypatch.setattr(retries, "ASIDE", 0)
+        monkeypatch.setattr(retries, "SET_ASIDE", 0)
         judge.engine.servers.aside = dict.fromkeys(judge.engine.servers.aside, 0)
         assert answers(judge, local)
         assert len(broken.asked) == 1 + 4  # every other request begins with it
@@ -483,7 +483,7 @@ def test_a_server_that_breaks_off_is_set_aside_and_asked_again_later(folder, loc
 
 
 def test_a_server_that_comes_back_is_used_again(folder, local, monkeypatch):
-    monkeypatch.setattr(retries, "ASIDE", 0.2)
+    monkeypatch.setattr(retries, "SET_ASIDE", 0.2)
     with serving(local) as server:
         with serving(local) as first:
             judge = connect(folder, server, base_url=[server.url, first.url], concurrency=1)

@@ -173,7 +173,7 @@ def test_a_prompt_longer_than_the_model_reads_is_unscored_and_leaves_the_others_
     found = other.score([RECORDS[0], long, RECORDS[1]], **GREEDY)
     expected = transformers.score([RECORDS[0], long, RECORDS[1]], **GREEDY)
     assert found[1].reason == expected[1].reason
-    assert "tokens, the model reads 2048." in found[1].reason
+    assert "tokens to read, and the model reads 2048." in found[1].reason
     assert scores(found) == pytest.approx(scores(expected), abs=1e-3, nan_ok=True)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tract_trainer.errors import InputError
-from tract_trainer.pairwise import check_reward_bench, read_pairs, ready_prompt
+from tract_trainer.pairwise import check_reward_bench, read_pairs
 from tract_trainer.reading import read_rows
-from tract_trainer.records import SCORE_COLUMNS, Record, gold_score
+from tract_trainer.records import SCORE_COLUMNS, Record, gold_score, ready_prompt
+from tract_trainer.scale import ScoreScale
 
 PROMETHEUS_FILES = {
     "feedback_bench": "feedback_collection_test.json",
@@ -29,7 +30,7 @@ BENCHMARKS = tuple(sorted({**PROMETHEUS_FILES, **PAIR_FILES}))
 
 ORIGIN = "the folder eval/benchmark/data of github.com/prometheus-eval/prometheus-eval"
 ORIGINS = {"reward_bench": "the folder data of huggingface.co/datasets/allenai/reward-bench"}
-PROMETHEUS_SCALE = (1, 5)
+PROMETHEUS_SCALE = ScoreScale.integers(1, 5)
 
 
 def load_benchmark(name: str, path: str | Path | None = None) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ def load_benchmark(name: str, path: str | Path | None = None) -> list[dict[str, 
     rows = _benchmark_rows(name, path)
     if name in PROMETHEUS_FILES:
         records = scored_records([_prometheus_record(row, number) for number, row in enumerate(rows)])
-        check_scale(records, *PROMETHEUS_SCALE)
+        check_scale(records, PROMETHEUS_SCALE)
         return records
     pairs = read_pairs(rows)
     if name == "reward_bench":
@@ -158,11 +159,11 @@ def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
     return scored
 
 
-def check_scale(records: Sequence[Record], low: float, high: float) -> None:
-    """Raises an InputError where the gold `score` of a record is not on the scale from `low` to `high`."""
+def check_scale(records: Sequence[Record], scale: ScoreScale) -> None:
+    """Raises an InputError where the gold `score` of a record is not on the scale."""
     for number, record in enumerate(records):
-        if not low <= record["score"] <= high:
+        if not scale.covers(record["score"]):
             raise InputError(
-                f"The gold score of record {number} is {record['score']:g}, off the scale of {low:g} to {high:g}. "
-                "Convert the gold scores to that scale."
+                f"The gold score of record {number} is {record['score']:g}, off the scale of {scale.low:g} to "
+                f"{scale.high:g}. Convert the gold scores to that scale."
             )

@@ -12,6 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 
 from tract_trainer.card import fence, read_card
+from tract_trainer.engines.saved import lora_limit
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.records import prompt_of
@@ -28,7 +29,6 @@ RECORD = {
     "rubric": "Is the answer correct and justified?",
 }
 CURVE_ROWS = 10
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that `vllm serve --max-lora-rank` takes."""
 ARGUMENTS = (
     "score_loss_type", "score_loss_weight", "ce_loss_weight", "score_token_in_ce", "missing_score", "learning_rate",
@@ -132,7 +132,7 @@ def _adapter(model: Any) -> dict[str, Any]:
     shown = {"rank": rank, "alpha": getattr(config, "lora_alpha", None)}
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     text = ", ".join([kind, *(f"{name} {value}" for name, value in shown.items() if value)])
-    return {"adapter": text, "lora_rank": next((size for size in LORA_RANKS if size >= rank), rank)}
+    return {"adapter": text, "lora_rank": lora_limit(rank)}
 
 
 def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ from tract_trainer.run_arguments import RunArguments
 PLACES = ("data", "eval_data", "model", "model_name_or_path", "path", "record", "input", "output", "output_dir")
 
 
-def parse(command: str, description: str, argv: Sequence[str], *kinds: Any) -> tuple[Any, ...]:
+def parse(command: str, description: str, argv: Sequence[str], *kinds: Any, **defaults: Any) -> tuple[Any, ...]:
     """The command's arguments, from the command line and from `--config FILE.yaml`."""
     parser = TrlParser(
         kinds, prog=f"tract {command}", description=f"{description} --config FILE.yaml sets any of these."
     )
+    parser.set_defaults(**defaults)
     try:
         *arguments, unknown = parser.parse_args_and_config(args=list(argv), return_remaining_strings=True)
     except (ValueError, yaml.YAMLError) as error:  # a value that a config refuses, or a YAML file that is none
@@ -95,17 +97,16 @@ def sft(argv: Sequence[str]) -> None:
         ModelConfig,
     )
     from tract_trainer import pipeline
+    from tract_trainer.shards import alone
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
-    rows = _rows(data)
+    train_dataset = pipeline.training_data(_rows(data), args, model, data.data)
     held_out = None if data.eval_data is None else pipeline.load_rows(data.eval_data)
-    pipeline.train(
-        model,
-        args,
-        pipeline.training_data(rows, args, model, data.data),
-        None if held_out is None else pipeline.training_data(held_out, args, model),
-    )
+    eval_dataset = None if held_out is None else pipeline.training_data(held_out, args, model)
+    # What begins with "_" is not uploaded.
+    with alone(Path(args.output_dir), "_training.lock") if args.process_index == 0 else nullcontext():
+        pipeline.train(model, args, train_dataset, eval_dataset)
 
 
 def inspect(argv: Sequence[str]) -> None:
@@ -217,6 +218,7 @@ def run(argv: Sequence[str]) -> None:
         ModelConfig,
         SamplingArguments,
         RunArguments,
+        ddp_timeout=7 * 24 * 3600,  # a process may have long rationales to write while the others wait
     )
     from tract_trainer.run import run_pipeline
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from tract_trainer.artifacts import read_artifacts
 from tract_trainer.drawing import COLORS, DOTS, MARKERS, grid, legend_below, shortened, thinned, unit
 from tract_trainer.errors import InputError
-from tract_trainer.methods import METHODS, groups_of, scores_by_method
+from tract_trainer.methods import METHODS, scores_by_method
 from tract_trainer.metrics import ERRORS, accuracy_difference, paired_difference
 from tract_trainer.pairwise import pair_wins
 from tract_trainer.report import FIGURES
@@ -59,7 +59,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], method: str = "RAIL") ->
         figures = {"accuracy": accuracy_difference(first, second)}
     else:
         gold, values = [row["gold"] for row in a["judgments"]], a["judge"]["config"]["score_values"]
-        names, groups = [name for name in FIGURES if name in (*PLAIN, *ROUNDED)], groups_of(a["judgments"])
+        names = [name for name in FIGURES if name in (*PLAIN, *ROUNDED)]
+        groups = [row["group"] for row in a["judgments"]]
         figures = {
             name: paired_difference(of_a, of_b, gold, figure=name, values=values, groups=groups) for name in names
         }

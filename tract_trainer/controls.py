@@ -33,7 +33,7 @@ def neutral(value: Any, controls: re.Pattern[str]) -> Any:
             value = controls.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
         return value
     if isinstance(value, Mapping):
-        return {key: neutral(item, controls) for key, item in value.items()}
+        return {neutral(key, controls): neutral(item, controls) for key, item in value.items()}
     if isinstance(value, list):
         return [neutral(item, controls) for item in value]
     return value

@@ -1,7 +1,7 @@
 """Turns a dataset and a stage-1 model into the stage-2 dataset: the model's own rationales, closed with the gold score.
 
-Work is cut into batches that depend on the dataset alone, never on what is already done, and a finished batch is
-appended to a shard at once. So a run that was killed goes on where it stopped, and ends with the same dataset.
+Work is cut into batches that depend on the dataset and the batch size, never on what is already done, and a finished
+batch is appended to a shard at once. So a run that was killed goes on where it stopped, and ends with the same dataset.
 """
 
 import hashlib
@@ -17,22 +17,31 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from tract_trainer.engines import Rationale, Sampling
-from tract_trainer.errors import InputError
+from tract_trainer.engines import Rationale, Sampling, whole
+from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge import Judge
 from tract_trainer.parallel import as_finished
-from tract_trainer.records import Prompt, annotated_rationales, completion_text, gold_score, prompt_ids, unanswered
+from tract_trainer.records import (
+    Prompt,
+    annotated_rationales,
+    checked_prompt,
+    completion_text,
+    gold_score,
+    prompt_ids,
+    unanswered,
+)
 from tract_trainer.seeds import derive_seed
 from tract_trainer.shards import Shards, begin, writing
 from tract_trainer.stage2 import (
     RENDERED,
-    Annotated,
     Request,
     described,
     stage2_features,
     summary,
+    words,
     write_stage2,
 )
+from tract_trainer.targets import unformatted
 
 
 def generate_cot_dataset(
@@ -89,6 +98,7 @@ def generate_cot_dataset(
     """
     if unfinished not in ("drop", "force"):
         raise InputError(f"unfinished={unfinished!r} is not one of ['drop', 'force'].")
+    num_cots, seed = whole("num_cots", num_cots), whole("seed", seed)
     if num_cots < 1 or max_retries < 0:
         raise InputError(f"Expected num_cots >= 1 and max_retries >= 0, got {num_cots} and {max_retries}.")
     if not isinstance(dataset, Dataset):
@@ -109,8 +119,8 @@ def generate_cot_dataset(
         if isinstance(model, Judge)
         else Judge.from_pretrained(model, engine, batch_size=batch_size, model_kwargs=model_kwargs)
     )
-    work = _Work(judge, dataset, num_cots, sampling, int(seed), max_retries)
-    settings = work.settings()  # reads every row: one that cannot be used is refused now, not hours later
+    work = _Work(judge, unformatted(dataset), num_cots, sampling, seed, max_retries)
+    settings = work.settings()  # reads what every row is rendered with: a bad one is refused now, not hours later
     folder = Path(output_dir)
     state = begin(folder / "settings.json", settings, folder / ".shards")
     with writing(folder / ".shards", state.process_index) as shards:
@@ -118,28 +128,17 @@ def generate_cot_dataset(
         missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
         state.wait_for_everyone()  # every process has read the shards before one writes
         pending = missing[state.process_index :: state.num_processes]
-        with tqdm(
-            total=sum(map(len, pending)),
-            desc="Writing rationales",
-            unit="cot",
-            disable=not progress or not state.is_main_process,
-        ) as bar:
+        hidden = not progress or not state.is_main_process
+        with tqdm(total=sum(map(len, pending)), desc="Writing rationales", unit="cot", disable=hidden) as bar:
             requested = (list(work.requests(batch)) for batch in pending)
-            for _, rows in as_finished(work.write, requested, judge.engine.calls):
-                shards.append(rows)
-                bar.update(len(rows))
+            for _, made in as_finished(work.write, requested, judge.engine.calls):
+                shards.append(made)
+                bar.update(len(made))
     state.wait_for_everyone()
     if state.is_main_process:
-        places = ((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
-        report = write_stage2(
-            work.requests(places),
-            work.features,
-            Shards(folder / ".shards"),
-            folder,
-            judge.config,
-            unfinished,
-            work.annotated,
-        )
+        requests = work.requests((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
+        rows = Shards(folder / ".shards")
+        report = write_stage2(requests, work.features, rows, folder, judge.config, unfinished, work.annotated)
         judge.config.save(folder)  # their scale and closing phrase
         if progress:
             Console().print(summary(report), f"Saved in {folder}.")
@@ -155,17 +154,19 @@ class _Work:
     ) -> None:
         self.judge, self.dataset, self.num_cots = judge, dataset, num_cots
         self.sampling, self.seed, self.max_retries = sampling, seed, max_retries
-        self.annotated = Annotated()
+        self.annotated: set[str] = set()
         self.features = stage2_features(dataset.features, _prompt_column(dataset[0]), judge.config)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the rationales depend on."""
         data = hashlib.sha256()
         for row in range(len(self.dataset)):
-            request = self.request(row, 0)
+            with numbered("Row", row):
+                request = self.request(row, 0)
+                _ = request.template_kwargs  # refused as well, where the chat template could not take them
             data.update(f"{request.key} {request.score} ".encode())
             texts = annotated_rationales(self.dataset[row], self.judge.config.score_prefix)
-            self.annotated.update(request.prompt, texts)
+            self.annotated.update(words(request.prompt, text) for text in texts)
         return {
             **asdict(self.sampling),
             "num_cots": self.num_cots,
@@ -189,7 +190,7 @@ class _Work:
 
     def request(self, row: int, cot: int) -> Request:
         values = self.dataset[row]
-        return Request(row, cot, _prompt(values), self._gold(values, row), self._rendered(values))
+        return Request(row, cot, _prompt(values), self._gold(values), self._rendered(values))
 
     def _rendered(self, values: Mapping[str, Any]) -> dict[str, Any]:
         found = {"chat_template_kwargs": self.judge.config.chat_template_kwargs, **values}
@@ -197,7 +198,7 @@ class _Work:
             found["tools"] = json.dumps(found["tools"])  # TRL reads that too, and Parquet holds no empty mappings
         return {name: found[name] for name in RENDERED if name in self.features}
 
-    def _gold(self, values: Mapping[str, Any], row: int) -> float:
+    def _gold(self, values: Mapping[str, Any]) -> float:
         config = self.judge.config
         score = gold_score(values)
         if score is None and "score" not in values:
@@ -206,8 +207,8 @@ class _Work:
             score = None if found is None else config.scale.value(found.label)
         if score is None or not config.scale.covers(score):
             raise InputError(
-                f"Row {row} has no gold score on the scale of {config.scale.low:g} to {config.scale.high:g}: its score "
-                f"is {score}. Fill in the column `score`, or leave such rows out."
+                f"it has no gold score on the scale of {config.scale.low:g} to {config.scale.high:g}: its score is "
+                f"{score}. Fill in the column `score`, or leave such rows out."
             )
         return float(score)
 
@@ -233,7 +234,8 @@ class _Work:
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
     column = _prompt_column(row)
-    return row["prompt"] if column == "prompt" else unanswered(row["messages"])
+    found = checked_prompt(row[column])
+    return found if column == "prompt" else unanswered(found)
 
 
 def _prompt_column(row: Mapping[str, Any]) -> str:

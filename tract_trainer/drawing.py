@@ -116,8 +116,8 @@ def plot_curves(path: str | Path, histories: Mapping[str, Sequence[Mapping[str, 
         for ax, key in zip(axes, CURVES, strict=True):
             losses = [entry[key] for entry in entries]
             ax.plot(epochs, losses, color=color, linestyle=style, linewidth=1.6, label=name)
-    for ax, (title, unit) in zip(axes, CURVES.values(), strict=True):
-        ax.set(title=title, xlabel="epochs", ylabel=f"{unit} (log scale)", yscale="log")
+    for ax, (title, measure) in zip(axes, CURVES.values(), strict=True):
+        ax.set(title=title, xlabel="epochs", ylabel=f"{measure} (log scale)", yscale="log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())

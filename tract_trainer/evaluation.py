@@ -17,12 +17,12 @@ import numpy as np
 from tract_trainer.artifacts import SCHEMA_VERSION
 from tract_trainer.benchmarks import check_scale
 from tract_trainer.calibration import calibration
-from tract_trainer.engines import at_once
+from tract_trainer.engines import at_once, checked
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
-from tract_trainer.judge import Judge, checked
-from tract_trainer.judgment import Judgment, unscored
-from tract_trainer.methods import groups_of, mean_mass, rationale_counts, scores_by_method
+from tract_trainer.judge import Judge
+from tract_trainer.judgment import Judgment
+from tract_trainer.methods import mean_mass, rationale_counts, scores_by_method
 from tract_trainer.metrics import agreement
 from tract_trainer.pairwise import pair_figures, pair_records
 from tract_trainer.parallel import in_pieces
@@ -78,7 +78,7 @@ def evaluate(
     config = judge.config
     pairs = _are_pairs(records)
     if not pairs:
-        check_scale(records, config.scale.low, config.scale.high)
+        check_scale(records, config.scale)
     drawn = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots or 1, unfinished, sampling))}
     settings = {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__}
     benchmark = {"name": name, "records": len(records), "digest": _digest(records)}
@@ -134,7 +134,11 @@ def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: in
     if "gold" not in rows[0]:
         subsets = [row["subset"] for row in rows[::2]]
         return {method: {**pair_figures(found, subsets), "mass": mass} for method, found in scores.items()}
-    known: Any = {"gold": [row["gold"] for row in rows], "values": config.score_values, "groups": groups_of(rows)}
+    known: Any = {
+        "gold": [row["gold"] for row in rows],
+        "values": config.score_values,
+        "groups": [row["group"] for row in rows],
+    }
     return {method: {**agreement(found, **known), "mass": mass} for method, found in scores.items()}
 
 
@@ -185,12 +189,8 @@ def _without_rationales(judge: Judge, records: Sequence[Record], shown: bool) ->
     """The score right after the prompt and the prefix, as [`Judge.as_finished`] gives it."""
 
     def read(piece: Sequence[Record]) -> list[Judgment]:
-        rows = [judge.rows.scored_ids(record, "") for record in piece]
-        short = [record for record, row in zip(piece, rows, strict=True) if judge.fits(row)]
-        found = iter(judge.rescore(short, [""] * len(short)))
-        return [next(found) if judge.fits(row) else unscored(too_long.format(len(row)), judge.config) for row in rows]
+        return judge.rescore(piece, [""] * len(piece))
 
-    too_long = f"The prompt and the prefix have {{}} tokens, the model reads {judge.engine.max_length}."
     return in_pieces(read, records, at_once(judge.engine), judge.engine.calls, "Judging", shown)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tract_trainer.asking import RecordRows
-from tract_trainer.engines import Engine, Rationale, Sampling, at_once, engine_class
+from tract_trainer.engines import Engine, Rationale, Sampling, at_once, checked, engine_class, refusing_unknown, whole
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.judgment import Comparison, Judgment, comparison, judgment
@@ -84,8 +84,11 @@ class Judge:
         trust = kwargs.get("trust_remote_code", False)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust)
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
-        loaded = kind.from_pretrained(name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs)
-        return cls(loaded, config)
+        with refusing_unknown(kwargs, engine):
+            found = kind.from_pretrained(
+                name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs
+            )
+        return cls(found, config)
 
     @classmethod
     def from_model(
@@ -155,6 +158,7 @@ class Judge:
         **sampling: Any,
     ) -> Iterator[tuple[int, Judgment]]:
         """Like [`stream`], but each with its record's number, in the order in which they come from a server."""
+        num_cots, seed = whole("num_cots", num_cots), whole("seed", seed)
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
         asked: Any = records if isinstance(records, Sized) else list(records)
         size = at_once(self.engine, num_cots)
@@ -203,8 +207,11 @@ class Judge:
         if len(records) != len(rationales):
             raise InputError(f"Expected a rationale for each of {len(records)} records, got {len(rationales)}.")
         rows = [self.rows.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
-        read = zip(rationales, self._read(rows), strict=True)
-        return [self.judgment([Rationale(text, label, found, 0)]) for text, (label, found) in read]
+        read = iter(self._read([row for row in rows if self.fits(row)]))
+        return [
+            self.judgment([Rationale(text, *next(read), 0)] if self.fits(row) else [], 0, len(row))
+            for text, row in zip(rationales, rows, strict=True)
+        ]
 
     def compare(
         self, a: Record, b: Record, num_cots: int = 1, *, tie_width: float = 0.0, **settings: Any
@@ -239,12 +246,3 @@ class Judge:
     def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0, prompt_length: int = 0) -> Judgment:
         """The judgment that the rationales of one record make together."""
         return judgment(rationales, self.config, max_new_tokens, prompt_length, self.engine.max_length)
-
-
-def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Sampling:
-    """How rationales are drawn; an InputError for settings that [`Judge.score`] does not take."""
-    if num_cots < 1:
-        raise InputError(f"num_cots must be at least 1, got {num_cots}.")
-    if unfinished not in ("unscored", "force"):
-        raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
-    return Sampling(**sampling)

@@ -72,7 +72,7 @@ def judgment(
             f"None of {len(rationales)} rationales came to {config.score_prefix!r} and a label; {cut} were "
             f"cut at {limit}."
             if room > 0
-            else f"The prompt has {prompt_length} tokens, the model reads {max_length}."
+            else f"There are {prompt_length} tokens to read, and the model reads {max_length}."
         )
         return unscored(reason, config, rationales)
     values = torch.tensor(config.scale.values)  # (K,)

@@ -1,15 +1,19 @@
 """Refuses what the trainer cannot do exactly, with the reason and the way out."""
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import Dataset
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.errors import InputError
+
+logger = get_logger(__name__)
 
 
 def refuse_settings(
@@ -41,6 +45,11 @@ def refuse_settings(
             "compute_loss_func takes the loss from a second forward, without the score term. "
             "Leave it out and override RegressionAwareSFTTrainer.compute_loss instead."
         )
+    if isinstance(model, PeftModel) and model.active_adapters != ["default"]:
+        raise InputError(
+            f"The adapter to train is {model.active_adapters}, and a judge is loaded from its folder, where PEFT saves "
+            "the adapter 'default' alone. Name it so: get_peft_model(model, config), or leave out adapter_name."
+        )
     adapter = model.active_peft_config if isinstance(model, PeftModel) else peft_config
     if adapter is not None and adapter.is_prompt_learning:
         raise InputError(
@@ -52,12 +61,13 @@ def refuse_settings(
 
 def refuse_datasets(train_dataset: Any, eval_dataset: Any, sample: dict[str, Any], text_field: str | None) -> None:
     """
-    Raises `InputError` for a dataset without rows or without TRL's columns, and for images. `sample` is the first row
-    to train on; `text_field` the column that holds text, `None` where a formatting function makes it.
+    Raises `InputError` for a dataset without rows or without TRL's columns, and for images; warns of rows that are
+    rendered differently. `sample` is the first row to train on; `text_field` the column that holds text, `None` where a
+    formatting function makes it.
     """
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     for name, dataset in (("train", train_dataset), *evals.items()):
-        if isinstance(dataset, Dataset) and len(dataset) == 0:
+        if isinstance(dataset, Dataset | IterableDataset) and next(iter(dataset), None) is None:
             raise InputError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
     if {"image", "images"} & set(sample):
         raise InputError(
@@ -70,6 +80,13 @@ def refuse_datasets(train_dataset: Any, eval_dataset: Any, sample: dict[str, Any
             f"`completion`, `messages`, {text_field!r} or `input_ids`. `tract sft` and `tract run` turn judging "
             "records (instruction, response, rubric, score, rationale) into such rows."
         )
+    if isinstance(train_dataset, Dataset) and "chat_template_kwargs" in train_dataset.column_names:
+        kinds = {json.dumps(kwargs or {}, sort_keys=True) for kwargs in train_dataset["chat_template_kwargs"]}
+        if len(kinds) > 1:
+            logger.warning(
+                f"The rows differ in chat_template_kwargs ({len(kinds)} kinds). The judge will be asked with those of "
+                f"the first row, {sample['chat_template_kwargs']}; others go into a record beside its `prompt`."
+            )
 
 
 def _forms(text_field: str) -> list[set[str]]:

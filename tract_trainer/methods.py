@@ -49,11 +49,6 @@ def finished(row: Row, count: int | None = None) -> list[Mapping[str, Any]]:
     return [one for one in row["rationales"] if one["probs"] is not None and None not in one["probs"]][:count]
 
 
-def groups_of(rows: Sequence[Row]) -> list[int]:
-    """The group of each row, `(n,)`; a row of an older version is one of its own."""
-    return [row.get("group", number) for number, row in enumerate(rows)]
-
-
 def mean_mass(rows: Sequence[Row], count: int | None = None) -> float:
     """Probability on the labels of the scale, the mean over the scored records; NaN if there is none."""
     masses = [np.mean([sum(r["probs"]) for r in used]) for row in rows if (used := finished(row, count))]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tract_trainer.errors import InputError
-from tract_trainer.records import Record
+from tract_trainer.records import Record, ready_prompt
 from tract_trainer.reward_bench import REWARD_BENCH_SUBSETS, section_figures
 from tract_trainer.scale import ScoreScale
 
@@ -112,30 +112,16 @@ def check_reward_bench(pairs: Sequence[Record]) -> None:
             )
 
 
-def ready_prompt(text: str) -> str:
-    """`text` without the stray `",` that the public Prometheus files have at some ends, a line break after it."""
-    bare = text.rstrip().removesuffix('",')
-    return bare if len(bare) < len(text.rstrip()) else text
-
-
-def pair_records(
-    pairs: Sequence[Record], scale: ScoreScale, rubric: str | Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
+def pair_records(pairs: Sequence[Record], scale: ScoreScale) -> list[dict[str, Any]]:
     """
-    The records to judge, two per pair: chosen, rejected, chosen, rejected, ...
+    The records to judge, two per pair: chosen, rejected, chosen, rejected, ... Those without a rubric have
+    [`general_rubric`]; ready prompts hold their own.
 
     Args:
         pairs (`Sequence[Mapping]`): what [`read_pairs`] returns, `P` of them.
         scale ([`ScoreScale`]): the judge's.
-        rubric (`str` or `Mapping[str, str]`, *optional*):
-            Rubric of the pairs that have none of their own. Defaults to [`general_rubric`].
-
-    Raises:
-        InputError: a rubric is given for ready prompts, which it could not change.
     """
-    if rubric is not None and any("prompt" in pair["chosen"] for pair in pairs):
-        raise InputError("These pairs are ready prompts, with a rubric written in each: leave `rubric` out.")
-    shared = {"rubric": general_rubric(scale) if rubric is None else rubric}
+    shared = {"rubric": general_rubric(scale)}
     sides = [pair[side] for pair in pairs for side in _SIDES]
     return [dict(side) if "prompt" in side else {**shared, **side} for side in sides]
 

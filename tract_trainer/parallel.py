@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from torch import distributed
 from tqdm.auto import tqdm
 
 Work = TypeVar("Work")
@@ -93,12 +92,7 @@ def process_state() -> PartialState:
     """
     The launched processes as one group: of CPUs where `accelerate launch --cpu` says so or there is nothing else. They
     may wait for each other for days: one may have long texts to write, and if one dies the launcher ends the others.
-    What trains after this in the same process waits as long, whatever its `ddp_timeout`.
+    A group that training arguments have made keeps their `ddp_timeout`.
     """
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=PATIENCE)
-    if distributed.is_available() and distributed.is_initialized():  # training arguments may have made it, with theirs
-        from torch.distributed.distributed_c10d import _set_pg_timeout
-
-        _set_pg_timeout(PATIENCE)
-    return state
+    return PartialState(cpu=cpu, timeout=PATIENCE)

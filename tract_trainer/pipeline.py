@@ -11,15 +11,17 @@ from typing import Any, cast
 import pyarrow as pa
 from accelerate.logging import get_logger
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
 from transformers import AutoTokenizer, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.controls import control_pattern
+from tract_trainer.engines import checked
 from tract_trainer.errors import InputError
-from tract_trainer.judge import Judge, checked
+from tract_trainer.judge import Judge
 from tract_trainer.judgment import Judgment
-from tract_trainer.reading import read_records, read_rows
+from tract_trainer.reading import read_rows
 from tract_trainer.records import (
     RATIONALE_COLUMNS,
     Record,
@@ -44,15 +46,13 @@ RECORD_COLUMNS = {"rubric", *RATIONALE_COLUMNS}
 def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Dataset:
     """Rows of a `.json`, `.jsonl`, `.parquet` or `.csv` file, of a folder with data files, or of a Hub data set."""
     suffix = Path(source).suffix
-    if suffix == ".csv":
+    if suffix in (".csv", ".json", ".jsonl"):
         return read_rows(source)
-    if suffix in (".json", ".jsonl") and Path(source).is_file():
-        return read_records(source)
     try:
         if suffix == ".parquet":
             return described(load_dataset("parquet", data_files=source, split="train"), Path(source).parent)
         return described(load_dataset(source, split=split), Path(source))
-    except (FileNotFoundError, ConnectionError, ValueError) as error:
+    except (FileNotFoundError, ConnectionError, ValueError, DatasetsError) as error:
         raise InputError(
             f"There is no data at {source!r} ({error}). Give a .json, .jsonl, .parquet or .csv file, a folder, or a "
             "data set of the Hub."
@@ -66,23 +66,17 @@ def training_data(
     A dataset for the trainer: rows that are ready for TRL as they are, records rendered and closed, as chat messages
     where the model's tokenizer has, or is given, a chat template. The model card names it after its `source`.
     """
-    dataset = _training_data(rows, args, model_args)
+    if _ready(rows.column_names if isinstance(rows, Dataset) else list(rows[0])):
+        dataset = as_dataset(rows)
+    else:
+        tokenizer = _tokenizer(model_args, args)
+        scale, conversational = args.scale, tokenizer.chat_template is not None
+        controls = control_pattern(tokenizer)
+        examples = training_examples(rows, scale, args.score_prefix, args.prompt_template, conversational, controls)
+        dataset = Dataset.from_list(list(examples))
     if source is not None:
         dataset.info.dataset_name = Path(source).name if Path(source).exists() else source
     return dataset
-
-
-def _training_data(
-    rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, model_args: ModelConfig
-) -> Dataset:
-    columns = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
-    if _ready(columns):
-        return as_dataset(rows)
-    tokenizer = _tokenizer(model_args, args)
-    conversational = tokenizer.chat_template is not None
-    controls = control_pattern(tokenizer)
-    examples = training_examples(rows, args.scale, args.score_prefix, args.prompt_template, conversational, controls)
-    return Dataset.from_list(list(examples))
 
 
 def _ready(columns: Iterable[str]) -> bool:
@@ -152,6 +146,14 @@ def train(
         "dtype": model_args.dtype,
         **cast(dict[str, Any], args.model_init_kwargs or {}),
     }
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise InputError(
+            f"num_train_epochs={args.num_train_epochs} trains nothing. Give a number above 0, or max_steps."
+        )
+    if eval_dataset is not None and args.eval_strategy == "no":
+        raise InputError(
+            "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy='epoch' or 'steps'."
+        )
     trainer = RegressionAwareSFTTrainer(
         model=str(model_args.model_name_or_path),
         args=args,
@@ -161,8 +163,8 @@ def train(
         peft_config=get_peft_config(model_args),
     )
     checkpoint = args.resume_from_checkpoint
-    if str(checkpoint).lower() == "true":
-        checkpoint = last_checkpoint(Path(str(args.output_dir)))
+    if (asked := str(checkpoint).lower()) in ("true", "false"):
+        checkpoint = last_checkpoint(Path(str(args.output_dir))) if asked == "true" else None
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()  # trainer_state.json: the curves of tract report
     trainer.save_model()  # and pushes, with push_to_hub

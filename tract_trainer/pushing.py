@@ -14,7 +14,7 @@ from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.template import DEFAULT_TEMPLATE
 
-ASIDE = ("_*", "checkpoint-*", ".*")
+NOT_UPLOADED = ("_*", "checkpoint-*", ".*")
 """What stays here when a folder is uploaded."""
 DATASET_FILES = ("train.parquet", "report.json", "settings.json", "judge_config.json")
 DATASET_TEMPLATE = "dataset_card.md.jinja"
@@ -28,7 +28,7 @@ def saying_how_to_go_on(
     try:
         yield
     except Exception as error:
-        excluded = [word for pattern in ASIDE for word in ("--exclude", pattern)]
+        excluded = [word for pattern in NOT_UPLOADED for word in ("--exclude", pattern)]
         kind = [] if repo_type == "model" else ["--type", repo_type]
         where = [*(["--private"] if private else []), *(["--revision", revision] if revision else [])]
         command = shlex.join(["hf", "upload", repo_id, str(folder), ".", *kind, *where, *excluded])
@@ -139,7 +139,7 @@ def _push(
             revision=revision,
             commit_message=f"Upload {repo_type} with tract-trainer",
             allow_patterns=files,
-            ignore_patterns=list(ASIDE),
+            ignore_patterns=list(NOT_UPLOADED),
         )
     return str(commit.commit_url)
 

@@ -6,12 +6,13 @@ A record is a mapping with `instruction`, `response`, `rubric` and optionally `r
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.controls import neutral
-from tract_trainer.errors import InputError
+from tract_trainer.errors import InputError, numbered
 from tract_trainer.scale import ScoreScale
 from tract_trainer.template import DEFAULT_TEMPLATE, rendered
 
@@ -45,15 +46,16 @@ def prompt_of(
     Raises:
         ValueError: the record has no prompt and too few fields to make one.
     """
+    record = _given(record)
     if record.get("prompt"):
         if record.get("response") is not None:
             raise InputError(
                 "A record has a `response` and a `prompt`, which is asked as it is. Name the instruction that was "
                 "responded to `instruction`; where the prompt is the judge's whole prompt, leave out `response`."
             )
-        return _checked(record["prompt"])
+        return checked_prompt(record["prompt"])
     if record.get("messages"):
-        return unanswered(_checked(record["messages"]))
+        return unanswered(checked_prompt(record["messages"]))
     for name in ("instruction", "response"):
         if isinstance(record.get(name), list | dict):
             found = type(record[name]).__name__
@@ -64,14 +66,24 @@ def prompt_of(
         fields = {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
         return rendered(template, fields)
     if record.get("instruction") and record.get("response") is None and record.get("rubric") is None:
-        return str(record["instruction"]).removesuffix('",')  # the public files have a stray `",` at some ends
+        return ready_prompt(str(record["instruction"]))
     raise InputError(
         "A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found "
         f"{sorted(name if value else f'{name} (empty)' for name, value in record.items())}."
     )
 
 
-def _checked(prompt: Any) -> Any:
+def _given(record: Record) -> dict[str, Any]:
+    """`record` without what is NaN, as pandas has it where there is nothing."""
+    if not isinstance(record, Mapping):
+        raise InputError(
+            "Expected a record with `instruction`, `response` and `rubric`, or a ready `prompt`; found "
+            f"{type(record).__name__}: {record!r:.80}."
+        )
+    return {name: value for name, value in record.items() if not (isinstance(value, float) and math.isnan(value))}
+
+
+def checked_prompt(prompt: Any) -> Any:
     """A ready prompt, if it is text or messages."""
     turns = prompt if isinstance(prompt, list) else []
     messages = bool(turns) and all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
@@ -83,17 +95,23 @@ def _checked(prompt: Any) -> Any:
     )
 
 
+def ready_prompt(text: str) -> str:
+    """`text` without the stray `",` that the public Prometheus files have at some ends, a line break after it."""
+    bare = text.rstrip().removesuffix('",')
+    return bare if len(bare) < len(text.rstrip()) else text
+
+
 def check_prompts(records: Iterable[Record], prompt: Callable[[Record], Any]) -> None:
     """Raises an InputError, with its number, for the first record that `prompt` can make no prompt of."""
     for number, record in enumerate(records):
-        try:
+        with numbered("Record", number):
             prompt(record)
-        except InputError as error:
-            raise InputError(f"Record {number}: {error}") from error
 
 
 def unanswered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """`messages` without the assistant's last turn: the prompt of a conversation that ends with the judgment."""
+    if isinstance(messages, str):
+        raise InputError(f"`messages` must be a list of turns with `role` and `content`; found {messages!r:.80}.")
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
@@ -159,14 +177,16 @@ def training_examples(
         ValueError: a record lacks a gold score or a rationale, with its number.
     """
     for number, record in enumerate(records):
-        gold = gold_score(record)
-        rationales = annotated_rationales(record, prefix) if any(name in record for name in RATIONALE_COLUMNS) else []
-        if gold is None or not rationales:
-            raise InputError(
-                f"Record {number} cannot be trained on: it needs a score (one of {list(SCORE_COLUMNS)}) and a "
-                f"rationale (one of {list(RATIONALE_COLUMNS)}); found {sorted(record)}."
-            )
-        prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
+        with numbered("Record", number):
+            record = _given(record)
+            gold, known = gold_score(record), any(name in record for name in RATIONALE_COLUMNS)
+            rationales = annotated_rationales(record, prefix) if known else []
+            if gold is None or not rationales:
+                raise InputError(
+                    f"training takes a score (one of {list(SCORE_COLUMNS)}) and a rationale (one of "
+                    f"{list(RATIONALE_COLUMNS)}); found {sorted(record)}."
+                )
+            prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
         for rationale in rationales:
             completion = close(rationale, prefix, scale.nearest_label(gold))
             yield {
@@ -177,12 +197,20 @@ def training_examples(
 
 
 def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, Any]:
-    """Further arguments of the chat template, as TRL makes them of a record with a ready prompt; or `otherwise`."""
+    """
+    Further arguments of the chat template, as TRL makes them of a record with a ready prompt, or `otherwise`; an empty
+    value, at which TRL stops, is none.
+    """
     if not (record.get("prompt") or record.get("messages")):
         return dict(otherwise)
     tools = record.get("tools")
     given = record["chat_template_kwargs"] or {} if "chat_template_kwargs" in record else otherwise
-    return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **given}
+    if not isinstance(given, Mapping):
+        raise InputError(f"`chat_template_kwargs` must be a mapping, found {given!r:.80}.")
+    try:
+        return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **given}
+    except ValueError as error:
+        raise InputError(f"`tools` must be a list of tools, or that as JSON; found {tools!r:.80}.") from error
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:

@@ -43,8 +43,7 @@ def commit_of(model: str) -> str | None:
     """The commit of a judge from the Hub; a folder has none."""
     from tract_trainer.engines.saved import SavedJudge
 
-    folder = SavedJudge.find(model, weights=False).folder
-    return folder.name if folder.parent.name == "snapshots" else None
+    return SavedJudge.find(model, weights=False).commit
 
 
 def show(results: dict[Path, dict[str, Any]]) -> None:

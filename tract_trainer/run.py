@@ -25,10 +25,10 @@ from tract_trainer.benchmarks import check_scale, scored_records
 from tract_trainer.card import add_results
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.cot import generate_cot_dataset
-from tract_trainer.engines import engine_class
+from tract_trainer.engines import checked, engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation import evaluate
-from tract_trainer.judge import Judge, checked
+from tract_trainer.judge import Judge
 from tract_trainer.limits import refuse_sharding
 from tract_trainer.pushing import push_judge
 from tract_trainer.records import Record, check_prompts, prompt_of
@@ -133,7 +133,7 @@ def _data(
     held_out, training = _split(rows, eval_data, settings.eval_fraction, args.seed)
     if settings.max_eval_records is not None:
         held_out = held_out[: settings.max_eval_records]
-    check_scale(held_out, args.scale.low, args.scale.high)
+    check_scale(held_out, args.scale)
     prompt = partial(
         prompt_of, scale=args.scale, prefix=args.score_prefix, template=args.prompt_template or DEFAULT_TEMPLATE
     )
@@ -159,9 +159,12 @@ def _publish(folder: Path, result: dict[str, Any], args: RegressionAwareSFTConfi
         )
 
 
-# Words in the names of training arguments that say how to log, save or place, not what is learned.
-ASIDE = ("log", "report", "hub", "save", "eval", "dataloader", "output_dir", "run_name", "tqdm", "use_cpu", "resume",
-         "num_proc", "ddp", "fsdp", "deepspeed", "local_rank", "accelerator", "tracking", "trackio")  # fmt: skip
+# Words in the names of training arguments that say how to log, save, place or load, not what is learned.
+NOT_LEARNED = (
+    "log", "report", "hub", "save", "eval", "project", "output_dir", "run_name", "tqdm", "use_cpu", "resume",
+    "num_proc", "ddp", "fsdp", "deepspeed", "local_rank", "accelerator", "tracking", "trackio",
+    "num_workers", "pin_memory", "prefetch", "persistent",
+)  # fmt: skip
 
 
 def _settings(
@@ -172,7 +175,8 @@ def _settings(
     settings: RunArguments,
 ) -> dict[str, Any]:
     """What stage 1 and all after it depend on, as JSON."""
-    found = {name: value for name, value in args.to_dict().items() if not any(word in name for word in ASIDE)}
+    found = {name: value for name, value in args.to_dict().items() if not any(word in name for word in NOT_LEARNED)}
+    found |= {"eos_token": args.eos_token, "pad_token": args.pad_token}  # `to_dict` hides what ends in "_token"
     found |= asdict(model) | {"data": digest(rows), "eval_data": eval_data, "eval_fraction": settings.eval_fraction}
     return _as_json(found)
 

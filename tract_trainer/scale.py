@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
+BEFORE_PREFIX = 8  # tokens before the prefix, which its first one may be merged with
+BEHIND_LABEL = 3  # tokens that show whether a label goes on: 4.5, 10
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class ScoreTokens:
                 f"This tokenizer writes two of the labels {list(scale.labels)} with the same token after {prefix!r}. "
                 "Use labels that differ in more than case or spacing."
             )
-        tokens = cls(scale, prefix, tokenizer, ids, window=shared + 9)
+        tokens = cls(scale, prefix, tokenizer, ids, window=shared + 1 + BEFORE_PREFIX)
         if tokens.find(rows[0]) is None:
             raise InputError(
                 f"This tokenizer does not keep the prefix: of {prefix + scale.labels[0]!r} it makes "
@@ -169,7 +171,9 @@ class ScoreTokens:
                 continue
             # Compared as text: the first tokens of the prefix depend on the character before it.
             text = _decode(self.tokenizer, input_ids[max(0, position + 1 - self.window) : position + 1])
-            if text.endswith(self.prefix + label) and not self._goes_on(label, input_ids[position : position + 4]):
+            if text.endswith(self.prefix + label) and not self._goes_on(
+                label, input_ids[position : position + 1 + BEHIND_LABEL]
+            ):
                 return FoundScore(position, label)
         return None
 

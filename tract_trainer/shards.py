@@ -3,7 +3,6 @@
 A line is whole or it does not count: what a killed process left half-written is cut off by the next one.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +16,6 @@ from filelock import FileLock, Timeout
 from tract_trainer.errors import InputError
 from tract_trainer.limits import refuse_lone_process, refuse_sharding
 from tract_trainer.parallel import process_state
-
-OFFSET_BITS = 48
 
 
 class Shards:
@@ -37,13 +34,11 @@ class Shards:
     def __init__(self, folder: Path, process_index: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.own = None if process_index is None else folder / f"process-{process_index:05d}.jsonl"
-        self.paths = sorted({*folder.glob("process-*.jsonl"), *([] if self.own is None else [self.own])})
-        self.places: dict[bytes, int] = {}  # of a key, the number of its file and the place in it
-        for number, path in enumerate(self.paths):
-            if path.exists():
-                self._index(number, path)
+        self.places: dict[str, tuple[Path, int]] = {}  # of a key, its file and the place in it
+        for path in sorted(folder.glob("process-*.jsonl")):
+            self._index(path)
 
-    def _index(self, number: int, path: Path) -> None:
+    def _index(self, path: Path) -> None:
         offset = 0
         with path.open("rb") as file:
             for line in file:
@@ -56,18 +51,18 @@ class Shards:
                         f"{path} is damaged at byte {offset}: expected a row as JSON, found {line[:40]!r}. Delete the "
                         "file from there on; its rows will be made anew."
                     ) from error
-                self.places.setdefault(_short(key), number << OFFSET_BITS | offset)
+                self.places.setdefault(key, (path, offset))
                 offset += len(line)
         if path == self.own and offset < path.stat().st_size:
             os.truncate(path, offset)
 
     def __contains__(self, key: str) -> bool:
-        return _short(key) in self.places
+        return key in self.places
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        place = self.places[_short(key)]
-        with self.paths[place >> OFFSET_BITS].open("rb") as file:
-            file.seek(place & (1 << OFFSET_BITS) - 1)
+        path, offset = self.places[key]
+        with path.open("rb") as file:
+            file.seek(offset)
             row: dict[str, Any] = json.loads(file.readline())
         return row
 
@@ -75,11 +70,10 @@ class Shards:
         """Appends the rows that are not there yet and has them on disk before it returns."""
         if self.own is None:
             raise InputError("These shards are open for reading only.")
-        number = self.paths.index(self.own)
         with self.own.open("ab") as file:
             for key, row in rows:
                 if key not in self:
-                    self.places[_short(key)] = number << OFFSET_BITS | file.tell()
+                    self.places[key] = self.own, file.tell()
                     file.write(json.dumps({"key": key, **row}, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -112,11 +106,6 @@ def alone(folder: Path, name: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _short(key: str) -> bytes:
-    """A key in less memory."""
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
 def check_settings(path: Path, settings: dict[str, Any], *work: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from array import array
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,20 +58,9 @@ class Request(NamedTuple):
         return template_kwargs({"prompt": self.prompt, **self.rendered}, {})
 
 
-class Annotated:
-    """The annotated rationales of each prompt, of whatever row. What they are alike in is their words."""
-
-    def __init__(self) -> None:
-        self.known: set[bytes] = set()
-
-    def update(self, prompt: Prompt, rationales: Iterable[str]) -> None:
-        self.known.update(self._key(prompt, rationale) for rationale in rationales)
-
-    def __contains__(self, written: tuple[Prompt, str]) -> bool:
-        return self._key(*written) in self.known
-
-    def _key(self, prompt: Prompt, rationale: str) -> bytes:
-        return bytes.fromhex(digest(prompt, rationale.split())[:16])
+def words(prompt: Prompt, rationale: str) -> str:
+    """The same for rationales of a prompt, of whatever row, that are alike in their words."""
+    return digest(prompt, rationale.split())
 
 
 def stage2_features(given: Features, prompt: str, config: JudgeConfig) -> Features:
@@ -102,7 +92,7 @@ def write_stage2(
     folder: Path,
     config: JudgeConfig,
     unfinished: str,
-    annotated: Annotated,
+    annotated: set[str],
 ) -> dict[str, Any]:
     """
     Writes both files from the finished rows of `shards`, in the order of `requests`.
@@ -113,15 +103,21 @@ def write_stage2(
     Raises:
         InputError: not one rationale came to a score.
     """
-    tally = _Tally(config, unfinished, annotated)
+    tally, count = _Tally(config, unfinished, annotated), 0
     partial = folder / "train.parquet.tmp"
-    with _Writer(partial, features) as writer:
-        for request in requests:
-            written = shards[request.key]
-            if tally.add(request, written):
-                writer.add(_example(request, written["text"], config))
-    if not writer.count:
+    written = ((request, shards[request.key]) for request in requests)
+    kept = (_example(request, row["text"], config) for request, row in written if tally.add(request, row))
+    with pq.ParquetWriter(partial, features.arrow_schema) as file:
+        while rows := list(islice(kept, ROWS_AT_ONCE)):
+            file.write_table(Dataset.from_list(rows, features=features).with_format("arrow")[:])
+            count += len(rows)
+    if not count:
         partial.unlink(missing_ok=True)
+        if tally.too_long == len(tally.gold):
+            raise InputError(
+                f"Not one of {len(tally.gold)} prompts leaves the model room to write. Give shorter ones, or train a "
+                "model that reads more tokens."
+            )
         raise InputError(
             f"Not one of {len(tally.gold)} rationales came to {config.score_prefix!r} and a label; the longest has "
             f"{tally.longest} tokens. Is the model trained to end so? Otherwise raise max_new_tokens, or set "
@@ -169,7 +165,7 @@ def summary(report: dict[str, Any]) -> str:
 class _Tally:
     """Counts how the rationales came out."""
 
-    def __init__(self, config: JudgeConfig, unfinished: str, annotated: Annotated) -> None:
+    def __init__(self, config: JudgeConfig, unfinished: str, annotated: set[str]) -> None:
         self.scale, self.unfinished, self.annotated = config.scale, unfinished, annotated
         self.rows = self.first_try = self.retried = self.too_long = self.open = self.tokens = self.longest = 0
         self.by_heart = 0
@@ -184,7 +180,7 @@ class _Tally:
         fits = written["attempts"] > 0  # no attempt is made at a prompt that leaves no room
         self.too_long += not fits
         self.open += fits and label is None
-        self.by_heart += bool(written["text"].split()) and (request.prompt, written["text"]) in self.annotated
+        self.by_heart += bool(written["text"].split()) and words(request.prompt, written["text"]) in self.annotated
         self.tokens += written["num_tokens"]
         self.longest = max(self.longest, written["num_tokens"])
         self.sampled.append(math.nan if label is None else self.scale.value(label))
@@ -208,33 +204,6 @@ class _Tally:
                 name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")
             },
         }
-
-
-class _Writer:
-    """Writes rows to a Parquet file, some at a time."""
-
-    def __init__(self, path: Path, features: Features) -> None:
-        self.features, self.count = features, 0
-        self.rows: list[dict[str, Any]] = []
-        self.file = pq.ParquetWriter(path, features.arrow_schema)
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._flush()
-        self.file.close()
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self.count += 1
-        if len(self.rows) == ROWS_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.rows:
-            self.file.write_table(Dataset.from_list(self.rows, features=self.features).with_format("arrow")[:])
-            self.rows = []
 
 
 def _example(request: Request, rationale: str, config: JudgeConfig) -> dict[str, Any]:

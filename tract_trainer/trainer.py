@@ -50,9 +50,10 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
     [`RegressionAwareSFTConfig`]. The datasets are any of TRL's types, with an optional float column `score` as target;
     without it, the target is the value of the label in the text.
 
-    Overridden are `_prepare_dataset` (finds the scores), `get_batch_samples` (counts them), `compute_loss` (adds the
-    term), `evaluation_loop` and `log` (their figures); and, in [`~tract_trainer.saving.JudgeSavingTrainer`], what saves
-    and pushes (adds `judge_config.json` and the model card). The rest is inherited.
+    Overridden are `_prepare_dataset` (finds the scores), `_set_signature_columns_if_needed` and `_prepare_inputs` (hand
+    them on), `get_batch_samples` (counts them), `compute_loss` (adds the term), `evaluation_loop`, `log` and
+    `_inner_training_loop` (their figures); and, in [`~tract_trainer.saving.JudgeSavingTrainer`], what saves and pushes
+    (adds `judge_config.json` and the model card). The rest is inherited.
 
     Logged: `ce_loss`, `score_loss`, `score_mae` and `score_mass` (probability on the scale), as means over the logging
     window; in evaluation also `score_pearson`, `score_spearman` and `score_rmse`, over the whole evaluation set. On
@@ -97,14 +98,13 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         elif not isinstance(args, RegressionAwareSFTConfig):
             args = RegressionAwareSFTConfig.from_training_arguments(args)
         refuse_settings(args, compute_loss_func, model, peft_config)
-        self._sample = {}
+        self._sample, self.row_counts = {}, {}
         if isinstance(train_dataset, Dataset | IterableDataset):  # TRL refuses anything else
             train_dataset = unformatted(train_dataset)
             self._sample = next(iter(train_dataset), {})
         text_field = args.dataset_text_field if formatting_func is None else None
         refuse_datasets(train_dataset, eval_dataset, self._sample, text_field)
         self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
-        self.row_counts = {}
         super().__init__(
             model=model,
             args=args,

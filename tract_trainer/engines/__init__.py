@@ -3,9 +3,11 @@
 A judge and `generate_cot_dataset` see nothing else of an engine. `K` is the number of labels of the scale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 from tract_trainer.errors import InputError
@@ -33,6 +35,7 @@ class Sampling:
     max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "max_new_tokens", whole("max_new_tokens", self.max_new_tokens))
         for name, holds in (
             ("temperature", 0 <= self.temperature < float("inf")),
             ("top_p", 0 < self.top_p <= 1),
@@ -41,6 +44,14 @@ class Sampling:
         ):
             if not holds:
                 raise InputError(f"{name}={getattr(self, name)} is out of range.")
+
+
+def whole(name: str, number: Any) -> int:
+    """A number of things as an `int`: JSON, YAML and NumPy have other types for it."""
+    fits = isinstance(number, Real) and not isinstance(number, bool) and not number % 1
+    if not fits:
+        raise InputError(f"{name} must be a whole number, found {number!r}.")
+    return int(number)
 
 
 class Rationale(NamedTuple):
@@ -96,6 +107,26 @@ class Engine(Protocol):
 def at_once(engine: Engine, num_cots: int = 1) -> int:
     """Records to give an engine at a time: where it runs here a few batches, so that sorting them by length pays."""
     return max(1, engine.batch_size * (8 if engine.calls == 1 else 1) // num_cots)
+
+
+def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Sampling:
+    """How rationales are drawn; an InputError for settings that a judge's `score` does not take."""
+    if whole("num_cots", num_cots) < 1:
+        raise InputError(f"num_cots must be at least 1, got {num_cots}.")
+    if unfinished not in ("unscored", "force"):
+        raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
+    return Sampling(**sampling)
+
+
+@contextmanager
+def refusing_unknown(model_kwargs: Mapping[str, Any], engine: str) -> Iterator[None]:
+    """Turns the TypeError of a class that does not know one of `model_kwargs` into an InputError."""
+    try:
+        yield
+    except TypeError as error:
+        if model_kwargs and "unexpected keyword argument" in str(error):
+            raise InputError(f"engine={engine!r} does not take these model_kwargs: {error}.") from error
+        raise
 
 
 def engine_class(name: str) -> Any:

@@ -26,6 +26,11 @@ def load_judge_model(name_or_path: str | Path, revision: str | None, **model_kwa
         InputError: an adapter does not fit its base model.
     """
     saved = SavedJudge.find(name_or_path, revision, weights=False)
+    if saved.peft_type is not None and not saved.base:
+        raise InputError(
+            f"The adapter in {saved.folder} names no base model: it was trained on one made in memory. Save that "
+            "model, and name its folder as base_model_name_or_path in adapter_config.json."
+        )
     if saved.base is None:
         kwargs = {"revision": revision, **model_kwargs}
         return _classes(name_or_path, **kwargs)[0].from_pretrained(name_or_path, **kwargs)

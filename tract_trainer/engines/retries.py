@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
 """What may pass: the request is made again after exponential back-off and jitter, or when a server says."""
 
-ASIDE, FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 30.0, 0.5, 8.0, 120.0
+SET_ASIDE, FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 30.0, 0.5, 8.0, 120.0
 """Seconds: that a server is set aside for when it does not answer; the first back-off, the longest one,
 and the longest wait that a server may ask for."""
 
@@ -88,7 +88,7 @@ class Servers:
     def _set_aside(self, client: openai.OpenAI, error: Exception) -> None:
         if client not in self.aside and len(self.clients) > 1:
             logger.warning("%s gave no answer (%s): it is set aside, the others are asked.", client.base_url, error)
-        self.aside[client] = time.monotonic() + ASIDE
+        self.aside[client] = time.monotonic() + SET_ASIDE
 
     def __str__(self) -> str:
         return ", ".join(str(client.base_url) for client in self.clients)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 SAMPLED_BYTES = 1 << 16
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SavedJudge:
         if not (folder / "adapter_config.json").is_file():
             return cls(folder)
         adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+        base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
         return cls(folder, base, revision, adapter["peft_type"], adapter.get("r", 0))
 
     @property
@@ -63,8 +64,18 @@ class SavedJudge:
         """A fingerprint of the weights, from the sizes, beginnings and ends of their files."""
         weights = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]
         files = sorted(file for file in weights if file.name != "training_args.bin")
-        commit = self.folder.name if self.folder.parent.name == "snapshots" else None  # weights may not be here
-        return digest(self.base, self.base_revision, [_sample(file) for file in files] or commit)[:16]
+        found = [_sample(file) for file in files] or self.commit  # weights may not be here
+        return digest(self.base, self.base_revision, found)[:16]
+
+    @property
+    def commit(self) -> str | None:
+        """Of a judge from the Hub; a folder has none."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+
+def lora_limit(rank: int) -> int:
+    """The smallest `max_lora_rank` that vLLM knows for an adapter of this rank."""
+    return next((size for size in LORA_RANKS if size >= rank), rank)
 
 
 def _sample(file: Path) -> list[str | int]:

@@ -160,8 +160,8 @@ class TransformersEngine:
             )
         log_probs = torch.stack(recorder.steps, dim=1).tolist()  # (B, S, K)
         return [
-            read_written(self.tokens, prompt, written, self.stop_ids, steps.__getitem__, self.lead)
-            for prompt, written, steps in zip(prompts, sequences[:, width:].tolist(), log_probs, strict=True)
+            read_written(self.tokens, prompt, written, self.stop_ids, of_row.__getitem__, self.lead)
+            for prompt, written, of_row in zip(prompts, sequences[:, width:].tolist(), log_probs, strict=True)
         ]
 
     def _prompts_read_once(self, prompts: list[list[int]]) -> dict[str, DynamicCache]:

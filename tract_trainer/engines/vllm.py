@@ -13,14 +13,13 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 
 from tract_trainer.engines import Rationale, Sampling
-from tract_trainer.engines.saved import SavedJudge
+from tract_trainer.engines.saved import SavedJudge, lora_limit
 from tract_trainer.engines.written import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.hub import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.seeds import digest
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
 
 
@@ -70,8 +69,7 @@ class VLLMEngine:
                     f"{str(name_or_path)!r} is a {saved.peft_type} adapter, and vLLM runs LoRA adapters only. Use "
                     "engine='transformers', or merge it: model.merge_and_unload().save_pretrained(folder)."
                 )
-            rank = next((rank for rank in LORA_RANKS if rank >= saved.rank), saved.rank)
-            lora = {"enable_lora": True, "max_lora_rank": rank, "revision": saved.base_revision}
+            lora = {"enable_lora": True, "max_lora_rank": lora_limit(saved.rank), "revision": saved.base_revision}
         model = str(saved.folder) if saved.base is None else saved.base
         llm = LLM(model, tokenizer=str(saved.folder), **{**lora, **model_kwargs})
         return cls(llm, saved, tokens, config, batch_size)
