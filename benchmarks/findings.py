@@ -41,7 +41,7 @@ def write_findings(folder: Path, arms: Sequence[str], tasks: Sequence[str], seed
         "Where the rationales come from": shift_table(main),
         "Other tasks": tasks_table(dict(zip(tasks, (main, *others), strict=True)), by_heart),
         "The paper's findings": findings_table(main, FINDINGS),
-        "What the paper does not say": findings_table(main, QUESTIONS),
+        "What the paper does not say": f"{findings_table(main, QUESTIONS)}\n\n{unscored_gold(main)}",
     }
     text = "\n\n".join(f"## {title}\n\n{table}" if title else table for title, table in sections.items())
     (folder / "results.md").write_text(text + "\n")
@@ -69,6 +69,14 @@ def arms_table(runs: Runs) -> str:
 def unscored(runs: Sequence[Run]) -> float:
     """Share of the records whose first rationale came to no score, the mean over the seeds."""
     return float(np.mean([np.mean([score is None for score in run["own"]["1"]["RAIL"]]) for run in runs]))
+
+
+def unscored_gold(runs: Runs) -> str:
+    """Which records TRACT leaves unscored."""
+    pairs = [zip(run["gold"], run["own"]["1"]["RAIL"], strict=True) for run in runs["TRACT"]]
+    left = [gold for of_seed in pairs for gold, score in of_seed if score is None]
+    counts = ", ".join(f"{left.count(score)} of score {score:g}" for score in sorted(set(left)))
+    return f"Gold scores of the records that TRACT leaves unscored, over the seeds: {counts or 'none'}."
 
 
 def counts_table(runs: Runs) -> str:
@@ -110,30 +118,38 @@ def tasks_table(tasks: dict[str, Runs], by_heart: Sequence[Sequence[Run]]) -> st
 
 
 def findings_table(runs: Runs, findings: Sequence[Finding]) -> str:
-    gaps = [finding.contrast.values(runs) for finding in findings]
-    chances = stats.false_discovery_control([chance(values) for values in gaps])  # Benjamini and Hochberg (1995)
+    """A line for each finding: the difference on the shared records, and on all; both have to say the same."""
+    both = [[finding.contrast.values(runs, filled) for filled in (False, True)] for finding in findings]
+    chances = stats.false_discovery_control([chance(*values) for values in both])  # Benjamini and Hochberg (1995)
+    papers = any(finding.paper for finding in findings)
     rows = []
-    for finding, values, adjusted in zip(findings, gaps, chances, strict=True):
-        there = [" - ".join(f"{r:.3f}" for r in finding.paper) if finding.paper else ""] if findings is FINDINGS else []
-        everyone = mean(finding.contrast.values(runs, filled=True))
+    for finding, (shared, everyone), adjusted in zip(findings, both, chances, strict=True):
+        paper = [" - ".join(f"{r:.3f}" for r in finding.paper or ())] if papers else []
         share = f"{np.mean(finding.contrast.shares(runs)):.1%}"
-        rows.append([finding.says, *there, mean(values), share, everyone, verdict(finding, values, adjusted)])
-    there = ["the paper's figures"] if findings is FINDINGS else []
-    heads = ["the paper says" if there else "", *there, "difference here", "records", "on all records", ""]
-    return table(heads, rows)
+        said = verdict(finding, (shared, everyone), adjusted)
+        rows.append([finding.says, *paper, mean(shared), share, mean(everyone), said])
+    heads = ["the paper says", "the paper's figures"] if papers else [""]
+    return table([*heads, "difference here", "of the records", "on all", ""], rows)
 
 
-def chance(values: Values) -> float:
-    """p of the t-test that the mean of `values`, `(seeds,)`, is 0; 1 where there is nothing to tell from."""
-    if len(values) < 2 or np.isnan(values).any() or np.ptp(values) == 0:
+def chance(*differences: Values) -> float:
+    """
+    The larger p of the t-tests that the means of `differences`, `(seeds,)` each, are 0; 1 where they are on both sides
+    of it, or where there is nothing to tell from.
+    """
+    for values in differences:
+        if len(values) < 2 or np.isnan(values).any() or np.ptp(values) == 0:
+            return 1.0
+    if len({np.sign(np.mean(values)) for values in differences}) > 1:
         return 1.0
-    return float(stats.ttest_1samp(values, 0).pvalue)
+    return max(float(stats.ttest_1samp(values, 0).pvalue) for values in differences)
 
 
-def verdict(finding: Finding, values: Values, adjusted: float) -> str:
+def verdict(finding: Finding, differences: Sequence[Values], adjusted: float) -> str:
     if adjusted < LEVEL:
-        return HOLDS if np.mean(values) > 0 else FAILS
-    if finding.paper and np.mean(values) + half(values) < finding.paper[0] - finding.paper[1]:
+        return HOLDS if np.mean(differences[0]) > 0 else FAILS
+    most = max(np.mean(values) + half(values) for values in differences)
+    if finding.paper and most < finding.paper[0] - finding.paper[1]:
         return SMALLER
     return OPEN
 

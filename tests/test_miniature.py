@@ -59,9 +59,9 @@ def test_a_finding_holds_or_not_by_its_differences_over_seeds(tmp_path):
 def test_no_difference_is_told_from_one_that_is_not_resolved():
     finding = contrasts.Finding("", contrasts.above(contrasts.TRACT, contrasts.CE), paper=(0.65, 0.55))
     wide, narrow = np.array([-0.2, 0.2, 0.3, -0.3]), np.array([-0.02, 0.02, 0.03, -0.03])
-    assert findings.verdict(finding, wide, findings.chance(wide)) == findings.OPEN  # +- .44 holds the paper's .1
-    assert findings.verdict(finding, narrow, findings.chance(narrow)) == findings.SMALLER  # +- .044 does not
-    assert findings.verdict(finding._replace(paper=None), narrow, findings.chance(narrow)) == findings.OPEN
+    assert findings.verdict(finding, [wide], findings.chance(wide)) == findings.OPEN  # +- .44 holds the paper's .1
+    assert findings.verdict(finding, [narrow], findings.chance(narrow)) == findings.SMALLER  # +- .044 does not
+    assert findings.verdict(finding._replace(paper=None), [narrow], findings.chance(narrow)) == findings.OPEN
 
 
 def test_the_verdicts_of_a_table_are_tested_together():
@@ -78,6 +78,13 @@ def test_the_verdicts_of_a_table_are_tested_together():
     nothing = contrasts.Finding("a above a", contrasts.above(contrasts.Side("a"), contrasts.Side("a")))
     assert findings.findings_table(runs, [finding]).endswith(f"| {findings.HOLDS} |")
     assert findings.HOLDS not in findings.findings_table(runs, [finding] + 9 * [nothing])
+
+
+def test_a_difference_must_be_there_on_the_shared_records_and_on_all():
+    more, none, less = np.array([0.1, 0.11, 0.12]), np.array([-0.2, 0.0, 0.3]), np.array([-0.1, -0.11, -0.12])
+    assert findings.chance(more, more) < 0.01
+    assert findings.chance(more, none) == findings.chance(none) > 0.5
+    assert findings.chance(more, less) == 1
 
 
 def test_beside_the_shared_records_stand_all_where_an_unscored_one_counts_as_the_mean():
