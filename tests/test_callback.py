@@ -88,6 +88,15 @@ def test_what_cannot_be_judged_is_refused_at_once(tmp_path):
         JudgeCallback(trainer, [RECORDS[0], {"prompt": "x"}], steps=1)
     with pytest.raises(ValueError, match=r"^steps must be a whole number of at least 1, got None: say how often"):
         JudgeCallback(trainer, RECORDS)
+    for records, settings, message in (
+        ([], {}, "There are no records to judge"),
+        ([{"prompt": "x", "score": 11}], {}, "The gold score of record 0 is 11, off the scale of 1 to 5"),
+        ([{"x": 1, "score": 1}], {}, "Record 0: A record needs `instruction`, `response` and `rubric`"),
+        (RECORDS, {"foo": 1}, "'foo' is not a setting of a judge's score; known are"),
+        (RECORDS, {"num_cots": 0}, "num_cots must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            JudgeCallback(trainer, records, steps=1, **settings)
     assert JudgeCallback(trained(tmp_path / "b", eval_steps=7), RECORDS).steps == 7
     trainer.accelerator.state.parallelism_config = ParallelismConfig(tp_size=2)
     with pytest.raises(ValueError, match="shards models with tensor parallelism"):

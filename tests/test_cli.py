@@ -18,7 +18,7 @@ from tract_trainer import RegressionAwareSFTConfig
 from tract_trainer.arguments import SamplingArguments
 from tract_trainer.cli import COMMANDS, main
 from tract_trainer.errors import InputError
-from tract_trainer.run import _settings
+from tract_trainer.run import _settings, _split
 from tract_trainer.run_arguments import RunArguments
 from tract_trainer.shards import alone
 
@@ -150,6 +150,60 @@ def test_a_model_that_is_not_there_and_a_broken_record_are_mistakes(judge_folder
     assert "must hold one record" in refused(capsys, "judge", "--model", judge_folder, "--record", tmp_path / "r.json")
     (tmp_path / "x.yaml").write_text("model: [")
     assert "x.yaml" in refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_train_epochs", "many"], "invalid float value: 'many'. tract sft --help lists the settings."),
+        (["--use_peft", "true", "--lora_target_modules", "nothing"], "check the target modules and try again. ("),
+        (
+            ["--eval_strategy", "steps"],
+            "You have set `args.eval_strategy` to IntervalStrategy.STEPS but you didn't pass",
+        ),
+        (["--config"], "--config needs a YAML file."),
+    ],
+)
+def test_what_a_library_refuses_is_one_line(seed_folder, records_file, tmp_path, capsys, flags, message):
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
+    said = refused(capsys, *argv, *flags)
+    assert message in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("yaml_text", "message"),
+    [
+        ("num_cots: 1.5", "num_cots must be a whole number, found 1.5 in the file of --config."),
+        ("temperature: [1]", "temperature must be a number, found [1] in the file of --config."),
+        ("temperature: true", "temperature must be a number, found True in the file of --config."),
+        ("model: 3", "model must be text, found 3 in the file of --config."),
+        ("max-new-tokens: null", "max_new_tokens must be a whole number, found None in the file of --config."),
+    ],
+)
+def test_a_value_of_another_type_in_a_yaml_is_refused(tmp_path, capsys, yaml_text, message):
+    (tmp_path / "x.yaml").write_text(yaml_text)
+    assert message in refused(capsys, "generate", "--config", tmp_path / "x.yaml")
+
+
+def test_a_training_goes_on_from_its_own_checkpoint_only(seed_folder, records_file, tmp_path, capsys):
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
+    argv = [str(word) for word in [*argv, "--max_steps", "1", "--resume_from_checkpoint"]]
+    assert main([*argv, "false"]) == 0
+    assert main([*argv, "true", "--max_steps", "2", "--learning_rate", "1e-3"]) == 0
+    assert "lora_r: 16 there, 4 now" in refused(capsys, *argv, "true", "--lora_r", "4")
+    assert main([*argv, "false", "--lora_r", "4"]) == 0
+
+
+def test_a_file_has_no_splits(seed_folder, records_file, tmp_path, capsys):
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
+    assert "is a file without splits, so split='test' has no meaning" in refused(capsys, *argv, "--split", "test")
+
+
+def test_copies_of_a_record_are_on_one_side():
+    rows = [{"prompt": str(number % 10), "score": 3} for number in range(40)]
+    held_out, training = _split(rows, None, 0.3, seed=0)
+    assert len(held_out) == 12 and len(training) == 28
+    assert not {row["prompt"] for row in held_out} & {row["prompt"] for row in training}
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -517,6 +571,7 @@ def test_an_unscored_judgment_is_json(judge_folder, tmp_path, capsys):
 def test_a_home_folder_in_a_yaml_is_found(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.yaml").write_text("model: ~/judge\nrecord: ~/r.json\n")
+    (tmp_path / "r.json").write_text('{"prompt": "x"}')
     assert str(tmp_path / "judge") in refused(capsys, "judge", "--config", tmp_path / "x.yaml")
 
 

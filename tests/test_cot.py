@@ -650,8 +650,18 @@ def test_the_report_is_printed_in_words(scripted, tmp_path, capsys):
     settings = {**SETTINGS, "progress": True}
     generate_cot_dataset(scripted(write), make_dataset(8), output_dir=tmp_path, **settings)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "8 rationales for 8 rows: 75.0% finished at the first try, 2 drawn again, 1 dropped;" in shown
+    assert (
+        "8 rationales for 8 rows: 75.0% finished at the first try, 2 drawn again, 1 dropped, so 7 make rows;" in shown
+    )
     assert "thrown away, agree with gold at r = " in shown and "Saved in" in shown
+
+
+def test_a_loss_of_many_rationales_is_warned_of(scripted, tmp_path, caplog):
+    kept = [flaky({1: 9}), flaky({1: 9, 2: 9})]  # of 8, one or two never come to a score
+    for number, write in enumerate(kept):
+        assert "stage 2 is trained on these" not in caplog.text
+        generate_cot_dataset(scripted(write), make_dataset(8), output_dir=tmp_path / str(number), **SETTINGS)
+    assert "Only 6 of 8 rationales came to a score and make rows, and stage 2 is trained on these." in caplog.text
 
 
 def test_prompts_longer_than_the_model_reads_are_left_out_and_counted(judge, tmp_path):

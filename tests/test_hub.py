@@ -132,3 +132,20 @@ def test_a_config_that_was_cut_off_is_named_and_none_is_left_half_written(tmp_pa
     path.write_text(path.read_text(encoding="utf-8")[:40], encoding="utf-8")
     with pytest.raises(InputError, match=r"judge_config\.json is no JSON: .*Train the judge again"):
         JudgeConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, r"must hold a JSON object, found None"),
+        ({"renormalize_scores": "no"}, r"renormalize_scores must be a bool, found 'no'"),
+        ({"score_labels": 5}, r"score_labels must be a list, found 5"),
+        ({"prompt_template": 3}, r"prompt_template must be a str, found 3"),
+    ],
+)
+def test_a_config_of_other_types_is_refused(tmp_path, change, message):
+    JudgeConfig(list("12345"), [1, 2, 3, 4, 5], PREFIX).save(tmp_path)
+    path = tmp_path / "judge_config.json"
+    path.write_text(json.dumps(change and {**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=message):
+        JudgeConfig.load(tmp_path)

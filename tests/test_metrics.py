@@ -126,8 +126,21 @@ def test_one_row_has_errors_but_no_interval_of_them():
     assert all(map(math.isnan, (*found["rmse_ci"], *found["mae_ci"])))
 
 
-def test_two_rows_have_intervals_from_the_resamples_that_hold_both():
-    assert agreement([1, 2], [1, 3], n_resamples=50)["pearson_ci"] == pytest.approx((1, 1))
+@pytest.mark.parametrize("groups", [None, [0, 1, 2, 0, 1, 2]])
+def test_fewer_than_four_records_or_groups_have_no_interval(groups):
+    """Two records always correlate perfectly, which would come out as certainty."""
+    n = 3 if groups is None else 6
+    found = agreement([1, 2, 4, 1, 3, 5][:n], [1, 3, 3, 2, 2, 5][:n], groups=groups, n_resamples=200)
+    assert math.isfinite(found["pearson"]) and math.isfinite(found["rmse"])
+    assert all(map(math.isnan, (*found["pearson_ci"], *found["rmse_ci"])))
+    found = agreement([1, 2, 4, 1], [1, 3, 3, 2], n_resamples=200)
+    assert -1 <= found["pearson_ci"][0] < found["pearson"] < found["pearson_ci"][1] <= 1
+
+
+def test_records_of_a_single_group_say_nothing_of_others():
+    a, b, gold = [1, 2, 3, 4, 5.0], [2, 1, 5, 3, 4.0], [1, 2, 3, 4, 4.0]
+    assert math.isnan(paired_difference(a, b, gold, groups=[0] * 5)["p_value"])
+    assert 0 < paired_difference(a, b, gold)["p_value"] <= 1
 
 
 def test_without_any_prediction_everything_is_nan_and_all_is_unscored():
@@ -512,4 +525,4 @@ def test_what_is_no_group_or_level_is_an_error():
                     lambda: pairwise_accuracy([1, 2], [2, 1], confidence_level=0)):  # fmt: skip
         with pytest.raises(InputError, match="confidence_level must be between 0 and 1"):
             figures()
-    assert agreement([1, 2], [1, 3], confidence_level=0.9999)["rmse_ci"][1] > 1e100  # two records tell nothing
+    assert agreement([1, 2, 4, 4], [1, 3, 4, 4], confidence_level=0.99999999)["rmse_ci"][1] > 1e10  # four tell little

@@ -346,8 +346,8 @@ def test_json_and_jsonl_files_hold_the_same_records(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "{", r"a\.json is not valid \.json: .* Give a \.json list or a \.jsonl file, one record a line\.$"),
-        ("a.jsonl", '{"a": 1}\n{"a"', r"a\.jsonl is not valid \.jsonl: "),
+        ("a.json", "{", r"a\.json is not valid JSON: .* Give a \.json list or a \.jsonl file, one record a line\.$"),
+        ("a.jsonl", '{"a": 1}\n{"a"', r"a\.jsonl, line 2, is not valid JSON: Expecting ':' delimiter at character 5\."),
         ("a.json", '{"a": 1}', r"a\.json must hold a list of records, found dict\.$"),
         ("a.json", '[{"prompt": "x"}, 2]', r"Record 1 of .*a\.json must be an object, found 2\.$"),
         ("a.json", "[]", r"a\.json holds no records\.$"),

@@ -4,6 +4,7 @@ import math
 
 import pytest
 from datasets import Dataset
+from fake import fake_judge, sure
 from tiny import make_model, make_tokenizer, train_judge
 from trl import GRPOConfig, GRPOTrainer
 
@@ -108,3 +109,11 @@ def test_a_turn_in_parts_is_judged_as_its_text(judge):
 def test_rewards_have_names_of_their_own(judge):
     assert judge.as_reward_func("right?").__name__ == "judge_score"
     assert judge.as_reward_func("kind?", name="kindness").__name__ == "kindness"
+
+
+def test_settings_that_no_score_takes_are_refused_before_training():
+    judge = fake_judge(lambda prompt: [sure(3)])
+    with pytest.raises(ValueError, match=r"^'foo' is not a setting of a judge's score; known are \['max_new_tokens', "):
+        judge.as_reward_func(foo=1)
+    with pytest.raises(ValueError, match=r"^temperature=-1 is out of range"):
+        judge.as_reward_func(temperature=-1)

@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        self.reply({"object": "list", "data": self.server.cards})
+        self.reply(self.server.listed or {"object": "list", "data": self.server.cards})
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -145,7 +145,7 @@ def serving(local, fail=lambda number, asked: None, without=(), port=0):
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.asked, server.busy, server.busiest, server.lock = [], 0, 0, threading.Lock()
-    server.fail, server.complete, server.connections = fail, complete, []
+    server.fail, server.complete, server.connections, server.listed = fail, complete, [], None
     server.cards = [{"id": "judge", "object": "model", "created": 1, "owned_by": "us", "max_model_len": 512}]
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -341,6 +341,21 @@ def test_an_answer_that_is_not_json_is_an_error(folder, local):
             judge.score(RECORDS[0], **SAMPLING)
 
 
+@pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"null", b'{"data": "text"}', b'{"data": [1]}'])
+def test_what_is_no_server_is_refused(folder, local, body):
+    with serving(local) as server:
+        server.listed = body
+        with pytest.raises((InputError, ConnectionError)) as raised:
+            connect(folder, server, max_retries=0)
+    assert "cannot be read" in str(raised.value) or "names no model that it serves" in str(raised.value)
+
+
+@pytest.mark.parametrize("base_url", [[], "localhost:8000/v1", 3, ["http://a/v1", ""]])
+def test_an_address_that_is_none_is_refused_at_once(folder, base_url):
+    with pytest.raises(InputError, match=r"^base_url must be an address, or a list of them, like 'http://localhost"):
+        Judge.from_pretrained(folder, "server", model_kwargs={"base_url": base_url})
+
+
 def test_a_server_without_the_log_probabilities_is_refused_before_any_work(folder, local):
     wanted = r"does not return the log-probabilities of the scale \['1', '2', '3', '4', '5'\].*as vllm serve does"
     with serving(local, without=[local.engine.tokens.ids[3]]) as server, pytest.raises(ValueError, match=wanted):
@@ -370,8 +385,9 @@ def tampered(local, change):
         lambda places: places.pop(),
         lambda places: places.__setitem__(-1, None),
         lambda places: places[-1].update(dict.fromkeys(places[-1])),
+        lambda places: places[-1].update(dict.fromkeys(places[-1], 2.0)),
     ],
-    ids=["a place too few", "an empty place", "an empty number"],
+    ids=["a place too few", "an empty place", "an empty number", "a log-probability above 0"],
 )
 def test_log_probabilities_that_are_not_whole_are_refused(folder, local, change):
     with serving(local, fail=tampered(local, change)) as server:

@@ -118,7 +118,7 @@ def _interval(binned: "_Binned", times: int, rng: np.random.Generator, by_chance
     left = max(1.0, n - occupied / len(binned.thresholds))
     student = float(stdtrit(left, 0.975)) * math.sqrt((n - 1) / left)
     reach = [student * unfolded(gaps + noise, errors, terms).sum(1).std() for terms in (FEW, MANY)]
-    low, high = np.maximum(0.0, [(sums - reach).min(), (sums + reach).max()]).tolist()
+    low, high = np.clip([(sums - reach).min(), (sums + reach).max()], 0.0, 1.0).tolist()
     return 0.0 if by_chance else low, high
 
 

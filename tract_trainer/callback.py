@@ -12,13 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tract_trainer.benchmarks import scored_records
+from tract_trainer.asking import RecordRows
+from tract_trainer.benchmarks import check_scale, scored_records
+from tract_trainer.engines import check_score_settings
 from tract_trainer.errors import InputError
 from tract_trainer.judge import Judge
 from tract_trainer.judgment import Judgment
 from tract_trainer.limits import refuse_sharding
 from tract_trainer.metrics import agreement
-from tract_trainer.records import Record
+from tract_trainer.records import Record, check_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +44,8 @@ class JudgeCallback(TrainerCallback):
         **settings: as in [`Judge.score`], e.g. `num_cots=4`, `max_new_tokens=256`.
 
     Raises:
-        ValueError: a record has no gold score; no `steps` are known; the model is sharded.
+        ValueError: a record has no gold score on the scale, or no prompt; no `steps` are known; a setting is none of
+            [`Judge.score`]; the model is sharded.
 
     Example:
     ```python
@@ -65,8 +68,12 @@ class JudgeCallback(TrainerCallback):
         if not every or every < 1:
             raise InputError(f"steps must be a whole number of at least 1, got {every}: say how often to judge.")
         self.trainer, self.steps, self.shown, self.batch_size = trainer, int(every), shown, batch_size
-        self.records = scored_records(list(records))
-        self.settings = {"progress": False, **settings}
+        self.records, self.settings = scored_records(list(records)), {"progress": False, **settings}
+        if not self.records:
+            raise InputError("There are no records to judge. Give at least one.")
+        check_scale(self.records, trainer.args.scale)
+        check_score_settings(**settings)
+        check_prompts(self.records, RecordRows(trainer.score_tokens, trainer.judge_config).prompt)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_kwargs: Any

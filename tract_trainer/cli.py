@@ -4,14 +4,18 @@ A user's mistake is one message on stderr and exit code 2; a bug keeps its trace
 """
 
 import argparse
+import logging
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
 from tract_trainer.errors import InputError
 
+LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub", "tokenizers", "safetensors")
 COMMANDS = {
     "inspect": "what would be trained on: tokens, scores, rows that would be lost",
     "sft": "train one stage on records or on a TRL dataset",
@@ -40,16 +44,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.parse_args(arguments[:1]).command  # the rest is the command's own
     if command == "demo":  # it downloads nothing, and libraries that look for news must not wait for a network
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _hide_what_users_cannot_mend()
     try:
         getattr(import_module("tract_trainer.commands"), command)(arguments[1:])
     except (InputError, OSError) as error:
         print(f"tract {command}: error: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, ImportError, RuntimeError) as error:
+        if not _refused_by_library(error) or os.environ.get("TRACT_TRACEBACK"):
+            raise
+        more = "TRACT_TRACEBACK=1 before the command shows where."
+        print(f"tract {command}: error: {str(error).strip()} ({type(error).__name__}; {more})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = "with --resume_from_checkpoint true the same command" if command == "sft" else "the same command"
         print(f"tract {command}: stopped. What is on disk is kept; {again} goes on.", file=sys.stderr)
         return 130
     return 0
+
+
+def _refused_by_library(error: BaseException) -> bool:
+    """Whether a library raised the error about what it was given, as of a setting that this machine does not have."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")).split(".")[0] in LIBRARIES
+
+
+def _hide_what_users_cannot_mend() -> None:
+    """TRL's own defaults use names that Transformers deprecates; bitsandbytes looks for a kernel it does not need."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR + 1)
 
 
 if __name__ == "__main__":

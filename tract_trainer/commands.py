@@ -1,18 +1,15 @@
 """The bodies of the command line's commands: arguments in, a job done, a table or a file out."""
 
-import difflib
 import itertools
 import json
-import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from tract_trainer.arguments import (
     CompareArguments,
@@ -29,41 +26,9 @@ from tract_trainer.arguments import (
 )
 from tract_trainer.config import RegressionAwareSFTConfig
 from tract_trainer.errors import InputError
-from tract_trainer.results import commit_of, records_by_name, result_paths, show
+from tract_trainer.parsing import parse
+from tract_trainer.results import commit_of, judged_summary, records_by_name, result_paths, show
 from tract_trainer.run_arguments import RunArguments
-
-PLACES = ("data", "eval_data", "model", "model_name_or_path", "path", "record", "input", "output", "output_dir")
-
-
-def parse(command: str, description: str, argv: Sequence[str], *kinds: Any, **defaults: Any) -> tuple[Any, ...]:
-    """The command's arguments, from the command line and from `--config FILE.yaml`."""
-    parser = TrlParser(
-        kinds, prog=f"tract {command}", description=f"{description} --config FILE.yaml sets any of these."
-    )
-    parser.set_defaults(**defaults)
-    try:
-        *arguments, unknown = parser.parse_args_and_config(args=list(argv), return_remaining_strings=True)
-    except (ValueError, yaml.YAMLError) as error:  # a value that a config refuses, or a YAML file that is none
-        raise InputError(str(error)) from error
-    if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{unknown[0]!r} is not a setting of tract {command}.{hint} --help lists them.")
-    _check_choices(arguments)
-    for group, name in itertools.product(arguments, PLACES):
-        if isinstance(given := getattr(group, name, None), str):  # the shell expands what YAML leaves as it is
-            setattr(group, name, os.path.expanduser(given))
-    return tuple(arguments)
-
-
-def _check_choices(arguments: Sequence[Any]) -> None:
-    """The parser looks at the choices of what stands on the command line, and not of what comes from a YAML file."""
-    for field, given in ((field, getattr(group, field.name)) for group in arguments for field in fields(group)):
-        choices = field.metadata.get("choices")
-        for value in given if isinstance(given, list) else [given]:
-            if choices and value is not None and value not in choices:
-                raise InputError(f"{field.name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
 
 
 def _rows(data: DataArguments) -> Any:
@@ -97,7 +62,7 @@ def sft(argv: Sequence[str]) -> None:
         ModelConfig,
     )
     from tract_trainer import pipeline
-    from tract_trainer.shards import alone
+    from tract_trainer.shards import alone, check_settings
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
@@ -105,14 +70,22 @@ def sft(argv: Sequence[str]) -> None:
     held_out = None if data.eval_data is None else pipeline.load_rows(data.eval_data)
     eval_dataset = None if held_out is None else pipeline.training_data(held_out, args, model)
     # What begins with "_" is not uploaded.
-    with alone(Path(args.output_dir), "_training.lock") if args.process_index == 0 else nullcontext():
+    folder, first = Path(args.output_dir), args.process_index == 0
+    with alone(folder, "_training.lock") if first else nullcontext():
+        if first:
+            path, resumed = folder / "_training.json", str(args.resume_from_checkpoint).lower() == "true"
+            if not resumed:
+                path.unlink(missing_ok=True)
+            if not resumed or path.is_file():
+                check_settings(path, pipeline.trained_with(model, args, data.data, len(train_dataset)))
         pipeline.train(model, args, train_dataset, eval_dataset)
 
 
 def inspect(argv: Sequence[str]) -> None:
     if argv and not argv[0].startswith("-"):
         argv = ["--data", *argv]
-    argv = [*argv, "--use_cpu", "true"]  # nothing is computed, so a machine without a GPU will do
+    # Nothing is computed or written, so a machine without a GPU will do, and a folder that cannot be written to.
+    argv = [*argv, "--use_cpu", "true", "--output_dir", tempfile.gettempdir()]
     data, shown, args, model = parse(
         "inspect", "Shows what would be trained on. No weight is loaded.", argv, DataArguments, InspectArguments,
         RegressionAwareSFTConfig, ModelConfig,
@@ -154,9 +127,10 @@ def judge(argv: Sequence[str]) -> None:
 
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
+    record = None if args.record is None else read_record(args.record)
+    records = [] if args.input is None else read_records(args.input)
     loaded = _judge(args, draw)
-    if args.record is not None:
-        record = read_record(args.record)
+    if record is not None:
         judgment = loaded.score(record, draw.num_cots, seed=args.seed, unfinished=args.unfinished, **draw.sampling)
         shown = pipeline.as_json(judgment)
         probs = [p if p is None else round(p, 4) for p in shown["probs"]]
@@ -165,13 +139,15 @@ def judge(argv: Sequence[str]) -> None:
         return
     pipeline.judge_file(
         loaded,
-        read_records(args.input),
+        records,
         Path(args.output),
         draw.num_cots,
         seed=args.seed,
         unfinished=args.unfinished,
         **draw.sampling,
     )
+
+    print(judged_summary(Path(args.output)))
 
 
 def evaluate(argv: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -180,11 +181,12 @@ def _report(console: Console, outcome: dict[str, Any], folder: Path) -> None:
         verdict = "higher by" if low > 0 else "lower by" if high < 0 else "not clearly different,"
         figure = figure_with_interval(found["difference"], found["difference_ci"])
         sentence = f"TRACT, RAIL against {name}: Pearson {verdict} {figure}, p = {found['p_value']:.2g}."
-        console.print(sentence, highlight=False, markup=False)
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     summary = f"\n{outcome['seconds']:.0f} s in all. Models and pictures are in {folder}."
     console.print(summary, highlight=False, markup=False)
     console.print("Judge a held-out record with the new judge:\n")
-    command = f"tract judge --model {folder / 'tract'} --record {folder / 'record.json'}"
+    program = sys.argv[0] if Path(sys.argv[0]).name == "tract" else "tract"
+    command = f"{program} judge --model {folder / 'tract'} --record {folder / 'record.json'}"
     console.print(command, highlight=False, markup=False, soft_wrap=True)
 
 

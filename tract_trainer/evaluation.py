@@ -210,6 +210,8 @@ def _of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
     first: dict[str, int] = {}
     keys = [record.get("group", record.get("instruction") if "response" in record else None) for record in records]
     groups = [i if key is None else first.setdefault(digest(key), i) for i, key in enumerate(keys)]
+    if len(set(groups)) == 1:  # all of one instruction: nothing is to be said of others, and the records differ
+        groups = list(range(len(groups)))
     return [{"gold": record["score"], "group": group} for record, group in zip(records, groups, strict=True)]
 
 

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from tract_trainer.config import RegressionAwareSFTConfig
 
 FILE_NAME = "judge_config.json"
+KINDS = {
+    "score_labels": list,
+    "score_prefix": str,
+    "prompt_template": str,
+    "conversational": bool,
+    "renormalize_scores": bool,
+    "chat_template_kwargs": dict,
+}
 
 
 class HubToken(str):
@@ -99,12 +107,17 @@ class JudgeConfig:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} is no JSON: {error}. Train the judge again to have the file written.") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{path} must hold a JSON object, found {found!r:.80}. Train the judge again.")
         known = {f.name for f in fields(cls)}
         required = {"score_labels", "score_values", "score_prefix"}
         if unknown := sorted(set(found) - known):
             raise InputError(f"{path} holds unknown keys {unknown}; known are {sorted(known)}. Is tract-trainer older?")
         if missing := sorted(required - set(found)):
             raise InputError(f"{path} lacks {missing}. Add them, or train the judge again to have the file written.")
+        for name, kind in KINDS.items():
+            if name in found and not isinstance(found[name], kind):
+                raise InputError(f"{path}: {name} must be a {kind.__name__}, found {found[name]!r:.80}.")
         return cls(**found)
 
 

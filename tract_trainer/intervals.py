@@ -17,6 +17,7 @@ from tract_trainer.resampling import Floats, Ints
 
 Interval = tuple[float, float]
 NONE: Interval = (math.nan, math.nan)
+FEWEST = 4  # records or groups; two always correlate perfectly, and Fisher's z of three has no variance
 
 
 class Axis(NamedTuple):
@@ -52,11 +53,12 @@ def around(figure: float, resampled: Iterable[Floats], n: int, level: float, axi
         axis ([`Axis`]): `FISHER` for what is at most 1 in size, `LOG` for errors, `LINEAR` for differences.
 
     Returns:
-        `tuple`: low and high; both are the figure if no resample differs, NaN if there is no figure or no resample.
+        `tuple`: low and high; both are the figure if no resample differs, NaN if there is no figure, no resample, or
+        if there are fewer than four records.
     """
     figures = _defined(resampled)
     _check_level(level)
-    if math.isnan(figure) or not len(figures):
+    if math.isnan(figure) or not len(figures) or n < FEWEST:
         return NONE
     error = float(figures.std()) * math.sqrt(n / (n - 1))
     if error < 1e-12:

@@ -166,7 +166,7 @@ def paired_difference(
     swaps = chunks(lambda: rng.integers(2, size=size)[group], n, n_permutations)
     permuted = [np.subtract(*figures(kept, 1 - kept)) for kept in swaps]
     found = {"n": len(both), "unscored": len(both) - n, "a": of_a, "b": of_b, "difference": of_a - of_b}
-    return found | {"difference_ci": bounds, "p_value": p_value(of_a - of_b, permuted)}
+    return found | {"difference_ci": bounds, "p_value": p_value(of_a - of_b, permuted) if size > 1 else np.nan}
 
 
 def pairwise_accuracy(first: Scores, second: Scores, *, confidence_level: float = 0.95) -> dict[str, Any]:

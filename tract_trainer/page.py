@@ -82,7 +82,9 @@ def write_page(run: str | Path, output: str | Path | None = None) -> Path:
     path = Path(output) if output is not None else run / "report.html" if run.is_dir() else run.with_suffix(".html")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Half of a surrogate pair is valid in JSON and not in UTF-8. One newline everywhere, or the hashes would not fit.
-    path.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    part.replace(path)
     return path
 
 

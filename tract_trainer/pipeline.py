@@ -46,6 +46,8 @@ RECORD_COLUMNS = {"rubric", *RATIONALE_COLUMNS}
 def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Dataset:
     """Rows of a `.json`, `.jsonl`, `.parquet` or `.csv` file, of a folder with data files, or of a Hub data set."""
     suffix = Path(source).suffix
+    if split != "train" and Path(source).is_file():
+        raise InputError(f"{source} is a file without splits, so split={split!r} has no meaning. Leave it out.")
     if suffix in (".csv", ".json", ".jsonl"):
         return read_rows(source)
     try:
@@ -169,6 +171,15 @@ def train(
     trainer.save_state()  # trainer_state.json: the curves of tract report
     trainer.save_model()  # and pushes, with push_to_hub
     trainer.accelerator.wait_for_everyone()  # the first process saves, and all may load
+
+
+def trained_with(
+    model_args: ModelConfig, args: RegressionAwareSFTConfig, source: str | None, rows: int
+) -> dict[str, Any]:
+    """What a training that goes on from a checkpoint has to share with the one that left it."""
+    scale = {"score_labels": args.score_labels, "score_values": args.score_values, "score_prefix": args.score_prefix}
+    data = {"data": source, "rows": rows}
+    return json.loads(json.dumps(asdict(model_args) | scale | data, default=str))  # type: ignore[no-any-return]
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -18,15 +18,12 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     text = _text(path)
-    try:
-        if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path} is not valid {path.suffix}: {error}. Give a .json list or a .jsonl file, one record a line."
-        ) from error
+    if path.suffix == ".jsonl":
+        records: Any = [
+            _parsed(line, f"{path}, line {n},") for n, line in enumerate(text.split("\n"), 1) if line.strip()
+        ]
+    else:
+        records = _parsed(text, str(path))
     if not isinstance(records, list):
         raise InputError(f"{path} must hold a list of records, found {type(records).__name__}.")
     for number, record in enumerate(records):
@@ -36,6 +33,17 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} holds no records.")
     _check_characters(records, text, path)
     return records
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise InputError(
+            f"{place} is not valid JSON: {error.msg} at {line}character {error.colno}. Give a .json list or a .jsonl "
+            "file, one record a line."
+        ) from error
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

@@ -68,9 +68,12 @@ def prompt_of(
     if record.get("instruction") and record.get("response") is None and record.get("rubric") is None:
         return ready_prompt(str(record["instruction"]))
     raise InputError(
-        "A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found "
-        f"{sorted(name if value else f'{name} (empty)' for name, value in record.items())}."
+        f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {_named(record)}."
     )
+
+
+def _named(record: Record) -> list[str]:
+    return sorted(name if value else f"{name} (empty)" for name, value in record.items())
 
 
 def _given(record: Record) -> dict[str, Any]:
@@ -184,7 +187,7 @@ def training_examples(
             if gold is None or not rationales:
                 raise InputError(
                     f"training takes a score (one of {list(SCORE_COLUMNS)}) and a rationale (one of "
-                    f"{list(RATIONALE_COLUMNS)}); found {sorted(record)}."
+                    f"{list(RATIONALE_COLUMNS)}); found {_named(record)}."
                 )
             prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
         for rationale in rationales:

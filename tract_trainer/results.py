@@ -1,5 +1,6 @@
 """Where the results of `tract evaluate` come from and go to: records by name, files, the terminal, the model card."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,15 @@ def commit_of(model: str) -> str | None:
     return SavedJudge.find(model, weights=False).commit
 
 
+def judged_summary(path: Path) -> str:
+    """What [`tract_trainer.pipeline.judge_file`] wrote, in a sentence; the first reason why a record is unscored."""
+    with path.open(encoding="utf-8") as file:
+        reasons = [json.loads(line)["reason"] for line in file]
+    unscored = [reason for reason in reasons if reason]
+    first = f" The first: {unscored[0]}" if unscored else ""
+    return f"{len(reasons):,} judgments are in {path}, {len(unscored):,} of them unscored.{first}"
+
+
 def show(results: dict[Path, dict[str, Any]]) -> None:
     """Prints results of one judge, with the mean over benchmarks, and writes their entries for the model card."""
     from tract_trainer.parallel import process_state
@@ -57,6 +67,10 @@ def show(results: dict[Path, dict[str, Any]]) -> None:
     for path, result in results.items():
         console.print(results_table(result["methods"], result["benchmark"]["name"]))
         text = f"Judgments and figures are in {path}, the table and the pictures beside it.\n"
+        reasons = [row["reason"] for row in result["judgments"] if row["reason"]]
+        if 2 * len(reasons) > len(result["judgments"]):
+            share = f"{len(reasons):,} of {len(result['judgments']):,}"
+            text = f"{share} records are unscored. The first: {reasons[0]}\n{text}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     scored = [result for result in results.values() if "calibration" in result]
     if len(scored) > 1:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tract_trainer.engines import check_score_settings
 from tract_trainer.errors import InputError
 from tract_trainer.records import Prompt, turn_text
 
@@ -14,6 +15,7 @@ def reward_func(
     judge: "Judge", rubric: Any, num_cots: int, name: str, settings: dict[str, Any]
 ) -> Callable[..., list[float | None]]:
     """See [`~tract_trainer.Judge.as_reward_func`]."""
+    check_score_settings(num_cots, **settings)
 
     def score(prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
         rubrics = [rubric] * len(prompts) if rubric is not None else columns.get("rubric")

@@ -4,6 +4,7 @@ Each step leaves a folder and is skipped when its folder is complete, so an inte
 """
 
 import copy
+import itertools
 import json
 import random
 from contextlib import nullcontext
@@ -208,12 +209,15 @@ def _split(
         return scored_records(list(pipeline.load_rows(eval_data))), rows
     if not 0 < eval_fraction < 1:
         raise InputError(f"eval_fraction must be between 0 and 1, got {eval_fraction}; or give eval_data.")
-    order = list(range(len(rows)))
+    copies: dict[str, list[int]] = {}  # the same record twice is not to be learned from and held out
+    for number, row in enumerate(rows):
+        copies.setdefault(digest(row), []).append(number)
+    order = list(copies.values())
     random.Random(seed).shuffle(order)
-    count = max(1, round(eval_fraction * len(rows)))
-    if count >= len(rows):
-        raise InputError(f"{len(rows)} records are too few to hold {count} out for the evaluation. Give eval_data.")
-    held_out, training = sorted(order[:count]), sorted(order[count:])
+    count = max(1, round(eval_fraction * len(order)))
+    if count >= len(order):
+        raise InputError(f"{len(order)} records are too few to hold {count} out for the evaluation. Give eval_data.")
+    held_out, training = (sorted(itertools.chain(*part)) for part in (order[:count], order[count:]))
     return scored_records([rows[i] for i in held_out]), [rows[i] for i in training]
 
 

@@ -23,6 +23,7 @@ from tract_trainer.shards import Shards
 logger = get_logger(__name__)
 
 ROWS_AT_ONCE = 1000
+SHARE_KEPT = 0.8  # of the rationales; a warning below it
 
 LOST = {"dropped": "dropped", "forced": "closed by force", "prompt_too_long": "with too long a prompt"}
 """Counts of the report that are named where they are not 0."""
@@ -127,6 +128,12 @@ def write_stage2(
     report = tally.report()
     save_results(folder / "report.json", report)
     by_heart, asked = report["by_heart"], report["rationales"]
+    if report["kept"] < SHARE_KEPT * asked:
+        logger.warning(
+            f"Only {report['kept']:,} of {asked:,} rationales came to a score and make rows, and stage 2 is trained on "
+            f"these. {report['share_finished_at_first_try']:.0%} did at the first draw: train stage 1 longer, raise "
+            "max_new_tokens, or keep the others with unfinished='force'."
+        )
     if 2 * by_heart > asked:
         logger.warning(
             f"{by_heart:,} of {asked:,} rationales are word for word an annotated one, so stage 2 would be trained on "
@@ -157,7 +164,7 @@ def summary(report: dict[str, Any]) -> str:
     return (
         f"{report['rationales']:,} rationales for {report['rows']:,} rows: "
         f"{report['share_finished_at_first_try']:.1%} finished at the first try, "
-        f"{', '.join(counts)}; {report['mean_tokens']:.0f} tokens on average. "
+        f"{', '.join(counts)}, so {report['kept']:,} make rows; {report['mean_tokens']:.0f} tokens on average. "
         f"The scores they were drawn with, thrown away, agree with gold at r = {pearson:.3f}.{by_heart}"
     )
 
@@ -198,6 +205,7 @@ class _Tally:
             "dropped": self.open if self.unfinished == "drop" else 0,
             "forced": self.open if self.unfinished == "force" else 0,
             "prompt_too_long": self.too_long,
+            "kept": len(self.gold) - self.too_long - (self.open if self.unfinished == "drop" else 0),
             "by_heart": self.by_heart,
             "mean_tokens": self.tokens / len(self.gold),
             "discarded_score_agreement": {

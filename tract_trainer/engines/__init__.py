@@ -5,7 +5,7 @@ A judge and `generate_cot_dataset` see nothing else of an engine. `K` is the num
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from numbers import Real
 from typing import Any, NamedTuple, Protocol
@@ -116,6 +116,17 @@ def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Samp
     if unfinished not in ("unscored", "force"):
         raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
     return Sampling(**sampling)
+
+
+def check_score_settings(
+    num_cots: int = 1, *, seed: int = 42, unfinished: str = "unscored", progress: bool | None = None, **sampling: Any
+) -> None:
+    """An InputError for arguments that a judge's `score` does not take, where it will be called much later."""
+    known = {field.name for field in fields(Sampling)}
+    if unknown := sorted(set(sampling) - known):
+        raise InputError(f"{unknown[0]!r} is not a setting of a judge's score; known are {sorted(known)}.")
+    whole("seed", seed)
+    checked(num_cots, unfinished, sampling)
 
 
 @contextmanager

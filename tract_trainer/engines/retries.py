@@ -59,7 +59,7 @@ class Servers:
             ) from error
         except openai.APIStatusError as error:
             raise InputError(f"{error.request.url} refuses the request: {error}") from error
-        except ValueError as error:  # not JSON
+        except (AttributeError, TypeError, ValueError) as error:  # not JSON, or not an object: the client trips over it
             raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
 
     def ask_all(self, request: Callable[[openai.OpenAI], Any]) -> dict[str, Any]:

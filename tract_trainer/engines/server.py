@@ -5,6 +5,7 @@ the log-probabilities of given tokens (`logprob_token_ids`, an extension of vLLM
 """
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,7 +101,7 @@ class ServerEngine:
                 timeout=openai.Timeout(timeout, connect=min(timeout, CONNECT)),
                 max_retries=0,  # the engine's own tries go round the servers
             )
-            for url in ([base_url] if isinstance(base_url, str) else base_url)
+            for url in _urls(base_url)
         ]
         saved = SavedJudge.find(name_or_path, revision, weights=False)
         return cls(clients, served_model, saved, tokens, config, max_retries=max_retries, **kwargs)
@@ -142,7 +143,7 @@ class ServerEngine:
         return served
 
     def _found(self, url: str, listed: Any, model: str | None) -> tuple[str, str, int | None]:
-        if not listed:
+        if not listed or not all(hasattr(entry, "id") for entry in listed):
             raise InputError(f"{url} names no model that it serves. Does base_url end in /v1, as of vllm serve?")
         served = {entry.id: entry for entry in listed}
         names = list(served)
@@ -196,10 +197,22 @@ class ServerEngine:
             given = reply.choices[0].logprobs
             names = [f"{ID}{token}" for token in self.tokens.ids]
             written = [int(token.removeprefix(ID)) for token in given.tokens]
-            return written, [tuple(float(given.top_logprobs[i][name]) for name in names) for i in range(len(written))]
+            rows = [tuple(float(given.top_logprobs[i][name]) for name in names) for i in range(len(written))]
+            if min(written, default=0) < 0 or any(value > 1e-3 for row in rows for value in row):
+                raise ValueError("a token below 0, or a log-probability above")
+            return written, rows
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.servers} does not return the log-probabilities of the scale {list(self.tokens.scale.labels)}. "
                 "It must take `logprob_token_ids` and `return_tokens_as_token_ids` on /completions, as vllm serve "
                 "does. Serve the judge with it, or use another engine."
             ) from error
+
+
+def _urls(base_url: Any) -> list[str]:
+    urls = [base_url] if isinstance(base_url, str) else base_url
+    if not isinstance(urls, list | tuple) or not urls or not all(re.match("https?://.", str(url)) for url in urls):
+        raise InputError(
+            f"base_url must be an address, or a list of them, like 'http://localhost:8000/v1'; found {base_url!r}."
+        )
+    return [str(url) for url in urls]
