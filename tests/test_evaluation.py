@@ -410,6 +410,18 @@ def test_responses_to_one_instruction_are_a_group_and_others_are_alone(tmp_path)
     assert [row["group"] for row in result["judgments"]] == [0, 1, 1, 3]
 
 
+def test_responses_to_one_instruction_alone_are_told_from_each_other(tmp_path):
+    """One group would have no interval; what is said is of responses to that instruction, then."""
+    judge = fake_judge(lambda prompt: [sure(worth(prompt))])
+    records = [
+        {"instruction": "Say it.", "response": f"{i} is worth {1 + i % 5}.", "rubric": "c", "score": 1 + i % 4}
+        for i in range(8)
+    ]
+    result = evaluate(judge, records, "own", tmp_path / "own.json", 1)
+    assert [row["group"] for row in result["judgments"]] == list(range(8))
+    assert None not in result["methods"]["RAIL"]["rmse_ci"]
+
+
 def test_a_benchmark_groups_the_responses_to_a_question(tmp_path):
     rows = [{"instruction": f"Record {i} is worth 3.", "gpt4_score": [3], "idx": 80 + i // 2} for i in range(4)]
     (tmp_path / "mt_bench_eval.json").write_text(json.dumps(rows))
