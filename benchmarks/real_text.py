@@ -311,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="mt_bench_eval.json")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes; each takes a fold at a time")
     parser.add_argument("--small", action="store_true", help="hardly any training: the figures mean nothing")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/real_text"))
