@@ -51,9 +51,10 @@ miniature: $(VENV)/installed
 # What training and scoring cost beside TRL's trainer and the released way: docs/performance.md, but for its GPU rows.
 bench: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py train --lora --rows 1 --warmup 1 --repeats 1 --steps 2 --clock cpu --threads 1
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --rows 1 --pairs 300 --warmup 2 --repeats 0 --trainers sft again ours --clock cpu --threads 1
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --rows 1 --pairs 100 --warmup 2 --repeats 0 --trainers sft again ours --clock cpu --threads 1 --vocab 256000
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --rows 1 --pairs 40 --warmup 2 --repeats 0 --trainers sft again ours --clock cpu --threads 1 --tokens 8192
+	for order in "ours sft again" "again ours sft" "sft ours again"; do \
+	  HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --rows 1 --pairs 40 --warmup 2 --repeats 0 --trainers $$order --clock cpu --threads 1 && \
+	  HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --rows 1 --pairs 20 --warmup 2 --repeats 0 --trainers $$order --clock cpu --threads 1 --vocab 128256 || exit 1; \
+	done
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --pairs 14 --warmup 2 --clock cpu --threads 1
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/score.py --clock cpu --threads 1 --rounds 5
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py score --rounds 3 --clock cpu --threads 1
