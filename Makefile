@@ -31,7 +31,7 @@ test-oldest: .venv-oldest/installed
 
 # The engines on a real vLLM, its build for CPUs.
 test-vllm: .venv-vllm/installed
-	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/engines/test_vllm.py
 
 # Two training processes, two servers, and what happens when they are killed.
 dry-run: .venv-vllm/installed

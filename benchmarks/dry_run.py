@@ -30,7 +30,7 @@ from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from tract_trainer import Judge, generate_cot_dataset
-from tract_trainer.demo_task import make_model, make_records, make_tokenizer, training_example
+from tract_trainer.cli.demo_task import make_model, make_records, make_tokenizer, training_example
 
 ROWS, STEPS, SAVE_STEPS = 400, 80, 20
 STARTED = time.monotonic()
@@ -112,7 +112,7 @@ class Failures(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
-        engine = logging.getLogger("tract_trainer.engines.retries")
+        engine = logging.getLogger("tract_trainer.engines.server")
         engine.setLevel(logging.INFO)
         engine.addHandler(self)
 

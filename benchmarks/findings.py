@@ -14,7 +14,7 @@ from contrasts import BEST, FINDINGS, QUESTIONS, TRACT, Contrast, Finding, Run, 
 from matplotlib.figure import Figure
 from scipy import stats
 
-from tract_trainer.drawing import COLORS, DOTS, MARKERS, grid, legend_below
+from tract_trainer.evaluation.pictures import COLORS, DOTS, MARKERS, grid, legend_below
 
 COUNTS = (1, 2, 4, 8, 16)
 BY_HEART = "written word for word"

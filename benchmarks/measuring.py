@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 import tract_trainer
-from tract_trainer.seeds import digest
+from tract_trainer.data.hashing import digest
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -37,8 +37,7 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale, generate_cot_dataset
-from tract_trainer.config import DEFAULT_PREFIX
-from tract_trainer.demo_task import (
+from tract_trainer.cli.demo_task import (
     NOISE,
     SOUND,
     UNKNOWN,
@@ -49,13 +48,15 @@ from tract_trainer.demo_task import (
     make_tokenizer,
     training_example,
 )
-from tract_trainer.engines import Sampling
-from tract_trainer.engines.draw import SeededDraw
-from tract_trainer.judgment import Judgment
-from tract_trainer.methods import scores_by_method
-from tract_trainer.records import close
-from tract_trainer.seeds import derive_seed
-from tract_trainer.shards import check_settings, writing
+from tract_trainer.data.hashing import derive_seed
+from tract_trainer.data.records import close
+from tract_trainer.data.settings import check_settings
+from tract_trainer.data.store import writing
+from tract_trainer.engines.base import Sampling
+from tract_trainer.engines.transformers import SeededDraw
+from tract_trainer.evaluation.methods import scores_by_method
+from tract_trainer.judging.judgment import Judgment
+from tract_trainer.training.config import DEFAULT_PREFIX
 
 SMALL = DemoSize(facts=1500, records=200, epochs=4, held_out=300)
 NEW_TOKENS, BATCH_SIZE = 32, 128

@@ -42,14 +42,14 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale, generate_cot_dataset
-from tract_trainer.benchmarks import load_benchmark
-from tract_trainer.config import DEFAULT_PREFIX
-from tract_trainer.controls import control_pattern
-from tract_trainer.records import prompt_of, training_examples
-from tract_trainer.report import figure_with_interval
-from tract_trainer.resampling import Agreement
-from tract_trainer.seeds import digest
-from tract_trainer.shards import check_settings
+from tract_trainer.data.benchmarks import load_benchmark
+from tract_trainer.data.hashing import digest
+from tract_trainer.data.records import prompt_of, training_examples
+from tract_trainer.data.settings import check_settings
+from tract_trainer.data.templates import control_pattern
+from tract_trainer.hub.results import figure_with_interval
+from tract_trainer.metrics import Agreement
+from tract_trainer.training.config import DEFAULT_PREFIX
 
 Floats = NDArray[np.float64]
 Records = list[dict[str, Any]]

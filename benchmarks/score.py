@@ -21,10 +21,9 @@ import torch
 from measuring import CLOCKS, costs, interleaved
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set_seed
 
-from tract_trainer.engines import Sampling
 from tract_trainer.engines import transformers as engine_module
-from tract_trainer.engines.draw import ScoreRecorder
-from tract_trainer.engines.transformers import TransformersEngine
+from tract_trainer.engines.base import Sampling
+from tract_trainer.engines.transformers import ScoreRecorder, TransformersEngine
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"vocab": 32_000, "hidden": 256, "layers": 4, "heads": 4, "records": 2, "prompt_tokens": 1024,

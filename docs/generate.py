@@ -15,8 +15,8 @@ from unittest import mock
 from trl import ModelConfig, SFTConfig
 
 import tract_trainer
-from tract_trainer import commands
-from tract_trainer.cli import COMMANDS
+from tract_trainer.cli import commands
+from tract_trainer.cli.main import COMMANDS
 
 PLACES = {"compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
 DOCS, PACKAGE = Path(__file__).parent, Path(tract_trainer.__file__).parent

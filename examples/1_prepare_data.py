@@ -21,8 +21,8 @@ from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 from tract_trainer import RegressionAwareSFTConfig
-from tract_trainer.inspecting import inspect_dataset, view
-from tract_trainer.pipeline import training_data
+from tract_trainer.cli.pipeline import training_data
+from tract_trainer.training.inspection import inspect_dataset, view
 
 
 @dataclass

@@ -17,7 +17,7 @@ from datasets import Dataset
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from tract_trainer import JudgeCallback, RegressionAwareSFTConfig, RegressionAwareSFTTrainer
-from tract_trainer.reading import read_records
+from tract_trainer.data.reading import read_records
 
 
 @dataclass

@@ -18,10 +18,10 @@ from rich.console import Console
 from trl import TrlParser
 
 from tract_trainer import Judge
-from tract_trainer.benchmarks import own_benchmark
-from tract_trainer.comparing import compare, draw_comparison
-from tract_trainer.evaluation import evaluate
-from tract_trainer.report import comparison_table, results_table
+from tract_trainer.data.benchmarks import own_benchmark
+from tract_trainer.evaluation.comparison import compare, draw_comparison
+from tract_trainer.evaluation.evaluate import evaluate
+from tract_trainer.evaluation.tables import comparison_table, results_table
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from trl import TrlParser
 
 from tract_trainer import Judge
-from tract_trainer.reading import read_records
+from tract_trainer.data.reading import read_records
 
 
 @dataclass

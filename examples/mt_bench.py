@@ -17,8 +17,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from tract_trainer.cli import main as tract
-from tract_trainer.reading import read_records
+from tract_trainer.cli.main import main as tract
+from tract_trainer.data.reading import read_records
 
 
 def make_seed_model(path: str, folder: Path) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from tiny import PREFIX, make_tokenizer
 
 from tract_trainer import Judge, JudgeConfig, ScoreScale, generate_cot_dataset
-from tract_trainer.engines import Rationale
+from tract_trainer.engines.base import Rationale
 from tract_trainer.scale import ScoreTokens
 
 

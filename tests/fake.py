@@ -3,9 +3,9 @@
 import numpy as np
 from tiny import PREFIX, make_tokenizer
 
-from tract_trainer.engines import Rationale
-from tract_trainer.hub import JudgeConfig
-from tract_trainer.judge import Judge
+from tract_trainer.engines.base import Rationale
+from tract_trainer.judge_config import JudgeConfig
+from tract_trainer.judging.judge import Judge
 from tract_trainer.scale import ScoreTokens
 
 FIVE = JudgeConfig(list("12345"), [1, 2, 3, 4, 5], PREFIX)

@@ -33,10 +33,10 @@ from tract_trainer import (
     generate_cot_dataset,
     push_dataset,
 )
-from tract_trainer.card_facts import RECORD
-from tract_trainer.cli import main
-from tract_trainer.pushing import push_judge
-from tract_trainer.records import training_examples
+from tract_trainer.cli.main import main
+from tract_trainer.data.records import training_examples
+from tract_trainer.hub.pushing import push_judge
+from tract_trainer.training.saving import RECORD
 
 SEEN: dict[str, Any] = {}
 FOLDER, TOKEN = Path(sys.argv[1]), sys.argv[2]

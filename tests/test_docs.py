@@ -10,7 +10,7 @@ import yaml
 from tiny import train_judge
 
 import tract_trainer
-from tract_trainer import commands
+from tract_trainer.cli import commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -102,7 +102,7 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.parametrize("name", ["paper_mistral", "paper_llama"])
 def test_the_configs_of_the_paper_hold_settings_of_tract_run(name, monkeypatch):
     seen = {}
-    monkeypatch.setattr("tract_trainer.run.run_pipeline", lambda *args: seen.update(args=args) or ({}, Path("x")))
+    monkeypatch.setattr("tract_trainer.cli.run.run_pipeline", lambda *args: seen.update(args=args) or ({}, Path("x")))
     monkeypatch.setattr(commands, "show", lambda *args: None)
     monkeypatch.setattr(commands, "_rows", lambda data: [])
     path = ROOT / "examples" / f"{name}.yaml"

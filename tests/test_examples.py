@@ -23,7 +23,7 @@ from tiny import GOLD, RATIONALES, make_model, make_rows, make_tokenizer, train_
 from transformers import AutoModelForCausalLM
 
 from tract_trainer import Judge
-from tract_trainer.page import write_page
+from tract_trainer.evaluation.page import write_page
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
@@ -297,7 +297,7 @@ def test_each_config_shards_over_two_processes_and_saves_a_whole_judge(path, see
         "import sys\n"
         "from accelerate.state import AcceleratorState\n"
         "from worker import allow_fsdp_on_cpu\n"
-        "from tract_trainer.cli import main\n"
+        "from tract_trainer.cli.main import main\n"
         "allow_fsdp_on_cpu()\n"
         "assert main(['sft', *sys.argv[1:]]) == 0\n"
         "print(f'{AcceleratorState().distributed_type} {AcceleratorState().num_processes}\\n', end='', flush=True)\n"

@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tract_trainer.calibration import calibration, calibration_error
-from tract_trainer.intervals import FISHER, LINEAR, LOG, around, around_share, of_mean, p_value
-from tract_trainer.metrics import accuracy_difference, agreement, paired_difference, pairwise_accuracy
-from tract_trainer.pairwise import pair_figures
-from tract_trainer.reward_bench import REWARD_BENCH_SECTIONS
+from tract_trainer.data.pairs import REWARD_BENCH_SECTIONS
+from tract_trainer.evaluation.calibration import calibration, calibration_error
+from tract_trainer.evaluation.pairwise import pair_figures
+from tract_trainer.metrics import (
+    FISHER,
+    LINEAR,
+    LOG,
+    accuracy_difference,
+    agreement,
+    around,
+    around_share,
+    of_mean,
+    p_value,
+    paired_difference,
+    pairwise_accuracy,
+)
 
 NAN = math.nan
 NAMES = ("pearson", "spearman", "kendall", "rmse", "mae", "ccc", "kendall_rounded", "qwk", "within_one")

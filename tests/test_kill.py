@@ -75,7 +75,7 @@ def undisturbed(judge, tmp_path_factory):
 def test_thirty_kills_leave_the_dataset_of_an_undisturbed_run(judge, undisturbed, tmp_path, processes):
     expected, report, duration = undisturbed
     context = multiprocessing.get_context("forkserver")  # has the imports done once, so kills hit the work
-    context.set_forkserver_preload(["tract_trainer.cot", "tract_trainer.judge", "test_kill"])
+    context.set_forkserver_preload(["tract_trainer.rationales.generation", "tract_trainer.judging.judge", "test_kill"])
     draw, at = random.Random(0), []
     while len(at) < KILLS:
         port = free_port()

@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tract_trainer.calibration import calibration_error, reliability_curve
 from tract_trainer.errors import InputError
-from tract_trainer.intervals import FISHER, LINEAR, LOG, around, around_share
-from tract_trainer.metrics import accuracy_difference, agreement, paired_difference, pairwise_accuracy
+from tract_trainer.evaluation.calibration import calibration_error, reliability_curve
+from tract_trainer.metrics import (
+    FISHER,
+    LINEAR,
+    LOG,
+    accuracy_difference,
+    agreement,
+    around,
+    around_share,
+    paired_difference,
+    pairwise_accuracy,
+)
 
 NAMES = ("pearson", "spearman", "kendall", "rmse", "mae", "ccc")
 ROUNDED = ("kendall_rounded", "qwk", "within_one")

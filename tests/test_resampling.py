@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tract_trainer.resampling import PLAIN, ROUNDED, Agreement, chunks, grouped, resamples
+from tract_trainer.metrics import PLAIN, ROUNDED, Agreement, chunks, grouped, resamples
 
 NAMES = PLAIN + ROUNDED
 
@@ -154,7 +154,7 @@ def test_resamples_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
         return np.concatenate(list(resamples(np.arange(20), 33, np.random.default_rng(5))), axis=1)
 
     whole = all_of_them()
-    monkeypatch.setattr("tract_trainer.resampling.CHUNK", 100)
+    monkeypatch.setattr("tract_trainer.metrics.CHUNK", 100)
     parts = [part.shape for part in resamples(np.arange(20), 33, np.random.default_rng(5))]
     assert parts == [(20, 5)] * 6 + [(20, 3)]
     np.testing.assert_array_equal(all_of_them(), whole)

@@ -5,35 +5,35 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tract_trainer.benchmarks import load_benchmark
-    from tract_trainer.callback import JudgeCallback
-    from tract_trainer.collator import DataCollatorForScoredCompletion
-    from tract_trainer.config import RegressionAwareSFTConfig
-    from tract_trainer.cot import generate_cot_dataset
-    from tract_trainer.hub import JudgeConfig
-    from tract_trainer.judge import Judge
-    from tract_trainer.judgment import Judgment
+    from tract_trainer.data.benchmarks import load_benchmark
+    from tract_trainer.hub.pushing import push_dataset
+    from tract_trainer.judge_config import JudgeConfig
+    from tract_trainer.judging.judge import Judge
+    from tract_trainer.judging.judgment import Judgment
     from tract_trainer.losses import expected_score
     from tract_trainer.metrics import agreement
-    from tract_trainer.pushing import push_dataset
+    from tract_trainer.rationales.generation import generate_cot_dataset
     from tract_trainer.scale import ScoreScale
-    from tract_trainer.trainer import RegressionAwareSFTTrainer
+    from tract_trainer.training.callback import JudgeCallback
+    from tract_trainer.training.collator import DataCollatorForScoredCompletion
+    from tract_trainer.training.config import RegressionAwareSFTConfig
+    from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
 # Names are imported when first used: `import tract_trainer` loads no torch.
 _MODULES = {
-    "DataCollatorForScoredCompletion": "collator",
-    "Judge": "judge",
-    "JudgeCallback": "callback",
-    "JudgeConfig": "hub",
-    "Judgment": "judgment",
-    "RegressionAwareSFTConfig": "config",
-    "RegressionAwareSFTTrainer": "trainer",
+    "DataCollatorForScoredCompletion": "training.collator",
+    "Judge": "judging.judge",
+    "JudgeCallback": "training.callback",
+    "JudgeConfig": "judge_config",
+    "Judgment": "judging.judgment",
+    "RegressionAwareSFTConfig": "training.config",
+    "RegressionAwareSFTTrainer": "training.trainer",
     "ScoreScale": "scale",
     "agreement": "metrics",
     "expected_score": "losses",
-    "generate_cot_dataset": "cot",
-    "load_benchmark": "benchmarks",
-    "push_dataset": "pushing",
+    "generate_cot_dataset": "rationales.generation",
+    "load_benchmark": "data.benchmarks",
+    "push_dataset": "hub.pushing",
 }
 
 __all__ = [

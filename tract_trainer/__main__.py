@@ -2,6 +2,6 @@
 
 import sys
 
-from tract_trainer.cli import main
+from tract_trainer.cli.main import main
 
 sys.exit(main())

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
+
 BEFORE_PREFIX = 8  # tokens before the prefix, which its first one may be merged with
+
 BEHIND_LABEL = 3  # tokens that show whether a label goes on: 4.5, 10
 
 

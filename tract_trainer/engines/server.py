@@ -4,23 +4,28 @@ Prompts travel as token ids, and so do the tokens written: nothing is tokenised 
 the log-probabilities of given tokens (`logprob_token_ids`, an extension of vLLM's); one is asked once, before any work.
 """
 
+import logging
+import math
 import os
+import random
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import openai
 
-from tract_trainer.engines import Rationale, Sampling
-from tract_trainer.engines.retries import Servers
-from tract_trainer.engines.saved import SavedJudge
-from tract_trainer.engines.written import lead, read_written, stop_ids
+from tract_trainer.data.hashing import digest
+from tract_trainer.engines.base import Rationale, Sampling
+from tract_trainer.engines.checkpoints import SavedJudge
+from tract_trainer.engines.completions import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
-from tract_trainer.hub import JudgeConfig
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
-from tract_trainer.seeds import digest
 
 CONNECT = 5.0
 """Seconds to connect in."""
@@ -34,9 +39,9 @@ class ServerEngine:
         clients (`Sequence[openai.OpenAI]`): the servers of one model, each asked once a try. A request goes to the next
             one in turn, and on to another if that one does not answer.
         model (`str`, *optional*): name the model is served under; needed where a server has several.
-        saved ([`~tract_trainer.engines.saved.SavedJudge`]): the judge's files.
+        saved ([`~tract_trainer.engines.checkpoints.SavedJudge`]): the judge's files.
         tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as its tokenizer writes it.
-        config ([`~tract_trainer.hub.JudgeConfig`]): how the judge is asked.
+        config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked.
         concurrency (`int`, *optional*, defaults to `64`): requests under way at the same time.
         max_retries (`int`, *optional*, defaults to `8`): further tries of a request that no server answers.
 
@@ -216,3 +221,100 @@ def _urls(base_url: Any) -> list[str]:
             f"base_url must be an address, or a list of them, like 'http://localhost:8000/v1'; found {base_url!r}."
         )
     return [str(url) for url in urls]
+
+
+logger = logging.getLogger(__name__)
+
+UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
+"""What may pass: the request is made again after exponential back-off and jitter, or when a server says."""
+
+SET_ASIDE, FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 30.0, 0.5, 8.0, 120.0
+"""Seconds: that a server is set aside for when it does not answer; the first back-off, the longest one,
+and the longest wait that a server may ask for."""
+
+
+class Servers:
+    """
+    Args:
+        clients (`Sequence[openai.OpenAI]`): each asked once a try. A request goes to the next one in turn, and on to
+            another if that one does not answer.
+        max_retries (`int`): further tries of a request that no server answers.
+    """
+
+    def __init__(self, clients: Sequence[openai.OpenAI], max_retries: int) -> None:
+        self.clients, self.max_retries, self.turns = list(clients), max_retries, count()
+        self.aside: dict[openai.OpenAI, float] = {}  # until when, of those that did not answer last
+
+    def ask(self, request: Callable[[openai.OpenAI], Any]) -> Any:
+        """
+        What the first server that answers returns to `request`.
+
+        Raises:
+            ConnectionError: none answers in `max_retries + 1` tries, or one answers with what cannot be read.
+            InputError: a server refuses the request.
+        """
+        turn = next(self.turns) % len(self.clients)
+        order = [*self.clients[turn:], *self.clients[:turn]]
+        try:
+            for tries in range(self.max_retries):
+                try:
+                    return self._ask_each(order, request)
+                except UNAVAILABLE as error:
+                    time.sleep(_wait(error, tries))
+            return self._ask_each(order, request)
+        except UNAVAILABLE as error:
+            raise ConnectionError(
+                f"{self} gave no answer in {self.max_retries + 1} tries: {error} Is the server up? What is "
+                "on disk is kept: run the same again when it is."
+            ) from error
+        except openai.APIStatusError as error:
+            raise InputError(f"{error.request.url} refuses the request: {error}") from error
+        except (AttributeError, TypeError, ValueError) as error:  # not JSON, or not an object: the client trips over it
+            raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
+
+    def ask_all(self, request: Callable[[openai.OpenAI], Any]) -> dict[str, Any]:
+        """What each server that answers returns to `request`, by its address; where none does, as [`ask`]."""
+        answers = {}
+        for client in self.clients:
+            with suppress(ConnectionError):
+                answers[str(client.base_url)] = Servers([client], max_retries=0).ask(request)
+        return answers or {str(self): self.ask(request)}
+
+    def _ask_each(self, order: list[openai.OpenAI], request: Callable[[openai.OpenAI], Any]) -> Any:
+        """The first answer. Servers that are set aside are left out, unless all are."""
+        now, failed = time.monotonic(), []
+        for client in [client for client in order if self.aside.get(client, now) <= now] or order:
+            try:
+                answer = request(client)
+                self.aside.pop(client, None)
+                return answer
+            except UNAVAILABLE as error:
+                logger.info("%s gave no answer: %s", client.base_url, error)
+                failed.append(error)
+                if isinstance(error, openai.APIConnectionError):
+                    self._set_aside(client, error)
+        raise min(failed, key=_asked_wait)
+
+    def _set_aside(self, client: openai.OpenAI, error: Exception) -> None:
+        if client not in self.aside and len(self.clients) > 1:
+            logger.warning("%s gave no answer (%s): it is set aside, the others are asked.", client.base_url, error)
+        self.aside[client] = time.monotonic() + SET_ASIDE
+
+    def __str__(self) -> str:
+        return ", ".join(str(client.base_url) for client in self.clients)
+
+
+def _wait(error: openai.APIError, tries: int) -> float:
+    """Seconds before the next try, after so many."""
+    backoff, asked = min(FIRST_WAIT * 2**tries, LONGEST_WAIT) * random.uniform(0.75, 1), _asked_wait(error)
+    return max(backoff, asked) if asked <= LONGEST_ASKED else backoff
+
+
+def _asked_wait(error: openai.APIError) -> float:
+    """Seconds that a server asks for (`Retry-After`); endless where it did not answer."""
+    if not isinstance(error, openai.APIStatusError):
+        return math.inf
+    try:
+        return float(error.response.headers.get("retry-after", 0))
+    except ValueError:  # a date
+        return 0.0

@@ -17,23 +17,22 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
 )
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from tract_trainer.engines import Rationale, Sampling
-from tract_trainer.engines.cache import shared_cache
-from tract_trainer.engines.draw import ScoreRecorder, SeededDraw, scale_log_probs
-from tract_trainer.engines.loading import load_judge_model
-from tract_trainer.engines.written import lead, read_written, stop_ids
+from tract_trainer._distributed import process_state
+from tract_trainer.data.hashing import digest
+from tract_trainer.engines.base import Rationale, Sampling
+from tract_trainer.engines.checkpoints import load_judge_model
+from tract_trainer.engines.completions import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
-from tract_trainer.hub import JudgeConfig
-from tract_trainer.parallel import process_state
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
-from tract_trainer.seeds import digest
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class TransformersEngine:
     Args:
         model ([`~transformers.PreTrainedModel`]): the judge.
         tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as its tokenizer writes it.
-        config ([`~tract_trainer.hub.JudgeConfig`]): how the judge is asked.
+        config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked.
         batch_size (`int`, *optional*, defaults to `16`):
             Rows generated together. Halved for good when they do not fit into the memory.
     """
@@ -221,3 +220,135 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+FIRST_SORTED = 512  # tokens: holds the nucleus of a trained model at nearly every step
+
+
+def scale_log_probs(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Log-probabilities of the tokens `ids`, `(B, K)`, from `(B, V)`; an InputError where the logits are none."""
+    logits = logits.float()
+    total = logits.logsumexp(-1, keepdim=True)  # (B, 1)
+    if not total.isfinite().all():
+        raise InputError(
+            "The model's logits are not finite (NaN or infinite), so there is nothing to draw or score. Either it "
+            "diverged in training: look for NaN in its losses and train with a lower learning rate. Or it overflows in "
+            'float16: load it in another type, e.g. model_kwargs={"dtype": "bfloat16"} or "float32".'
+        )
+    return logits[:, list(ids)] - total
+
+
+class ScoreRecorder(LogitsProcessor):
+    """Keeps the log-probabilities of the scale at every step: `K` numbers a row, before anything has changed them."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = ids
+        self.steps: list[Tensor] = []  # S times (B, K)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps.append(scale_log_probs(scores, self.ids))
+        return scores.float()
+
+
+class SeededDraw(LogitsProcessor):
+    """
+    Draws the next token of each row from its nucleus at a temperature, by inverting the cumulative distribution, the
+    likeliest token first, at a number from the row's own stream; and leaves only that token. A row's draws do not
+    depend on the rows it shares a batch with, nor on the device.
+
+    The nucleus of Holtzman et al. (2020), "The curious case of neural text degeneration": the likeliest tokens up to
+    the one with which their probability reaches `top_p`. Only as many tokens are sorted as that takes.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], max_new_tokens: int, width: int, temperature: float = 1.0, top_p: float = 1.0
+    ) -> None:
+        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.uniforms = torch.stack(
+            [torch.rand(max_new_tokens, generator=stream, dtype=torch.float64) for stream in streams]
+        )  # (B, S)
+        self.width, self.temperature, self.top_p = width, temperature, top_p
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        known = scores.cpu() if scores.device.type == "mps" else scores  # Apple's GPUs have no float64
+        self.uniforms = self.uniforms.to(known.device)
+        at = self.uniforms[:, input_ids.size(1) - self.width, None]  # (B, 1)
+        tokens, cumulative = self._nucleus(known.float() / self.temperature)  # (B, N) each
+        drawn = (cumulative <= at * cumulative[:, -1:]).sum(-1, keepdim=True)  # (B, 1)
+        return torch.full_like(known, -torch.inf).scatter(1, tokens.gather(1, drawn), 0).to(scores)
+
+    def _nucleus(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens, the likeliest first, and their cumulative probability, which stays as it is past the nucleus."""
+        if self.top_p == 1:  # every token, in any order
+            tokens = torch.arange(scores.size(-1), device=scores.device).expand_as(scores)
+            return tokens, scores.double().softmax(-1).cumsum(-1)
+        total, size = scores.logsumexp(-1, keepdim=True), min(FIRST_SORTED, scores.size(-1))
+        while True:
+            found = scores.topk(size)
+            probs = (found.values - total).double().exp()  # (B, size)
+            before = probs.cumsum(-1) - probs
+            if size == scores.size(-1) or bool((before[:, -1] >= self.top_p).all()):
+                return found.indices, torch.where(before < self.top_p, probs, 0).cumsum(-1)
+            size = min(8 * size, scores.size(-1))
+
+
+ROOM = 256  # tokens that are written before a buffer is made anew
+
+
+class RoomyLayer(DynamicLayer):
+    """
+    A [`~transformers.cache_utils.DynamicLayer`] that writes into buffers with room to spare.
+
+    Args:
+        keys (`Tensor`): `(B, H, T, D)`.
+        values (`Tensor`): `(B, H, T, D)`.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys: Tensor = keys
+        self.values: Tensor = values
+        self.buffers = keys, values  # full
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds the states of new tokens, and returns those of all."""
+        start, end = self.keys.size(-2), self.keys.size(-2) + key_states.size(-2)
+        if end > self.buffers[0].size(-2):
+            self.buffers = _roomier(self.keys, end + ROOM), _roomier(self.values, end + ROOM)
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+
+def shared_cache(cache: Any, owners: Tensor) -> DynamicCache | None:
+    """
+    A cache of several rows a prompt.
+
+    Args:
+        cache (`Any`): what a forward pass over the prompts returned; its keys and values are taken out.
+        owners (`Tensor`): `(B,)`, the number of each row's prompt, `0` to `P - 1`.
+
+    Returns:
+        [`~transformers.DynamicCache`], or None where the cache is not one of keys and values alone, as that of a model
+        with a recurrent state.
+    """
+    if type(cache) is not DynamicCache:
+        return None
+    layers: list[Any] = cache.layers
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return None
+    for number, layer in enumerate(layers):
+        if not layer.is_initialized:  # its states are those of another layer
+            continue
+        layer.batch_select_indices(owners.to(layer.keys.device))
+        if not layer.is_sliding:  # a window is cut at every step anyway
+            layers[number] = RoomyLayer(layer.keys, layer.values)
+    return cache
+
+
+def _roomier(states: Tensor, length: int) -> Tensor:
+    buffer = states.new_empty(*states.shape[:-2], length, states.size(-1))
+    buffer[:, :, : states.size(-2)] = states
+    return buffer

@@ -12,24 +12,22 @@ from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 
-from tract_trainer.engines import Rationale, Sampling
-from tract_trainer.engines.saved import SavedJudge, lora_limit
-from tract_trainer.engines.written import lead, read_written, stop_ids
+from tract_trainer.data.hashing import digest
+from tract_trainer.engines.base import Rationale, Sampling
+from tract_trainer.engines.checkpoints import SavedJudge, lora_limit
+from tract_trainer.engines.completions import lead, read_written, stop_ids
 from tract_trainer.errors import InputError
-from tract_trainer.hub import JudgeConfig
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
-from tract_trainer.seeds import digest
-
-"""Ranks that vLLM makes room for."""
 
 
 class VLLMEngine:
     """
     Args:
         llm (`vllm.LLM`): the judge's model.
-        saved ([`~tract_trainer.engines.saved.SavedJudge`]): the judge's files.
+        saved ([`~tract_trainer.engines.checkpoints.SavedJudge`]): the judge's files.
         tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as its tokenizer writes it.
-        config ([`~tract_trainer.hub.JudgeConfig`]): how the judge is asked.
+        config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked.
         batch_size (`int`, *optional*, defaults to `512`): rationales asked for in one call. vLLM packs them itself.
     """
 

@@ -1,0 +1,585 @@
+"""The command line: one message and exit code 2 for a mistake, a job done otherwise."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import yaml
+from tiny import PREFIX, RATIONALES, make_model, make_tokenizer, train_judge
+from trl import ModelConfig
+
+from tract_trainer import RegressionAwareSFTConfig
+from tract_trainer._distributed import file_lock
+from tract_trainer.cli.arguments import RunArguments, SamplingArguments
+from tract_trainer.cli.main import COMMANDS, main
+from tract_trainer.cli.run import _settings, _split
+from tract_trainer.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def judge_folder(tmp_path_factory):
+    """A saved judge that has learned to close its rationales."""
+    folder = tmp_path_factory.mktemp("judge")
+    train_judge(folder).save_model()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records_file(tmp_path_factory):
+    """Eight records in the Prometheus format, with three scores and rationales each."""
+    records = [
+        {
+            "instruction": f"Rate the response from 1 to 5. The response names {i} facts.\n",
+            "gpt4_score": [1 + i % 5, 1 + i % 5, 1 + (i + 1) % 5],
+            "gpt4_feedback": [RATIONALES[i], RATIONALES[(i + 1) % 8], RATIONALES[(i + 2) % 8]],
+        }
+        for i in range(8)
+    ]
+    path = tmp_path_factory.mktemp("data") / "records.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def seed_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seed")
+    tokenizer = make_tokenizer("qwen")
+    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def refused(capsys, *argv):
+    """The message that a mistake ends with."""
+    assert main([str(argument) for argument in argv]) == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    return message[-1] if len(message) == 1 else "\n".join(message)
+
+
+DRAW = ["--max_new_tokens", "60", "--repetition_penalty", "1.0", "--top_p", "0.5"]
+
+
+# Start-up
+
+
+def test_importing_the_package_loads_no_torch():
+    def loaded(statement):
+        code = f"import sys; {statement}; print('torch' in sys.modules)"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert loaded("import tract_trainer, tract_trainer.cli.main; tract_trainer.__version__") == "False"
+    assert loaded("from tract_trainer import expected_score") == "True"  # this test can fail
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and all(f"    {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_describes_its_settings(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and f"usage: tract {command}" in shown and "--config FILE.yaml" in shown
+
+
+# Mistakes
+
+
+def test_an_unknown_key_in_the_yaml_is_named_with_the_nearest_one(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("modle: judge\nmodel: judge\n")
+    message = refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+    assert message == (
+        "tract judge: error: '--modle' is not a setting of tract judge. Did you mean '--model'? --help lists them."
+    )
+
+
+def test_a_choice_from_the_yaml_is_checked(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("unfinished: froce\n")
+    message = refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+    assert message == "tract judge: error: unfinished must be one of unscored, force, got 'froce'."
+
+
+@pytest.mark.parametrize("engine", ["server", "vlm"])
+def test_a_run_takes_the_engines_that_load_a_judge(tmp_path, capsys, engine):
+    message = refused(capsys, "run", "--engine", engine, "--use_cpu", "--bf16", "false")
+    assert f"use engine transformers or vllm, not '{engine}'. To write the rationales with servers" in message
+
+
+def test_a_missing_yaml_is_named(capsys):
+    assert "nowhere.yaml" in refused(capsys, "judge", "--config", "nowhere.yaml")
+
+
+def test_a_value_that_the_config_refuses_is_a_mistake(capsys):
+    message = refused(capsys, "sft", "--output_dir", "x", "--use_cpu", "--bf16", "false", "--score_labels", "a", "b")
+    assert message.startswith("tract sft: error: The labels ['a', 'b'] are not all numbers")
+
+
+def test_a_folder_without_judge_config_is_named(seed_folder, tmp_path, capsys):
+    (tmp_path / "r.json").write_text('{"prompt": "x"}')
+    message = refused(capsys, "judge", "--model", seed_folder, "--record", tmp_path / "r.json")
+    assert message.startswith(f"tract judge: error: {str(seed_folder)!r} holds no judge_config.json")
+
+
+def test_missing_data_and_records_are_named(judge_folder, seed_folder, capsys):
+    sft = ["sft", "--output_dir", "x", "--use_cpu", "--bf16", "false", "--model_name_or_path", seed_folder]
+    assert "--data is missing" in refused(capsys, *sft)
+    assert "There is no data to read at 'nowhere.jsonl'" in refused(capsys, *sft, "--data", "nowhere.jsonl")
+    assert "Give either --record" in refused(capsys, "judge", "--model", judge_folder)
+    assert "Give either --benchmark" in refused(capsys, "evaluate", "--model", judge_folder)
+    absent = refused(capsys, "evaluate", "--model", judge_folder, "--benchmark", "flask", "--path", "nowhere")
+    assert "The benchmark 'flask' is not at 'nowhere'. Fetch flask_eval.json from" in absent
+
+
+def test_a_model_that_is_not_there_and_a_broken_record_are_mistakes(judge_folder, records_file, tmp_path, capsys):
+    sft = ["sft", "--output_dir", tmp_path / "x", "--use_cpu", "--bf16", "false", "--data", records_file]
+    assert "nowhere" in refused(capsys, *sft, "--model_name_or_path", tmp_path / "nowhere")
+    (tmp_path / "r.json").write_text("{")
+    assert "is not valid JSON" in refused(capsys, "judge", "--model", judge_folder, "--record", tmp_path / "r.json")
+    (tmp_path / "r.json").write_text("[]")
+    assert "must hold one record" in refused(capsys, "judge", "--model", judge_folder, "--record", tmp_path / "r.json")
+    (tmp_path / "x.yaml").write_text("model: [")
+    assert "x.yaml" in refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_train_epochs", "many"], "invalid float value: 'many'. tract sft --help lists the settings."),
+        (["--use_peft", "true", "--lora_target_modules", "nothing"], "check the target modules and try again. ("),
+        (
+            ["--eval_strategy", "steps"],
+            "You have set `args.eval_strategy` to IntervalStrategy.STEPS but you didn't pass",
+        ),
+        (["--config"], "--config needs a YAML file."),
+    ],
+)
+def test_what_a_library_refuses_is_one_line(seed_folder, records_file, tmp_path, capsys, flags, message):
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
+    said = refused(capsys, *argv, *flags)
+    assert message in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("yaml_text", "message"),
+    [
+        ("num_cots: 1.5", "num_cots must be a whole number, found 1.5 in the file of --config."),
+        ("temperature: [1]", "temperature must be a number, found [1] in the file of --config."),
+        ("temperature: true", "temperature must be a number, found True in the file of --config."),
+        ("model: 3", "model must be text, found 3 in the file of --config."),
+        ("max-new-tokens: null", "max_new_tokens must be a whole number, found None in the file of --config."),
+    ],
+)
+def test_a_value_of_another_type_in_a_yaml_is_refused(tmp_path, capsys, yaml_text, message):
+    (tmp_path / "x.yaml").write_text(yaml_text)
+    assert message in refused(capsys, "generate", "--config", tmp_path / "x.yaml")
+
+
+def test_a_training_goes_on_from_its_own_checkpoint_only(seed_folder, records_file, tmp_path, capsys):
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
+    argv = [str(word) for word in [*argv, "--max_steps", "1", "--resume_from_checkpoint"]]
+    assert main([*argv, "false"]) == 0
+    assert main([*argv, "true", "--max_steps", "2", "--learning_rate", "1e-3"]) == 0
+    assert "lora_r: 16 there, 4 now" in refused(capsys, *argv, "true", "--lora_r", "4")
+    assert main([*argv, "false", "--lora_r", "4"]) == 0
+
+
+def test_a_file_has_no_splits(seed_folder, records_file, tmp_path, capsys):
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
+    assert "is a file without splits, so split='test' has no meaning" in refused(capsys, *argv, "--split", "test")
+
+
+def test_copies_of_a_record_are_on_one_side():
+    rows = [{"prompt": str(number % 10), "score": 3} for number in range(40)]
+    held_out, training = _split(rows, None, 0.3, seed=0)
+    assert len(held_out) == 12 and len(training) == 28
+    assert not {row["prompt"] for row in held_out} & {row["prompt"] for row in training}
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    import tract_trainer.cli.commands as commands
+
+    def broken(_argv):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(commands, "judge", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["judge"])
+
+
+# Jobs
+
+
+def test_one_record_is_judged_and_printed(judge_folder, tmp_path, capsys):
+    (tmp_path / "r.json").write_text('{"prompt": "Rate the response from 1 to 5. The response names 0 facts.\\n"}')
+    argv = [
+        "judge",
+        "--model",
+        str(judge_folder),
+        "--record",
+        str(tmp_path / "r.json"),
+        "--num_cots",
+        "3",
+        *DRAW,
+        "--temperature",
+        "0",
+    ]
+    assert main(argv) == 0
+    judgment = json.loads(capsys.readouterr().out)
+    assert 0 < judgment["score"] <= 5 and judgment["rationale"] and set(judgment["probs"]) == set("12345")
+    assert len(judgment["labels"]) == 3
+
+
+def test_a_file_of_records_is_judged_and_an_interrupted_one_goes_on(judge_folder, records_file, tmp_path):
+    output = tmp_path / "judged.jsonl"
+    argv = ["judge", "--model", str(judge_folder), "--input", str(records_file), "--output", str(output), *DRAW]
+    assert main(argv) == 0
+    whole = output.read_text()
+    assert len(whole.splitlines()) == 8
+    output.unlink()
+    begun = tmp_path / "judged.jsonl.unfinished" / "process-00000.jsonl"
+    begun.parent.mkdir()
+    row = {"key": "5", **json.loads(whole.splitlines()[5]), "rationale": "of the killed one"}
+    begun.write_text(json.dumps(row) + '\n{"key": "6", "sco')  # killed in the middle of a line
+    assert main(argv) == 0
+    found = output.read_text().splitlines()
+    assert json.loads(found.pop(5))["rationale"] == "of the killed one"
+    assert found == [line for i, line in enumerate(whole.splitlines()) if i != 5]
+    assert not begun.parent.exists()
+    whole = output.read_text()
+    assert main([*argv, "--seed", "7"]) == 2  # other settings are not mixed in
+    assert output.read_text() == whole
+
+
+def test_training_into_a_folder_with_a_finished_stage_trains_anew(seed_folder, records_file, tmp_path):
+    argv = ["sft", "--model_name_or_path", seed_folder, "--data", records_file, "--output_dir", tmp_path / "judge"]
+    argv += ["--max_steps", "2", "--use_cpu", "--bf16", "false", "--report_to", "none", "--dtype", "float32"]
+    weights = tmp_path / "judge" / "model.safetensors"
+    assert main([str(argument) for argument in argv]) == 0
+    first = weights.read_bytes()
+    assert main([str(argument) for argument in [*argv, "--learning_rate", "0.01"]]) == 0
+    second = weights.read_bytes()
+    assert second != first
+    assert main([str(argument) for argument in [*argv, "--resume_from_checkpoint", "true"]]) == 0  # nothing left to do
+    assert weights.read_bytes() == second
+
+
+def test_parquet_files_are_read(tmp_path):
+    from datasets import Dataset
+
+    from tract_trainer.data.datasets import load_rows
+
+    Dataset.from_list([{"prompt": "a", "completion": "b", "score": 1.0}]).to_parquet(tmp_path / "train.parquet")
+    assert load_rows(str(tmp_path / "train.parquet"))[0]["score"] == 1.0
+
+
+def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, capsys):
+    output = tmp_path / "evaluation.json"
+    argv = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", records_file, "--output", output]
+    assert main([str(argument) for argument in [*argv, *DRAW]]) == 0
+    assert "Pearson" in capsys.readouterr().out
+    result = json.loads(output.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert result["methods"]["RAIL"]["n"] == 8 and len(result["judgments"]) == 8
+    gold = [judgment["gold"] for judgment in result["judgments"]]
+    assert gold[0] == pytest.approx(4 / 3) and gold[4] == pytest.approx(11 / 3)
+    scored = [j for j in result["judgments"] if j["score"] is not None]
+    expected = math.sqrt(sum((j["score"] - j["gold"]) ** 2 for j in scored) / len(scored))
+    assert result["methods"]["RAIL"]["rmse"] == pytest.approx(expected)
+
+
+def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_model_card(
+    judge_folder, records_file, tmp_path, capsys
+):
+    data, output = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for name in ("mt_bench_eval.json", "vicuna_eval.json"):
+        (data / name).write_text(records_file.read_text())
+    argv = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "vicuna", "--path", data]
+    argv += ["--output", output, "--num_cots", "0", "--max_records", "6"]
+    assert main([str(argument) for argument in argv]) == 0
+    shown = capsys.readouterr().out
+    assert "mt_bench" in shown and "vicuna" in shown and "mean" in shown
+    results = [json.loads((output / f"{name}.json").read_text()) for name in ("mt_bench", "vicuna")]
+    assert [result["methods"]["RAIL"]["n"] for result in results] == [6, 6]
+    assert results[0]["judge"]["name"] == str(judge_folder) and results[0]["judge"]["revision"] is None
+    (entry,) = yaml.safe_load((output / "model-index.yaml").read_text())["model-index"]
+    assert [part["dataset"]["name"] for part in entry["results"]] == ["mt_bench", "vicuna"]
+    assert (output / "vicuna.md").is_file() and (output / "vicuna-confusion.png").is_file()
+
+
+def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tmp_path):
+    rows = [{"question": f"Rate {i}", "human": 1 + i} for i in range(5)]
+    (tmp_path / "mine [1].json").write_text(json.dumps(rows))
+    columns = json.dumps({"question": "prompt", "human": "score"})
+    argv = ["evaluate", "--model", judge_folder, "--data", tmp_path / "mine [1].json", "--columns", columns]
+    assert main([str(argument) for argument in [*argv, "--num_cots", "0", "--output", tmp_path / "out"]]) == 0
+    result = json.loads((tmp_path / "out" / "mine-1.json").read_text())
+    assert [row["gold"] for row in result["judgments"]] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "out" / "mine-1.yaml").is_file()
+
+
+def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, records_file, tmp_path, capsys):
+    both = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "vicuna"]
+    assert "--path must be the folder of the 2 benchmarks, found" in refused(capsys, *both, "--path", records_file)
+    for name in ("mt_bench_eval.json", "vicuna_eval.json"):
+        (tmp_path / name).write_text(records_file.read_text())
+    message = refused(capsys, *both, "--path", tmp_path, "--output", "one.json")
+    assert "--output one.json is one file, and 2 benchmarks have one each" in message
+    one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
+    assert "--columns renames the columns of --data" in refused(capsys, *one, "--columns", '{"a": "b"}')
+    own = ["evaluate", "--model", judge_folder, "--data", records_file]
+    for wrong in ("[1]", "{'a': 'b'}"):
+        assert "--columns must be a JSON object such as" in refused(capsys, *own, "--columns", wrong)
+
+
+def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
+    seed_folder, records_file, tmp_path, capsys, monkeypatch
+):
+    settings = {
+        "data": str(records_file),
+        "model_name_or_path": str(seed_folder),
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "dtype": "float32",
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "eval_fraction": 0.25,
+        "max_new_tokens": 12,
+        "max_retries": 0,
+        "unfinished": "force",
+        "max_cot_records": 10,
+    }
+    config = tmp_path / "run.yaml"
+    config.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
+    assert main(["run", "--config", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "Stage 1 on 18 annotated rationales of 6 records" in shown and "RAIL" in shown
+    folder = Path(settings["output_dir"])
+    first = json.loads((folder / "evaluation.json").read_text())
+    assert first["methods"]["RAIL"]["n"] == 2 and first["methods"]["RAIL"]["unscored"] == 0
+    assert json.loads((folder / "cots" / "report.json").read_text())["rationales"] == 10
+    saved = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert {path.parent.name for path in saved} >= {"stage1", "stage2"}
+
+    assert main(["run", "--config", str(config)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == saved
+    assert json.loads((folder / "evaluation.json").read_text()) == first
+
+    assert main(["run", "--config", str(config), "--max_steps", "4"]) == 2
+    assert "max_steps: 3 there, 4 now" in capsys.readouterr().err
+    assert main(["run", "--config", str(config), "--unfinished", "drop"]) == 2  # stage 2 was trained on the others, too
+    assert "unfinished: 'force' there, 'drop' now" in capsys.readouterr().err
+
+    # A checkpoint that was pushed leaves a judge in the folder: it is no sign that training came to its end.
+    (folder / "stage2.done").unlink()
+    assert main(["run", "--config", str(config)]) == 0
+    assert (folder / "stage2.done").exists()
+    assert {path for path in saved if path.stat().st_mtime_ns != saved[path]} == {folder / "stage2/model.safetensors"}
+
+    (folder / "settings.json").unlink()
+    assert main(["run", "--config", str(config)]) == 2
+    assert "stage1 holds work of an earlier run" in capsys.readouterr().err
+
+
+CPU = ["--dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+RUN = [*CPU, "--max_steps", "2"]
+RUN += ["--eval_fraction", "0.25", "--max_new_tokens", "12", "--max_retries", "0", "--unfinished", "force"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", "-1"], "temperature=-1.0 is out of range."),
+        (["--temperature", "inf"], "temperature=inf is out of range."),
+        (["--num_cots", "0"], "num_cots must be at least 1, got 0."),
+        (["--max_retries", "-1"], "max_retries must be at least 0, got -1."),
+        (["--batch_size", "0"], "batch_size must be at least 1, got 0."),
+        (["--max_cot_records", "0"], "max_cot_records must be at least 1, got 0."),
+        (["--max_records", "-3"], "max_records must be at least 1, got -3."),
+        (["--model_kwargs", "[1]"], "model_kwargs must be a JSON object, found [1]."),
+        (["--score_prefix", ""], "score_prefix is empty."),
+        (["--eval_data", "off.json"], "The gold score of record 1 is 11, off the scale of 1 to 5."),
+        (["--eval_data", "bare.json"], "Record 0: A record needs `instruction`, `response` and `rubric`"),
+        (
+            ["--data", "text.json", "--eval_data", "good.json"],
+            "Stage 2 needs prompts to write rationales for, and the rows have ['text', 'score'].",
+        ),
+    ],
+)
+def test_what_a_later_step_would_refuse_a_run_refuses_first(
+    seed_folder, records_file, tmp_path, capsys, monkeypatch, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("off.json").write_text('[{"prompt": "a", "score": 3}, {"prompt": "b", "score": 11}]')
+    Path("bare.json").write_text('[{"response": "7", "score": 3}]')
+    Path("text.json").write_text(json.dumps([{"text": f"Good. {PREFIX}4", "score": 4}] * 8))
+    Path("good.json").write_text('[{"prompt": "a", "score": 3}]')
+    argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", "run", *RUN, *flags]
+    assert message in refused(capsys, *argv)
+    assert not Path("run", "stage1").exists() and not Path("run", "settings.json").exists()
+
+
+@pytest.mark.parametrize("by", ["deepspeed", "fsdp"])
+def test_a_run_that_shards_is_refused_first(tmp_path, by):
+    from tract_trainer.cli.run import run_pipeline
+
+    args = SimpleNamespace(**{"deepspeed": None, "fsdp": None, by: "a.json"})
+    with pytest.raises(InputError, match=f"and {by} shards it"):
+        run_pipeline([], None, args, ModelConfig("seed"), SamplingArguments(), RunArguments())
+
+
+def test_how_rationales_are_drawn_may_change_until_stage_2_begins(
+    seed_folder, records_file, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
+    argv = [str(word) for word in argv]
+    with monkeypatch.context() as patch:
+        patch.setattr("tract_trainer.cli.run.generate_cot_dataset", Mock(side_effect=KeyboardInterrupt))
+        assert main(argv) == 130
+    assert "tract run: stopped. What is on disk is kept; the same command goes on." in capsys.readouterr().err
+    trained = (folder / "stage1" / "model.safetensors").stat().st_mtime_ns
+    argv += ["--max_new_tokens", "14"]
+    assert main(argv) == 0
+    assert (folder / "stage1" / "model.safetensors").stat().st_mtime_ns == trained
+    shutil.rmtree(folder / "cots")
+    assert "max_new_tokens: 14 there, 12 now" in refused(capsys, *argv[:-2])  # stage 2 was trained on the others
+
+
+def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
+    assert "max_length" in refused(capsys, *argv, "--max_length", "8")
+    assert main([str(word) for word in [*argv, "--max_length", "400"]]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_train_epochs", "0"], "num_train_epochs=0.0 trains nothing. Give a number above 0, or max_steps."),
+        (["--eval_data", "{data}"], "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy="),
+        (["--data", "empty.parquet"], "There is no data at 'empty.parquet'"),
+        (["--data", "damaged"], "There is no data at 'damaged'"),
+    ],
+)
+def test_training_that_would_not_do_what_is_asked_is_refused(
+    seed_folder, records_file, tmp_path, capsys, monkeypatch, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.parquet").write_bytes(b"")
+    Path("damaged").mkdir()
+    Path("damaged", "a.json").write_text('{"prompt": "a", ')
+    flags = [flag.format(data=records_file) for flag in flags]
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", "judge", *CPU]
+    assert message in refused(capsys, *argv, *flags)
+
+
+def test_two_trainings_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, capsys):
+    folder = tmp_path / "judge"
+    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *CPU]
+    with file_lock(folder, "_training.lock"):
+        assert f"Another run is writing to {folder}." in refused(capsys, *argv)
+    assert main([str(word) for word in [*argv, "--max_steps", "1", "--resume_from_checkpoint", "false"]]) == 0
+    assert (folder / "judge_config.json").is_file()
+
+
+def test_what_is_learned_is_told_from_how_it_is_loaded_and_logged():
+    def settings(**changes):
+        args = RegressionAwareSFTConfig("x", use_cpu=True, bf16=False, **changes)
+        return _settings([], None, args, ModelConfig("seed"), RunArguments())
+
+    assert settings() == settings(project="another", dataloader_num_workers=2, dataloader_pin_memory=False)
+    assert settings() != settings(dataloader_drop_last=True)
+    assert settings(eos_token="</s>") != settings(eos_token="<|im_end|>")
+
+
+def test_two_runs_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
+    with file_lock(folder, ".lock"):
+        assert f"Another run is writing to {folder}." in refused(capsys, *argv)
+    assert not (folder / "stage1").exists()
+
+
+def test_a_csv_is_trained_on_as_it_stands(seed_folder, tmp_path):
+    from tract_trainer.cli.pipeline import training_data
+    from tract_trainer.data.datasets import as_dataset, load_rows
+
+    (tmp_path / "a.csv").write_text(
+        "instruction,response,rubric,rationale,score\nSay it.,007,NA,None,4.5\nb,1e5,c,d,3\n"
+    )
+    args = RegressionAwareSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
+    model = ModelConfig(model_name_or_path=str(seed_folder))
+    first, second = training_data(load_rows(str(tmp_path / "a.csv")), args, model)
+    assert "\n007\n" in str(first["prompt"]).replace("\\n", "\n") and "1e5" in str(second["prompt"])
+    assert "NA" in str(first["prompt"]) and "None So the overall" in str(first["completion"]) and first["score"] == 4.5
+    (tmp_path / "b.csv").write_text("prompt,completion,score\na,b,3\nc,d,4.5\n")
+    assert as_dataset(load_rows(str(tmp_path / "b.csv")))["score"][:] == [3.0, 4.5]
+    (tmp_path / "latin.csv").write_bytes("prompt,score\ncaf\u00e9,3\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"There is no data to read at .*latin\.csv"):
+        load_rows(str(tmp_path / "latin.csv"))
+
+
+def test_records_with_a_column_of_trls_name_are_records(seed_folder, tmp_path):
+    from tract_trainer.cli.pipeline import training_data
+
+    record = {"instruction": "a", "response": "b", "rubric": "c", "rationale": "d", "score": 4, "text": "a note"}
+    args = RegressionAwareSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
+    dataset = training_data([record], args, ModelConfig(model_name_or_path=str(seed_folder)))
+    assert set(dataset.column_names) == {"prompt", "completion", "score"}
+
+
+@pytest.mark.parametrize("command", ["judge", "evaluate"])
+def test_a_record_without_a_prompt_is_refused_before_any_is_judged(judge_folder, tmp_path, capsys, command):
+    good = {"instruction": "a", "response": "b", "rubric": "c", "score": 3}
+    (tmp_path / "in.json").write_text(json.dumps([good, {**good, "rubric": ""}]))
+    where = ["--input", tmp_path / "in.json"] if command == "judge" else ["--data", tmp_path / "in.json"]
+    argv = [command, "--model", judge_folder, *where, "--output", tmp_path / "out.json", *DRAW]
+    assert "Record 1: A record needs" in refused(capsys, *argv)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.json"]
+    (tmp_path / "in.json").write_text(json.dumps([good, good]))
+    assert main([str(word) for word in argv]) == 0
+
+
+def test_judgments_made_otherwise_are_named_with_all_that_must_go(judge_folder, records_file, tmp_path, capsys):
+    output = tmp_path / "judged.jsonl"
+    argv = ["judge", "--model", judge_folder, "--input", records_file, "--output", output, *DRAW]
+    assert main([str(word) for word in argv]) == 0
+    message = refused(capsys, *argv, "--seed", "7")
+    assert f"To start over, delete {output}.settings.json and {output}." in message
+
+
+def test_an_unscored_judgment_is_json(judge_folder, tmp_path, capsys):
+    (tmp_path / "r.json").write_text('{"prompt": "Rate the response from 1 to 5. The response names 0 facts.\\n"}')
+    record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2"]
+    assert main([str(word) for word in ["judge", "--model", judge_folder, *record]]) == 0
+    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert shown["score"] is None and set(shown["probs"].values()) == {None} and "max_new_tokens" in shown["reason"]
+
+
+def test_a_home_folder_in_a_yaml_is_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.yaml").write_text("model: ~/judge\nrecord: ~/r.json\n")
+    (tmp_path / "r.json").write_text('{"prompt": "x"}')
+    assert str(tmp_path / "judge") in refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+
+
+def test_an_own_rationale_too_long_for_stage_2_is_left_out(seed_folder, records_file, tmp_path, caplog):
+    """`max_length` has been settled by then, and stage 1 has been trained with it."""
+    flags = ["--max_steps", "2", "--dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+    flags += ["--max_new_tokens", "200", "--temperature", "1.5", "--unfinished", "force", "--max_retries", "0"]
+    flags += ["--eval_fraction", "0.25", "--max_length", "150", "--model_name_or_path", seed_folder]
+    command = ["run", "--data", records_file, "--output_dir", tmp_path / "run", *flags]
+    assert main([str(word) for word in command]) == 0
+    assert "missing_score='drop': " in caplog.text and "lose their score to max_length=" in caplog.text

@@ -1,0 +1,134 @@
+import json
+import random
+
+import pytest
+import torch
+
+from tract_trainer.cli.demo import run_demo
+from tract_trainer.cli.demo_task import SOUND, UNKNOWN, WEAK, DemoSize, make_records, make_tokenizer, training_example
+from tract_trainer.judging.judge import Judge
+from tract_trainer.scale import ScoreScale, ScoreTokens
+from tract_trainer.training.config import DEFAULT_PREFIX
+
+TINY = DemoSize(facts=640, facts_epochs=2, records=160, epochs=12, held_out=24, resamples=20)
+
+
+def verdict_of_each_source(record):
+    words = record["prompt"].split()
+    sources = [words[i + 1] for i, word in enumerate(words) if word == "cites"]
+    verdicts = [word for word in record["rationale"].split() if word in ("sound", "weak")]
+    return list(zip(sources, verdicts, strict=True))
+
+
+def test_known_sources_have_one_reputation_and_unknown_ones_have_both():
+    seen = {}
+    for record in make_records(500, seed=1):
+        for source, verdict in verdict_of_each_source(record):
+            seen.setdefault(source, set()).add(verdict)
+    assert all(seen[source] == {"sound"} for source in SOUND)
+    assert all(seen[source] == {"weak"} for source in WEAK)
+    assert all(seen[source] == {"sound", "weak"} for source in UNKNOWN)
+
+
+def test_the_score_counts_sound_claims_and_is_off_by_one_in_some_records():
+    records = make_records(2000, seed=2)
+    off = [record["score"] - 1 - [v for _, v in verdict_of_each_source(record)].count("sound") for record in records]
+    # 15 % are moved by one; of those, a score moved beyond 1 or 5 stays: half of the moves at either end.
+    assert set(off) == {-1.0, 0.0, 1.0}
+    assert 0.10 < sum(map(abs, off)) / 2000 < 0.16
+
+
+def test_records_depend_on_their_seed_alone():
+    random.seed(3)
+    before = make_records(5, seed=4)
+    random.random()
+    assert make_records(5, seed=4) == before
+    assert make_records(5, seed=5) != before
+
+
+def test_the_tokenizer_writes_every_completion_back_and_has_a_token_for_each_score():
+    tokenizer = make_tokenizer()
+    for record in make_records(50, seed=6):
+        example = training_example(record)
+        ids = tokenizer(example["prompt"] + example["completion"])["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == " ".join((example["prompt"] + example["completion"]).split())
+    tokens = ScoreTokens.resolve(ScoreScale.integers(1, 5), DEFAULT_PREFIX, tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(tokens.ids)) == ["1", "2", "3", "4", "5"]
+
+
+def test_a_verdict_stands_at_a_constant_distance_from_its_source():
+    for record in make_records(20, seed=7):
+        words = (record["prompt"] + record["rationale"]).split()
+        verdicts = [i for i, word in enumerate(words) if word == "looks"]
+        sources = [i for i, word in enumerate(words) if word == "cites"]
+        assert len({v - s for v, s in zip(verdicts, sources, strict=True)}) == 1
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    return folder, run_demo(folder, seed=1, size=TINY)
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_three_judges_pictures_and_its_figures(demo):
+    folder, outcome = demo
+    for name in ("cross_entropy", "stage1", "tract"):
+        assert (folder / name / "judge_config.json").is_file()
+    for name in ("predictions.png", "curves.png", "cots/train.parquet", "seed/model.safetensors"):
+        assert (folder / name).stat().st_size > 1000
+    saved = json.loads((folder / "results.json").read_text())
+    assert list(saved["results"]) == list(outcome["results"])
+    assert saved["results"]["TRACT, RAIL"]["n"] == 24
+    for name, found in saved["differences"].items():
+        assert found["difference"] == pytest.approx(found["a"] - found["b"], abs=1e-9)
+        if not found["unscored"]:  # both judges on all records, as in their own rows
+            assert found["b"] == pytest.approx(outcome["results"][name]["pearson"], abs=1e-9)
+
+
+@pytest.mark.slow
+def test_the_three_judges_differ_and_none_is_the_seed_model(demo):
+    from safetensors.torch import load_file
+
+    weights = [load_file(demo[0] / n / "model.safetensors") for n in ("seed", "cross_entropy", "stage1", "tract")]
+    heads = [w["model.embed_tokens.weight"] for w in weights]
+    assert not any(torch.equal(heads[i], heads[j]) for i in range(4) for j in range(i))
+
+
+@pytest.mark.slow
+def test_the_saved_record_is_judged_by_the_saved_judge(demo):
+    record = json.loads((demo[0] / "record.json").read_text())
+    judgment = Judge.from_pretrained(demo[0] / "stage1").score(record, max_new_tokens=32, unfinished="force")
+    assert judgment.rationales[0].text
+    assert 0 < judgment.score <= 5  # below 1 where probability is off the scale
+
+
+@pytest.mark.slow
+def test_a_second_demo_replaces_the_first_and_finds_the_same(demo):
+    folder, outcome = demo
+    again = run_demo(folder, seed=1, size=TINY)
+    assert json.dumps(again["results"]) == json.dumps(outcome["results"])  # as text, where NaN equals NaN
+
+
+def test_a_folder_with_files_of_others_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "tract").mkdir()
+    (tmp_path / "tract" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"found \['tract'\] in it\. Give another output_dir"):
+        run_demo(tmp_path)
+    assert (tmp_path / "tract" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_foreign_file_in_the_folder_of_a_demo_is_refused(tmp_path):
+    (tmp_path / ".tract_demo").touch()
+    (tmp_path / "seed").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"found \['notes\.txt'\]"):
+        run_demo(tmp_path)
+    assert (tmp_path / "seed").is_dir()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "demo").write_text("")
+    with pytest.raises(ValueError, match="to be a folder, found a file"):
+        run_demo(tmp_path / "demo")

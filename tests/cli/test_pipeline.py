@@ -1,0 +1,34 @@
+"""The steps behind the command line: rows of a file, and where training goes on."""
+
+import datetime
+import json
+
+from accelerate import PartialState
+
+from tract_trainer.cli.pipeline import last_checkpoint
+from tract_trainer.data.datasets import as_dataset
+from tract_trainer.data.hashing import digest
+
+
+def test_a_dataset_has_the_columns_of_every_row():
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d", "score": 4.67}]
+    dataset = as_dataset(rows)
+    assert dataset["score"] == [None, 4.67] and dataset["completion"] == ["b", "d"]
+    assert as_dataset(dataset) is dataset
+
+
+def test_training_goes_on_from_the_newest_checkpoint_that_is_whole(tmp_path):
+    PartialState(cpu=True)
+    assert last_checkpoint(tmp_path / "nothing") is None
+    for step in (8, 10, 12, 100, "run2", "best-7"):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert last_checkpoint(tmp_path) is None
+    for step in (8, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 1')  # killed while it was written
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_records_with_dates_and_bytes_have_a_digest():
+    one, other = ({"score": 1, "when": datetime.datetime(2024, 1, day), "raw": b"x"} for day in (1, 2))
+    assert digest(one) == digest(dict(one)) != digest(other)

@@ -1,0 +1,624 @@
+"""The server engine against a server on loopback that answers as vLLM does, and fails on purpose."""
+
+import contextlib
+import json
+import logging
+import math
+import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from attacks import check_attacks
+from peft import LoraConfig
+from tiny import PREFIX, THINKING, make_dataset, make_model, make_rows, make_tokenizer, train_judge
+
+from tract_trainer import Judge, generate_cot_dataset
+from tract_trainer.cli.main import main
+from tract_trainer.cli.pipeline import judge_file
+from tract_trainer.engines import server as server_engine
+from tract_trainer.engines.base import Sampling
+from tract_trainer.errors import InputError
+from tract_trainer.evaluation.evaluate import evaluate
+
+RECORDS = [{"prompt": row["prompt"]} for row in make_rows(8, conversational=True)]
+SAMPLING = {"max_new_tokens": 60}
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def setup(self):
+        super().setup()
+        self.server.connections.append(self.connection)
+
+    def log_message(self, *_args):
+        pass
+
+    def do_GET(self):
+        self.reply(self.server.listed or {"object": "list", "data": self.server.cards})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            number = len(self.server.asked)
+            self.server.asked.append(asked)
+            self.server.busy += 1
+            self.server.busiest = max(self.server.busiest, self.server.busy)
+        try:
+            failure = self.server.fail(number, asked)
+            if failure is None:
+                self.reply(self.server.complete(asked))
+            else:
+                failure(self)
+        finally:
+            with self.server.lock:
+                self.server.busy -= 1
+
+    def reply(self, body, status=200, headers=()):
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in [("Content-Type", "application/json"), ("Content-Length", str(len(text))), *headers]:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+
+def status(code, **headers):
+    headers = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    return lambda handler: handler.reply({"error": {"message": f"made up {code}"}}, code, headers)
+
+
+def cut(handler):
+    """The connection ends in the middle of the body."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [')
+    handler.wfile.flush()
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def slow(seconds):
+    return lambda handler: time.sleep(seconds)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    train_judge(folder).save_model()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long_folder(tmp_path_factory):
+    """A judge that reads prompts as long as those of the attacks."""
+    folder, tokenizer = tmp_path_factory.mktemp("long"), make_tokenizer()
+    sizes = {"hidden_size": 32, "max_position_embeddings": 2048}
+    model = make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes)
+    train_judge(folder, model=model, steps=20).save_model()
+    return folder
+
+
+THINK = "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory):
+    """A judge whose chat template puts an empty think block before an answer, and its folder."""
+    folder, tokenizer = tmp_path_factory.mktemp("thinking"), make_tokenizer()
+    tokenizer.chat_template = THINKING
+    train_judge(folder, tokenizer=tokenizer, steps=100).save_model()
+    judge = Judge.from_pretrained(folder)
+    assert judge.engine.lead == THINK
+    return folder, judge
+
+
+@pytest.fixture(scope="module")
+def local(folder):
+    return Judge.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def serving(local, fail=lambda number, asked: None, without=(), port=0):
+    """A server that completes as the transformers engine's model does, one greedy token after the other."""
+    model, lock = local.engine.model.eval(), threading.Lock()
+
+    def complete(asked):
+        written, places = [], []
+        while len(written) < asked["max_tokens"]:
+            with lock, torch.inference_mode():
+                logits = model(torch.tensor([asked["prompt"] + written])).logits[0, -1]
+            found = logits.float().log_softmax(-1)
+            written.append(int(logits.argmax()))
+            wanted = [i for i in asked["logprob_token_ids"] if i not in without]
+            places.append({f"token_id:{i}": float(found[i]) for i in {*wanted, written[-1]} - set(without)})
+            if written[-1] in asked["stop_token_ids"]:
+                break
+        log_probs = {"tokens": [f"token_id:{i}" for i in written], "top_logprobs": places, "token_logprobs": []}
+        choice = {"index": 0, "text": "", "finish_reason": "stop", "logprobs": log_probs}
+        return {"id": "1", "object": "text_completion", "created": 1, "model": "judge", "choices": [choice]}
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.asked, server.busy, server.busiest, server.lock = [], 0, 0, threading.Lock()
+    server.fail, server.complete, server.connections, server.listed = fail, complete, [], None
+    server.cards = [{"id": "judge", "object": "model", "created": 1, "owned_by": "us", "max_model_len": 512}]
+    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        for connection in server.connections:  # or a client that keeps one would still be answered on it
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def connect(folder, server, **kwargs):
+    kwargs = {"base_url": server.url, "max_retries": 2, "concurrency": 4, **kwargs}
+    return Judge.from_pretrained(folder, "server", model_kwargs=kwargs)
+
+
+def first_then(failure, times=1):
+    """Fails at the first requests after the engine's own probe."""
+    return lambda number, asked: failure if 1 <= number <= times else None
+
+
+# What is asked and answered
+
+
+def test_the_server_gives_the_judgments_of_the_model_at_hand(folder, local):
+    expected = local.score(RECORDS, 2, temperature=0, repetition_penalty=1, **SAMPLING)
+    with serving(local) as server:
+        found = connect(folder, server).score(RECORDS, 2, temperature=0, repetition_penalty=1, **SAMPLING)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4, nan_ok=True)
+        assert (ours.rationale, ours.label) == (theirs.rationale, theirs.label)
+    assert sum(judgment.reason == "" for judgment in found) >= 6
+
+
+@pytest.mark.parametrize("engine", ["transformers", "server"])
+def test_a_rationale_begins_after_what_the_template_puts_before_an_answer(thinking, engine):
+    folder, local = thinking
+    with serving(local) as server:
+        judge = connect(folder, server) if engine == "server" else local
+        settings = {"temperature": 0, "repetition_penalty": 1, **SAMPLING}
+        found = [judgment for judgment in judge.score(RECORDS, **settings) if not judgment.reason]
+        judge.engine.lead = ""
+        whole = [judgment for judgment in judge.score(RECORDS, **settings) if not judgment.reason]
+        judge.engine.lead = THINK
+    assert len(found) >= 6
+    assert [f"{THINK}{judgment.rationale}" for judgment in found] == [judgment.rationale for judgment in whole]
+    assert [judgment.score for judgment in found] == [judgment.score for judgment in whole]
+
+
+def test_given_rationales_and_forced_ones_are_scored_alike(folder, local):
+    rationales = [f"Clear {i}." for i in range(8)]
+    with serving(local) as server:
+        judge = connect(folder, server)
+        pairs = list(zip(judge.rescore(RECORDS, rationales), local.rescore(RECORDS, rationales), strict=True))
+        short = {"max_new_tokens": 2, "unfinished": "force", "temperature": 0, "repetition_penalty": 1}
+        pairs += zip(judge.score(RECORDS, **short), local.score(RECORDS, **short), strict=True)
+    for ours, theirs in pairs:
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+def test_every_sampling_setting_is_sent(folder, local):
+    with serving(local) as server:
+        judge = connect(folder, server)
+        judge.engine.generate([[5, 6, 7]], [11], Sampling(0.7, 0.8, 1.2, 9))
+        judge.engine.generate([[5, 6, 7]], [12], Sampling(0, 0.8, 1.2, 1000))
+    drawn, greedy = server.asked[1:]
+    said = {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.2, "max_tokens": 9, "seed": 11, "top_k": 0,
+            "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "n": 1, "prompt": [5, 6, 7]}  # fmt: skip
+    assert {name: drawn[name] for name in said} == said
+    assert drawn["stop_token_ids"] == judge.engine.stop_ids
+    assert drawn["logprob_token_ids"] == list(judge.engine.tokens.ids)
+    assert (greedy["temperature"], greedy["top_p"], greedy["max_tokens"]) == (0, 1.0, 512 - 3)
+
+
+def test_no_more_requests_are_under_way_than_allowed(folder, local):
+    with serving(local, fail=lambda number, asked: slow(0.05)(None)) as server:
+        judge = connect(folder, server, concurrency=3)
+        judge.score(RECORDS * 3, 2, max_new_tokens=2)
+    assert server.busiest == 3
+
+
+def test_results_stay_in_the_order_of_the_records(folder, local):
+    expected = [judgment.score for judgment in local.rescore(RECORDS, ["Clear."] * 8)]
+    with serving(local, fail=lambda number, asked: slow(0.3 if number == 1 else 0)(None)) as server:
+        found = [judgment.score for judgment in connect(folder, server).rescore(RECORDS, ["Clear."] * 8)]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_attacks_move_nothing(long_folder):
+    judge = Judge.from_pretrained(long_folder)
+    with serving(judge) as server:
+        server.cards[0]["max_model_len"] = 2048
+        check_attacks(connect(long_folder, server, concurrency=2), judge.engine.model)
+
+
+def test_the_command_line_judges_through_a_server(folder, local, tmp_path):
+    source, target = tmp_path / "records.jsonl", tmp_path / "judged.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    greedy = ["--temperature", "0", "--repetition_penalty", "1", "--max_new_tokens", "60"]
+    with serving(local) as server:
+        where = ["--engine", "server", "--base_url", server.url, "--model_kwargs", '{"concurrency": 2}']
+        main(["judge", "--model", str(folder), "--input", str(source), "--output", str(target), *where, *greedy])
+    assert server.busiest <= 2
+    expected = local.score(RECORDS, temperature=0, repetition_penalty=1, **SAMPLING)
+    found = [json.loads(line)["score"] for line in target.read_text().splitlines()]
+    assert [math.nan if score is None else score for score in found] == pytest.approx(
+        [judgment.score for judgment in expected], abs=1e-4, nan_ok=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--engine", "server"], "--engine server and --base_url http://HOST:PORT/v1 belong together."),
+        (
+            ["--base_url", "http://localhost:1/v1"],
+            "--engine server and --base_url http://HOST:PORT/v1 belong together.",
+        ),
+        (["--model_kwargs", "{x"], "model_kwargs must be JSON, e.g. '{\"dtype\": \"bfloat16\"}', found '{x'."),
+    ],
+)
+def test_engine_settings_that_do_not_fit_are_one_line(folder, tmp_path, capsys, flags, message):
+    assert main(["judge", "--model", str(folder), "--record", str(tmp_path / "x.json"), *flags]) == 2
+    assert capsys.readouterr().err.strip().endswith(message)
+
+
+# Failures that pass
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        status(429, Retry_After="1"),
+        status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
+        status(429, Retry_After="1000"),
+        status(500),
+        status(503),
+        cut,
+    ],
+    ids=["429 after 1 s", "429 after a date", "429 after a quarter of an hour", "500", "503", "cut"],
+)
+def test_a_failure_that_passes_is_tried_again(folder, local, failure, request):
+    with serving(local, fail=first_then(failure, times=2)) as server:
+        started = time.monotonic()
+        found = connect(folder, server).score(RECORDS[0], temperature=0, repetition_penalty=1, **SAMPLING)
+        waited = time.monotonic() - started
+    expected = local.score(RECORDS[0], temperature=0, repetition_penalty=1, **SAMPLING)
+    assert found.score == pytest.approx(expected.score, abs=1e-4)
+    assert len(server.asked) == 1 + 2 + 1
+    assert server.asked[1] == server.asked[2] == server.asked[3]
+    # What the server asked for, twice; or else the back-off: (0.5 + 1) * [0.75, 1].
+    assert waited >= (2 if "after 1 s" in request.node.name else 1.125)
+
+
+def test_a_slow_server_is_tried_again_after_the_timeout(folder, local):
+    with serving(local, fail=first_then(slow(4))) as server:
+        judge = connect(folder, server, timeout=2)
+        assert judge.score(RECORDS[0], temperature=0, **SAMPLING).reason == ""
+    assert len(server.asked) == 3
+
+
+# Failures that stay
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
+def test_a_refusal_is_not_tried_again(folder, local, code):
+    with serving(local, fail=first_then(status(code), times=99)) as server:
+        judge = connect(folder, server)
+        with pytest.raises(ValueError, match=rf"^{server.url}/completions refuses the request: .*made up {code}"):
+            judge.score(RECORDS[0], **SAMPLING)
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("failure", [status(500), status(429), cut], ids=["500", "429", "cut"])
+def test_a_failure_that_stays_ends_with_what_to_do(folder, local, failure):
+    with serving(local, fail=first_then(failure, times=99)) as server:
+        judge = connect(folder, server, max_retries=1)
+        with pytest.raises(
+            ConnectionError, match=r"gave no answer in 2 tries: .* Is the server up.*kept: run the same"
+        ):
+            judge.score(RECORDS[0], **SAMPLING)
+    assert len(server.asked) == 3
+
+
+def test_an_answer_that_is_not_json_is_an_error(folder, local):
+    with serving(local, fail=first_then(lambda handler: handler.reply(b'{"choices": [}'), times=99)) as server:
+        judge = connect(folder, server, max_retries=0)
+        with pytest.raises(ConnectionError, match="sent an answer that cannot be read"):
+            judge.score(RECORDS[0], **SAMPLING)
+
+
+@pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"null", b'{"data": "text"}', b'{"data": [1]}'])
+def test_what_is_no_server_is_refused(folder, local, body):
+    with serving(local) as server:
+        server.listed = body
+        with pytest.raises((InputError, ConnectionError)) as raised:
+            connect(folder, server, max_retries=0)
+    assert "cannot be read" in str(raised.value) or "names no model that it serves" in str(raised.value)
+
+
+@pytest.mark.parametrize("base_url", [[], "localhost:8000/v1", 3, ["http://a/v1", ""]])
+def test_an_address_that_is_none_is_refused_at_once(folder, base_url):
+    with pytest.raises(InputError, match=r"^base_url must be an address, or a list of them, like 'http://localhost"):
+        Judge.from_pretrained(folder, "server", model_kwargs={"base_url": base_url})
+
+
+def test_a_server_without_the_log_probabilities_is_refused_before_any_work(folder, local):
+    wanted = r"does not return the log-probabilities of the scale \['1', '2', '3', '4', '5'\].*as vllm serve does"
+    with serving(local, without=[local.engine.tokens.ids[3]]) as server, pytest.raises(ValueError, match=wanted):
+        connect(folder, server)
+    assert len(server.asked) == 1
+    plain = {"id": "1", "object": "text_completion", "created": 1, "model": "judge"}
+    plain["choices"] = [{"index": 0, "text": "4", "finish_reason": "stop", "logprobs": None}]
+    bare = serving(local, fail=lambda number, asked: lambda handler: handler.reply(plain))
+    with bare as server, pytest.raises(ValueError, match=wanted):
+        connect(folder, server)
+
+
+def tampered(local, change):
+    """Fails at the first request after the engine's own probe: `change` has its way with the log-probabilities."""
+    finished = {"tokens": [f"token_id:{i}" for i in local.engine.tokens.tokenizer(f"{PREFIX}4")["input_ids"]]}
+    place = {f"token_id:{i}": -1.0 for i in local.engine.tokens.ids}
+    finished["top_logprobs"] = [dict(place) for _ in finished["tokens"]]
+    change(finished["top_logprobs"])
+    choice = {"index": 0, "text": "", "finish_reason": "stop", "logprobs": finished}
+    reply = {"id": "1", "object": "text_completion", "created": 1, "model": "judge", "choices": [choice]}
+    return first_then(lambda handler: handler.reply(reply), times=99)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda places: places.pop(),
+        lambda places: places.__setitem__(-1, None),
+        lambda places: places[-1].update(dict.fromkeys(places[-1])),
+        lambda places: places[-1].update(dict.fromkeys(places[-1], 2.0)),
+    ],
+    ids=["a place too few", "an empty place", "an empty number", "a log-probability above 0"],
+)
+def test_log_probabilities_that_are_not_whole_are_refused(folder, local, change):
+    with serving(local, fail=tampered(local, change)) as server:
+        judge = connect(folder, server)
+        with pytest.raises(ValueError, match=r"does not return the log-probabilities of the scale"):
+            judge.score(RECORDS[0], **SAMPLING)
+
+
+def test_a_server_whose_model_gives_no_numbers_leaves_a_record_unscored_with_the_reason(folder, local):
+    def change(places):
+        places[-1].update(dict.fromkeys(places[-1], math.nan))
+
+    with serving(local, fail=tampered(local, change)) as server:
+        judgment = connect(folder, server).score(RECORDS[0], **SAMPLING)
+    assert math.isnan(judgment.score) and judgment.label is None
+    assert judgment.reason.startswith("The model gives no numbers (NaN) for the labels of 1 of 1 rationales.")
+
+
+@pytest.mark.parametrize("cards", [[], None], ids=["an empty list", "none"])
+def test_a_server_that_names_no_model_is_refused(folder, local, cards):
+    with serving(local) as server:
+        server.cards = cards
+        with pytest.raises(InputError, match=f"{server.url}/ names no model that it serves"):
+            connect(folder, server)
+
+
+def test_no_server_and_another_model_are_named(folder, local):
+    with serving(local) as server:
+        with pytest.raises(ValueError, match=r"does not serve 'other' but \['judge'\]\.$"):
+            connect(folder, server, served_model="other")
+        url = server.url
+    with pytest.raises(ConnectionError, match=f"^{url}/ gave no answer in 1 tries: Connection error. Is the server up"):
+        Judge.from_pretrained(folder, "server", model_kwargs={"base_url": url, "max_retries": 0})
+
+
+# Several servers
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(server_engine, "FIRST_WAIT", 0.01)
+
+
+def answers(judge, local):
+    """Whether `judge` gives the scores of the model at hand."""
+    greedy = {"temperature": 0, "repetition_penalty": 1, **SAMPLING}
+    found, expected = ([j.score for j in one.score(RECORDS, **greedy)] for one in (judge, local))
+    return found == pytest.approx(expected, abs=1e-4, nan_ok=True)
+
+
+def test_of_two_servers_the_living_one_does_the_work(folder, local):
+    with serving(local) as dead:
+        pass
+    with serving(local) as server:
+        assert answers(connect(folder, server, base_url=[dead.url, server.url], max_retries=0), local)
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize("failure", [status(429), status(503), cut], ids=["429", "503", "cut"])
+def test_beside_a_dead_server_a_failure_of_the_other_that_passes_is_tried_again(
+    folder, local, impatient, failure, turn
+):
+    with serving(local) as dead:
+        pass
+    with serving(local, fail=first_then(failure, times=3)) as server:
+        urls = [dead.url, server.url] if turn else [server.url, dead.url]
+        judge = connect(folder, server, base_url=urls, max_retries=3, concurrency=1)
+        judge.engine.servers.aside.clear()  # as if the dead one had died just now
+        assert answers(judge, local)
+    assert len(server.asked) == 1 + 3 + 8
+
+
+def test_beside_a_dead_server_the_other_is_asked_when_it_says(folder, local, impatient):
+    with serving(local) as dead:
+        pass
+    with serving(local, fail=first_then(status(429, Retry_After="1"))) as server:
+        judge, started = connect(folder, server, base_url=[server.url, dead.url], max_retries=1), time.monotonic()
+        assert judge.rescore(RECORDS[:1], ["Clear."])[0].reason == ""
+    assert time.monotonic() - started >= 1 and len(server.asked) == 3
+
+
+def test_servers_of_several_judges_are_refused_and_the_least_room_counts(folder, local):
+    with serving(local) as one, serving(local) as other:
+        both = {"base_url": [one.url, other.url]}
+        one.cards[0]["root"], other.cards[0]["root"] = "/a/stage2", "/b/stage2"
+        other.cards[0]["max_model_len"] = 200
+        judge = connect(folder, one, **both)
+        assert judge.engine.max_length == 200
+        assert judge.identity == connect(folder, other).identity
+        other.cards[0]["root"] = "/b/stage1"
+        told = f"same judge: {one.url}/ has 'judge' from 'stage2'; {other.url}/ has 'judge' from 'stage1'"
+        with pytest.raises(InputError, match=re.escape(told)):
+            connect(folder, one, **both)
+        assert connect(folder, other).identity != judge.identity
+        assert "/b" not in connect(folder, other).identity
+
+
+def test_a_server_that_breaks_off_is_set_aside_and_asked_again_later(folder, local, monkeypatch, caplog):
+    with serving(local) as good, serving(local, fail=lambda number, asked: cut) as broken:
+        judge = connect(folder, good, base_url=[broken.url, good.url], concurrency=1)
+        assert answers(judge, local)
+        assert (len(broken.asked), len(good.asked)) == (1, 1 + 8)
+        monkeypatch.setattr(server_engine, "SET_ASIDE", 0)
+        judge.engine.servers.aside = dict.fromkeys(judge.engine.servers.aside, 0)
+        assert answers(judge, local)
+        assert len(broken.asked) == 1 + 4  # every other request begins with it
+    said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == [f"{broken.url}/ gave no answer (Connection error.): it is set aside, the others are asked."]
+
+
+def test_a_server_that_comes_back_is_used_again(folder, local, monkeypatch):
+    monkeypatch.setattr(server_engine, "SET_ASIDE", 0.2)
+    with serving(local) as server:
+        with serving(local) as first:
+            judge = connect(folder, server, base_url=[server.url, first.url], concurrency=1)
+            assert answers(judge, local)
+            assert len(first.asked) > 1
+        assert answers(judge, local)
+        time.sleep(0.2)
+        with serving(local, port=first.server_port) as again:
+            assert answers(judge, local)
+    assert len(again.asked) == 4 and judge.engine.servers.aside == {}
+
+
+def test_a_server_that_takes_no_connection_holds_nothing_up(folder, local, monkeypatch):
+    monkeypatch.setattr(server_engine, "CONNECT", 0.3)
+    with socket.socket() as silent, serving(local) as server, contextlib.ExitStack() as waiting:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(2):  # its queue is full: what comes now gets no answer at all, as from a machine without power
+            visitor = waiting.enter_context(socket.socket())
+            visitor.setblocking(False)
+            visitor.connect_ex(silent.getsockname())
+        url, started = f"http://127.0.0.1:{silent.getsockname()[1]}/v1", time.monotonic()
+        assert answers(connect(folder, server, base_url=[url, server.url], timeout=60), local)
+    assert time.monotonic() - started < 60
+
+
+# The engine's own probe is asked of `one`, where it comes off, and the first try begins with `two`.
+@pytest.mark.parametrize("failure", [status(500), cut], ids=["500", "cut"])
+def test_servers_that_all_fail_are_asked_alike_and_named(folder, local, impatient, failure):
+    with serving(local, fail=first_then(failure, 99)) as one, serving(local, fail=lambda number, asked: failure) as two:
+        judge = connect(folder, one, base_url=[one.url, two.url], max_retries=2, concurrency=1)
+        with pytest.raises(ConnectionError, match=rf"^{one.url}/, {two.url}/ gave no answer in 3 tries: .*Is the serv"):
+            judge.rescore(RECORDS[:1], ["Clear."])
+    assert (len(one.asked), len(two.asked)) == (4, 3)
+
+
+# Adapters
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A LoRA judge, and its base beside it."""
+    folder, base, tokenizer = tmp_path_factory.mktemp("adapter"), tmp_path_factory.mktemp("base"), make_tokenizer()
+    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    train_judge(folder, steps=1, model=str(base), peft_config=lora).save_model()
+    return folder, base
+
+
+def test_an_adapter_is_asked_by_its_name_and_has_the_room_of_its_base(local, adapter):
+    """A server says how much it reads on the base's card alone, and takes nothing longer."""
+    folder, base = adapter
+
+    def fail(number, asked):
+        return status(400) if len(asked["prompt"]) + asked["max_tokens"] > 512 or asked["model"] != "judge" else None
+
+    with serving(local, fail=fail) as server:
+        card = server.cards[0]
+        server.cards = [
+            {**card, "id": "base", "root": str(base)},
+            {**card, "max_model_len": None, "parent": "base", "root": str(folder)},
+        ]
+        with pytest.raises(InputError, match=r"served_model='judge' for example"):
+            connect(folder, server)
+        with pytest.raises(InputError, match=r"serves 'base', the base model of the adapter in .* and not the judge"):
+            connect(folder, server, served_model="base")
+        judge = connect(folder, server, served_model="judge")
+        assert judge.engine.max_length == 512
+        short, long = judge.score([RECORDS[0], {"prompt": "word " * 600}], max_new_tokens=2, unfinished="force")
+    assert not short.reason and "tokens" in long.reason
+
+
+# What was finished
+
+
+def test_what_was_finished_before_the_server_died_is_kept_and_not_asked_again(folder, local, tmp_path):
+    dataset = make_dataset(40, conversational=True)
+    settings = {"max_new_tokens": 60, "temperature": 0.0, "repetition_penalty": 1.0, "unfinished": "force"}
+    with serving(local) as server:
+        whole = generate_cot_dataset(connect(folder, server), dataset, output_dir=tmp_path / "whole", **settings)
+    with serving(local, fail=lambda number, asked: status(500) if number > 20 else None) as server:
+        judge = connect(folder, server, max_retries=0)
+        with pytest.raises(ConnectionError, match="gave no answer"):
+            generate_cot_dataset(judge, dataset, output_dir=tmp_path / "cots", **settings)
+    kept = (tmp_path / "cots" / ".shards" / "process-00000.jsonl").read_text().count("\n")
+    assert kept == 20
+    with serving(local) as server:
+        again = generate_cot_dataset(connect(folder, server), dataset, output_dir=tmp_path / "cots", **settings)
+    assert len(server.asked) - 1 == 40 - kept
+    assert again.to_list() == whole.to_list()
+
+
+def judged_to_file(judge, records, folder):
+    judge_file(judge, records, folder / "judged.jsonl", 1, max_new_tokens=2)
+
+
+def evaluated(judge, records, folder):
+    evaluate(judge, records, "made up", folder / "result.json", 1, max_new_tokens=2)
+
+
+def evaluated_without_rationales(judge, records, folder):
+    evaluate(judge, records, "made up", folder / "result.json", 0)
+
+
+@pytest.mark.parametrize("work", [judged_to_file, evaluated, evaluated_without_rationales])
+def test_a_judgment_is_kept_though_one_before_it_is_not_made(folder, local, tmp_path, work):
+    """The first request hangs while the others are answered, and is refused in the end."""
+    records = [{"prompt": f"Rate number {i}.", "score": 1 + i % 5} for i in range(40)]
+
+    def fail(number, asked):
+        if "number 0." not in local.engine.tokens.tokenizer.decode(asked["prompt"]):
+            return None
+        until = time.monotonic() + 30
+        while len(server.asked) < 41 and time.monotonic() < until:
+            time.sleep(0.01)
+        return status(400)
+
+    with serving(local, fail=fail) as server, pytest.raises(InputError, match="refuses the request"):
+        work(connect(folder, server), records, tmp_path)
+    (shard,) = tmp_path.glob("*.unfinished/process-00000.jsonl")
+    assert sorted(json.loads(line)["key"] for line in shard.open()) == sorted(str(i) for i in range(1, 40))

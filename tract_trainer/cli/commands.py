@@ -1,0 +1,295 @@
+"""The bodies of the command line's commands: arguments in, a job done, a table or a file out."""
+
+import itertools
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from trl import ModelConfig
+
+from tract_trainer.cli.arguments import (
+    CompareArguments,
+    DataArguments,
+    DemoArguments,
+    EvaluateArguments,
+    GenerateArguments,
+    InspectArguments,
+    JudgeArguments,
+    RecordArguments,
+    ReportArguments,
+    RunArguments,
+    SamplingArguments,
+    TrainingDataArguments,
+)
+from tract_trainer.cli.parsing import parse
+from tract_trainer.data.benchmarks import load_benchmark, own_benchmark
+from tract_trainer.errors import InputError
+from tract_trainer.training.config import RegressionAwareSFTConfig
+
+
+def _rows(data: DataArguments) -> Any:
+    from tract_trainer.data.datasets import load_rows
+
+    if data.data is None:
+        raise InputError("--data is missing: a .json or .jsonl file of records, a folder, or a Hub data set.")
+    rows = load_rows(data.data, data.split)
+    return rows if data.max_records is None else _first(rows, data.max_records)
+
+
+def _first(rows: Any, count: int) -> Any:
+    return rows[:count] if isinstance(rows, list) else rows.select(range(min(count, len(rows))))
+
+
+def _judge(args: JudgeArguments, draw: SamplingArguments) -> Any:
+    from tract_trainer.judging.judge import Judge
+
+    if args.model is None:
+        raise InputError("--model is missing: the folder or Hub repository of a judge.")
+    return Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size, model_kwargs=args.engine_settings)
+
+
+def sft(argv: Sequence[str]) -> None:
+    data, args, model = parse(
+        "sft",
+        "Trains one stage and saves the judge.",
+        argv,
+        TrainingDataArguments,
+        RegressionAwareSFTConfig,
+        ModelConfig,
+    )
+    from tract_trainer._distributed import file_lock
+    from tract_trainer.cli import pipeline
+    from tract_trainer.data.datasets import load_rows
+    from tract_trainer.data.settings import check_settings
+
+    if model.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
+    train_dataset = pipeline.training_data(_rows(data), args, model, data.data)
+    held_out = None if data.eval_data is None else load_rows(data.eval_data)
+    eval_dataset = None if held_out is None else pipeline.training_data(held_out, args, model)
+    # What begins with "_" is not uploaded.
+    folder, first = Path(args.output_dir), args.process_index == 0
+    with file_lock(folder, "_training.lock") if first else nullcontext():
+        if first:
+            path, resumed = folder / "_training.json", str(args.resume_from_checkpoint).lower() == "true"
+            if not resumed:
+                path.unlink(missing_ok=True)
+            if not resumed or path.is_file():
+                check_settings(path, pipeline.trained_with(model, args, data.data, len(train_dataset)))
+        pipeline.train(model, args, train_dataset, eval_dataset)
+
+
+def inspect(argv: Sequence[str]) -> None:
+    if argv and not argv[0].startswith("-"):
+        argv = ["--data", *argv]
+    # Nothing is computed or written, so a machine without a GPU will do, and a folder that cannot be written to.
+    argv = [*argv, "--use_cpu", "true", "--output_dir", tempfile.gettempdir()]
+    data, shown, args, model = parse(
+        "inspect", "Shows what would be trained on. No weight is loaded.", argv, DataArguments, InspectArguments,
+        RegressionAwareSFTConfig, ModelConfig,
+    )  # fmt: skip
+    from tract_trainer.cli import pipeline
+    from tract_trainer.training.inspection import inspect_dataset, view
+
+    if model.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the model whose tokenizer and settings count.")
+    dataset = pipeline.training_data(_rows(data), args, model)
+    Console().print(view(inspect_dataset(dataset, args, model), shown.rows))
+
+
+def generate(argv: Sequence[str]) -> None:
+    data, args, draw = parse(
+        "generate", "Writes the stage-2 dataset.", argv, DataArguments, GenerateArguments, SamplingArguments
+    )
+    from tract_trainer.cli import pipeline
+    from tract_trainer.rationales.generation import generate_cot_dataset
+
+    rows, judge = _rows(data), _judge(args, draw)
+    dataset = pipeline.prompts_of(rows, judge)
+    generate_cot_dataset(
+        judge,
+        dataset,
+        num_cots=draw.num_cots,
+        **draw.sampling,
+        seed=args.seed,
+        output_dir=args.output_dir,
+        max_retries=args.max_retries,
+        unfinished=args.unfinished,
+    )
+
+
+def judge(argv: Sequence[str]) -> None:
+    args, draw = parse("judge", "Judges one record, or a file of them.", argv, RecordArguments, SamplingArguments)
+    from tract_trainer.cli import pipeline
+    from tract_trainer.data.reading import read_record, read_records
+
+    if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
+        raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
+    record = None if args.record is None else read_record(args.record)
+    records = [] if args.input is None else read_records(args.input)
+    loaded = _judge(args, draw)
+    if record is not None:
+        judgment = loaded.score(record, draw.num_cots, seed=args.seed, unfinished=args.unfinished, **draw.sampling)
+        shown = pipeline.as_json(judgment)
+        probs = [p if p is None else round(p, 4) for p in shown["probs"]]
+        shown["probs"] = dict(zip(loaded.config.score_labels, probs, strict=True))
+        print(json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    pipeline.judge_file(
+        loaded,
+        records,
+        Path(args.output),
+        draw.num_cots,
+        seed=args.seed,
+        unfinished=args.unfinished,
+        **draw.sampling,
+    )
+
+    print(judged_summary(Path(args.output)))
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    data, args, draw = parse(
+        "evaluate", "Compares a judge with gold scores.", argv, DataArguments, EvaluateArguments, SamplingArguments
+    )
+    records = records_by_name(data, args)
+    paths = result_paths(args.output, list(records))
+    loaded = _judge(args, draw)
+    from tract_trainer.evaluation.evaluate import evaluate as evaluate_on
+
+    results = {}
+    for name, path in paths.items():
+        settings = {"seed": args.seed, "unfinished": args.unfinished, **draw.sampling}
+        named = {"judge_name": args.model, "revision": commit_of(args.model)}
+        results[path] = evaluate_on(loaded, records[name], name, path, draw.num_cots, **named, **settings)
+    show(results)
+
+
+def compare(argv: Sequence[str]) -> None:
+    files = list(itertools.takewhile(lambda text: not text.startswith("-"), argv))
+    (args,) = parse("compare A.json B.json", "Differences between two judges.", argv[len(files) :], CompareArguments)
+    from tract_trainer.evaluation import comparison as comparing
+    from tract_trainer.evaluation.tables import comparison_markdown, comparison_table
+
+    if len(files) != 2:
+        raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
+    a, b = map(comparing.load_result, files)
+    found, folder = comparing.compare(a, b, args.method), Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.md").write_text(comparison_markdown(found), encoding="utf-8")
+    comparing.draw_comparison(found, a, b, folder / "comparison.png")
+    Console().print(comparison_table(found))
+    print(f"The table and a picture are in {folder}.")
+
+
+def run(argv: Sequence[str]) -> None:
+    data, args, model, draw, settings = parse(
+        "run",
+        "Both stages and the evaluation.",
+        argv,
+        TrainingDataArguments,
+        RegressionAwareSFTConfig,
+        ModelConfig,
+        SamplingArguments,
+        RunArguments,
+        ddp_timeout=7 * 24 * 3600,  # a process may have long rationales to write while the others wait
+    )
+    from tract_trainer.cli.run import run_pipeline
+
+    rows = list(_rows(data))
+    result, path = run_pipeline(rows, data.eval_data, args, model, draw, settings, data.data)
+    show({path: result})
+
+
+def report(argv: Sequence[str]) -> None:
+    places = list(itertools.takewhile(lambda text: not text.startswith("-"), argv))
+    description = "One HTML page of a run: RUN is the folder of tract run, or one with results, or one result."
+    (args,) = parse("report RUN", description, argv[len(places) :], ReportArguments)
+    from tract_trainer.evaluation.page import write_page
+
+    if len(places) != 1:
+        raise InputError(f"Expected the folder of a run, or the JSON file of a result, got {places}.")
+    path = write_page(places[0], args.output)
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, opens in any browser")
+
+
+def demo(argv: Sequence[str]) -> None:
+    (args,) = parse("demo", "The whole pipeline on a small task.", argv, DemoArguments)
+    from tract_trainer.cli.demo import run_demo
+
+    run_demo(args.output_dir, args.seed)
+
+
+def records_by_name(data: DataArguments, args: EvaluateArguments) -> dict[str, list[dict[str, Any]]]:
+    """Records or pairs by the name of their benchmark."""
+    names = [args.benchmark] if isinstance(args.benchmark, str) else args.benchmark or []  # YAML may give one alone
+    if (not names) == (data.data is None):
+        raise InputError("Give either --benchmark NAME (with --path), or --data FILE with your own scored records.")
+    if args.columns is not None and data.data is None:
+        raise InputError("--columns renames the columns of --data. Leave it out with --benchmark.")
+    if len(names) > 1 and args.path is not None and not Path(args.path).is_dir():
+        raise InputError(f"--path must be the folder of the {len(names)} benchmarks, found {args.path!r}.")
+    if data.data is not None:
+        return {data.data: own_benchmark(data.data, args.renames, data.split)[: data.max_records]}
+    return {name: load_benchmark(name, args.path)[: data.max_records] for name in names}
+
+
+def result_paths(output: str, names: Sequence[str]) -> dict[str, Path]:
+    """The JSON file of each benchmark's result: `output` itself, or one in it, named after the benchmark."""
+    if output.endswith(".json"):
+        if len(names) > 1:
+            raise InputError(
+                f"--output {output} is one file, and {len(names)} benchmarks have one each. Give a folder."
+            )
+        return {names[0]: Path(output)}
+    stems = {name: re.sub(r"[^\w.-]+", "-", Path(name).name.removesuffix(Path(name).suffix)) for name in names}
+    return {name: Path(output) / f"{stem.strip('.-')[:100] or 'data'}.json" for name, stem in stems.items()}
+
+
+def commit_of(model: str) -> str | None:
+    """The commit of a judge from the Hub; a folder has none."""
+    from tract_trainer.engines.checkpoints import SavedJudge
+
+    return SavedJudge.find(model, weights=False).commit
+
+
+def judged_summary(path: Path) -> str:
+    """
+    What [`tract_trainer.cli.pipeline.judge_file`] wrote, in a sentence; the first reason why a record is unscored.
+    """
+    with path.open(encoding="utf-8") as file:
+        reasons = [json.loads(line)["reason"] for line in file]
+    unscored = [reason for reason in reasons if reason]
+    first = f" The first: {unscored[0]}" if unscored else ""
+    return f"{len(reasons):,} judgments are in {path}, {len(unscored):,} of them unscored.{first}"
+
+
+def show(results: dict[Path, dict[str, Any]]) -> None:
+    """Prints results of one judge, with the mean over benchmarks, and writes their entries for the model card."""
+    from tract_trainer._distributed import process_state
+    from tract_trainer.evaluation.tables import results_table, summary_table
+    from tract_trainer.hub.results import model_index
+
+    if not process_state().is_main_process:  # all have the same results
+        return
+    console, first = Console(), next(iter(results))
+    for path, result in results.items():
+        console.print(results_table(result["methods"], result["benchmark"]["name"]))
+        text = f"Judgments and figures are in {path}, the table and the pictures beside it.\n"
+        reasons = [row["reason"] for row in result["judgments"] if row["reason"]]
+        if 2 * len(reasons) > len(result["judgments"]):
+            share = f"{len(reasons):,} of {len(result['judgments']):,}"
+            text = f"{share} records are unscored. The first: {reasons[0]}\n{text}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    scored = [result for result in results.values() if "calibration" in result]
+    if len(scored) > 1:
+        console.print(summary_table(scored))
+    card = first.parent / "model-index.yaml" if len(results) > 1 else first.with_suffix(".yaml")
+    entries = {"model-index": model_index(list(results.values()))}
+    card.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,246 @@
+"""Turns nothing but a seed into trained judges and a table that compares them: no download, no GPU, a few minutes.
+
+The task ([`tract_trainer.cli.demo_task`]) is small enough for a model of 140,000 parameters and still has what the
+paper
+(Chiang, Lee and Lukasik, ACL 2025) is about: the annotated rationale holds more than a judge can know.
+
+* Cross-entropy learns to count the verdicts of an annotated rationale. What it then writes itself about unknown sources
+  is a guess, and counting guesses adds noise.
+* Stage 1 (eq. 4) counts as well: the squared error has nothing to correct where the rationale tells the score.
+* TRACT learns from rationales that stage 1 wrote itself, closed with the gold score. The guesses in them say nothing
+  of the score, the known sources do.
+
+All start from one seed model that knows the reputations and not the scoring, as a language model knows the world before
+it learns to judge; from random weights, stage 2 would have to learn the facts from worse text. Nothing is scripted:
+every figure and every sentence printed is computed from the judges' scores.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
+
+from tract_trainer.cli.demo_task import DemoSize, make_model, make_records, make_tokenizer, training_example
+from tract_trainer.data.hashing import derive_seed
+from tract_trainer.data.store import save_results
+from tract_trainer.errors import InputError
+from tract_trainer.evaluation.pictures import plot_curves, plot_predictions
+from tract_trainer.evaluation.tables import results_table
+from tract_trainer.hub.results import figure_with_interval
+from tract_trainer.judging.judge import Judge
+from tract_trainer.metrics import agreement, paired_difference
+from tract_trainer.rationales.generation import generate_cot_dataset
+from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.training.trainer import RegressionAwareSFTTrainer
+
+MARKER = ".tract_demo"
+
+JUDGES = {"cross_entropy": "Cross-entropy", "stage1": "Stage 1", "tract": "TRACT"}
+
+FILES = ("record.json", "results.json", "predictions.png", "curves.png")
+
+MADE = {MARKER, "seed", *JUDGES, "cots", *FILES}
+
+LEARNING_RATE = 2e-3
+
+BATCH_SIZE = 128  # rationales written together
+
+NEW_TOKENS = 32  # a rationale with its score is 23
+
+
+def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | None = None) -> dict[str, Any]:
+    """
+    Trains a judge with cross-entropy, one with stage 1 and one with TRACT, and compares them on held-out records.
+
+    Args:
+        output_dir (`str`, *optional*, defaults to `"demo"`):
+            Folder of the seed model, the three judges, the self-written rationales, `results.json`, `predictions.png`,
+            `curves.png` and `record.json`. What an earlier demo left there is replaced.
+        seed (`int`, *optional*, defaults to `42`): seed of the records, the weights and all draws.
+        size ([`DemoSize`], *optional*): how much is made and trained on.
+
+    Returns:
+        `dict`: what `results.json` holds: `seed`, `size`, `results` (what [`~tract_trainer.metrics.agreement`] returned
+        for each row of the table), `differences` (what [`~tract_trainer.metrics.paired_difference`] returned for
+        Pearson's r, TRACT minus another row) and `seconds`.
+
+    Raises:
+        InputError: `output_dir` is not a folder, or holds files that no demo has made.
+    """
+    start, size, folder, console = time.perf_counter(), size or DemoSize(), Path(output_dir), Console()
+    _clear(folder)
+    held_out = make_records(size.held_out, derive_seed(seed, "held out"))
+    gold = [record["score"] for record in held_out]
+    with _quiet():
+        histories = _train(folder, size, seed, console)
+        with _step(console, 6, f"Each judge scores {size.held_out:,} held-out records"):
+            scores = _judge(folder, held_out, seed)
+            results = {name: agreement(row, gold, n_resamples=size.resamples) for name, row in scores.items()}
+            differences = _differences(scores, gold, size.resamples)
+    shown = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "TRACT, RAIL")
+    plot_predictions(folder / "predictions.png", {name: (scores[name], gold) for name in shown}, range(1, 6))
+    plot_curves(folder / "curves.png", histories)
+    (folder / "record.json").write_text(json.dumps({"prompt": held_out[0]["prompt"]}) + "\n")
+    outcome = {"seed": seed, "size": dataclasses.asdict(size), "results": results, "differences": differences}
+    outcome["seconds"] = round(time.perf_counter() - start, 1)
+    save_results(folder / "results.json", outcome)
+    _report(console, outcome, folder)
+    return outcome
+
+
+def _train(folder: Path, size: DemoSize, seed: int, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """Saves the seed model, the three judges and the rationales, and returns the training log of each judge."""
+    records = make_records(size.records, derive_seed(seed, "training"))
+    examples = Dataset.from_list([training_example(record) for record in records])
+    with _step(console, 1, f"Seed model: the facts, from {size.facts:,} rationales without scores"):
+        _train_seed(folder, size, seed)
+    with _step(console, 2, f"Cross-entropy: {size.records:,} annotated records"):
+        cross_entropy = _train_judge(folder / "cross_entropy", examples, size, seed, score_loss_weight=0.0)
+    with _step(console, 3, "Stage 1: the same records, cross-entropy and squared error"):
+        stage1 = _train_judge(folder / "stage1", examples, size, seed)
+    with _step(console, 4, "Self-written rationales: one for each record, by stage 1"):
+        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "batch_size": BATCH_SIZE, "progress": False}
+        cots = generate_cot_dataset(folder / "stage1", examples, seed=seed, output_dir=folder / "cots", **options)
+    with _step(console, 5, "TRACT (stage 2): from the seed model again, on the self-written rationales"):
+        tract = _train_judge(folder / "tract", cots, size, seed)
+    return {"Cross-entropy": cross_entropy, "Stage 1": stage1, "TRACT (stage 2)": tract}
+
+
+def _train_seed(folder: Path, size: DemoSize, seed: int) -> None:
+    facts = make_records(size.facts, derive_seed(seed, "facts"))
+    rows = Dataset.from_list([{"prompt": record["prompt"], "completion": record["rationale"]} for record in facts])
+    set_seed(seed)
+    tokenizer = make_tokenizer()
+    args = SFTConfig(str(folder / "seed"), **_arguments(size.facts_epochs, 32, seed))
+    _fit(SFTTrainer(make_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer))
+
+
+def _train_judge(folder: Path, rows: Dataset, size: DemoSize, seed: int, **settings: Any) -> list[dict[str, Any]]:
+    # Every judge is read from the seed's files: the forward of a model that TRL has trained stays bound to that model.
+    model = AutoModelForCausalLM.from_pretrained(folder.parent / "seed")
+    tokenizer = AutoTokenizer.from_pretrained(folder.parent / "seed")
+    args = RegressionAwareSFTConfig(str(folder), **_arguments(size.epochs, 16, seed), **settings)
+    return _fit(RegressionAwareSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer))
+
+
+def _fit(trainer: SFTTrainer) -> list[dict[str, Any]]:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model()
+    history: list[dict[str, Any]] = trainer.state.log_history
+    return history
+
+
+def _arguments(epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
+    return {
+        "num_train_epochs": epochs,
+        "learning_rate": LEARNING_RATE,
+        "per_device_train_batch_size": batch_size,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 10,
+        "seed": seed,
+        "use_cpu": not torch.accelerator.is_available(),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _judge(folder: Path, records: Sequence[dict[str, Any]], seed: int) -> dict[str, list[float]]:
+    """Scores of the records for each row of the table, NaN where a judge came to none."""
+    scores = {}
+    for name, row in JUDGES.items():
+        judge = Judge.from_pretrained(folder / name, batch_size=BATCH_SIZE)
+        judgments = judge.score(records, seed=seed, max_new_tokens=NEW_TOKENS, progress=False)
+        value = judge.config.scale.value
+        scores[f"{row}, decoded"] = [math.nan if j.label is None else value(j.label) for j in judgments]
+        scores[f"{row}, RAIL"] = [j.score for j in judgments]
+    return scores
+
+
+def _differences(scores: dict[str, list[float]], gold: list[float], resamples: int) -> dict[str, dict[str, Any]]:
+    """Pearson's r of TRACT minus that of the others, on the records that both scored, with a paired 95 % interval."""
+    others = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "Stage 1, RAIL")
+    return {
+        name: paired_difference(scores["TRACT, RAIL"], scores[name], gold, n_resamples=resamples) for name in others
+    }
+
+
+def _report(console: Console, outcome: dict[str, Any], folder: Path) -> None:
+    console.print(results_table(outcome["results"], "Agreement with the gold scores, 95 % intervals"))
+    for name, found in outcome["differences"].items():
+        low, high = found["difference_ci"]
+        verdict = "higher by" if low > 0 else "lower by" if high < 0 else "not clearly different,"
+        figure = figure_with_interval(found["difference"], found["difference_ci"])
+        sentence = f"TRACT, RAIL against {name}: Pearson {verdict} {figure}, p = {found['p_value']:.2g}."
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    summary = f"\n{outcome['seconds']:.0f} s in all. Models and pictures are in {folder}."
+    console.print(summary, highlight=False, markup=False)
+    console.print("Judge a held-out record with the new judge:\n")
+    program = sys.argv[0] if Path(sys.argv[0]).name == "tract" else "tract"
+    command = f"{program} judge --model {folder / 'tract'} --record {folder / 'record.json'}"
+    console.print(command, highlight=False, markup=False, soft_wrap=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier demo left in `folder`; whatever else is there is not the demo's to delete."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"Expected output_dir={str(folder)!r} to be a folder, found a file. Give another output_dir.")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    foreign = sorted(found - MADE if MARKER in found else found)
+    if foreign:
+        raise InputError(
+            f"Expected output_dir={str(folder)!r} to be new, empty or left by an earlier demo, found {foreign[:5]} in "
+            "it. Give another output_dir, or move these files away."
+        )
+    for path in (folder / name for name in found - {MARKER}):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+@contextmanager
+def _step(console: Console, number: int, text: str) -> Iterator[None]:
+    console.print(f"\\[{number}/6] {text}", highlight=False)
+    with console.status("working"):
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the libraries' progress bars and remarks (the demo says itself what it does), and keeps to one thread."""
+    verbosity, threads, undo = transformers_logging.get_verbosity(), torch.get_num_threads(), []
+    if not datasets.are_progress_bars_disabled():
+        undo.append(datasets.enable_progress_bars)
+    if transformers_logging.is_progress_bar_enabled():
+        undo.append(transformers_logging.enable_progress_bar)
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(1)  # matrices this small gain little from more, and threads on busy cores wait for each other
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TRL's own defaults use a deprecated name
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        transformers_logging.set_verbosity(verbosity)
+        for enable in undo:
+            enable()

@@ -1,0 +1,80 @@
+"""Turns a command line into one of the package's jobs.
+
+A user's mistake is one message on stderr and exit code 2; a bug keeps its traceback.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from tract_trainer.errors import InputError
+
+LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub", "tokenizers", "safetensors")
+
+COMMANDS = {
+    "inspect": "what would be trained on: tokens, scores, rows that would be lost",
+    "sft": "train one stage on records or on a TRL dataset",
+    "generate": "have a judge write its own rationales for a dataset (the data of stage 2)",
+    "judge": "judge one record, or a file of them",
+    "evaluate": "agreement of a judge with gold scores, with intervals",
+    "compare": "two judges on the same records: differences, intervals, p-values",
+    "run": "both stages and the evaluation, from one YAML file",
+    "report": "one HTML page of a run or a result: figures, curves, judgments to browse",
+    "demo": "the whole pipeline on a task and a model made on the spot, in minutes, without a download",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `tract` and `python -m tract_trainer`. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="tract",
+        description="Regression-aware fine-tuning of LLM judges.",
+        epilog="'tract COMMAND --help' describes a command. Each takes --config FILE.yaml with the same names.",
+    )
+    parser.add_argument("--version", action="version", version=version("tract-trainer"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, purpose in COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = parser.parse_args(arguments[:1]).command  # the rest is the command's own
+    if command == "demo":  # it downloads nothing, and libraries that look for news must not wait for a network
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _silence_warnings()
+    try:
+        getattr(import_module("tract_trainer.cli.commands"), command)(arguments[1:])
+    except (InputError, OSError) as error:
+        print(f"tract {command}: error: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, ImportError, RuntimeError) as error:
+        if not _refused_by_library(error) or os.environ.get("TRACT_TRACEBACK"):
+            raise
+        more = "TRACT_TRACEBACK=1 before the command shows where."
+        print(f"tract {command}: error: {str(error).strip()} ({type(error).__name__}; {more})", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = "with --resume_from_checkpoint true the same command" if command == "sft" else "the same command"
+        print(f"tract {command}: stopped. What is on disk is kept; {again} goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _refused_by_library(error: BaseException) -> bool:
+    """Whether a library raised the error about what it was given, as of a setting that this machine does not have."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")).split(".")[0] in LIBRARIES
+
+
+def _silence_warnings() -> None:
+    """TRL's own defaults use names that Transformers deprecates; bitsandbytes looks for a kernel it does not need."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft|accelerate")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR + 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Turns the name of a benchmark, or a data set of one's own, into scored records or pairs.
+
+A scored record is a judging record with its gold `score`; a pair is a mapping as `pairwise` has it, with `chosen` and
+`rejected`. Nothing here needs torch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tract_trainer.data.pairs import REWARD_BENCH_SUBSETS, read_pairs
+from tract_trainer.data.reading import read_rows
+from tract_trainer.data.records import SCORE_COLUMNS, Record, gold_score, ready_prompt
+from tract_trainer.errors import InputError
+from tract_trainer.scale import ScoreScale
+
+PROMETHEUS_FILES = {
+    "feedback_bench": "feedback_collection_test.json",
+    "flask": "flask_eval.json",
+    "vicuna": "vicuna_eval.json",
+    "mt_bench": "mt_bench_eval.json",
+}
+
+PAIR_FILES = {"hhh_alignment": "hhh_alignment_eval.json", "reward_bench": "filtered-00000-of-00001.parquet"}
+
+HUB_SETS = {
+    "feedback_bench": ("prometheus-eval/Feedback-Bench", "train"),
+    "reward_bench": ("allenai/reward-bench", "filtered"),
+}
+
+BENCHMARKS = tuple(sorted({**PROMETHEUS_FILES, **PAIR_FILES}))
+
+ORIGIN = "the folder eval/benchmark/data of github.com/prometheus-eval/prometheus-eval"
+
+ORIGINS = {"reward_bench": "the folder data of huggingface.co/datasets/allenai/reward-bench"}
+
+PROMETHEUS_SCALE = ScoreScale.integers(1, 5)
+
+
+def load_benchmark(name: str, path: str | Path | None = None) -> list[dict[str, Any]]:
+    """
+    The scored records, or the pairs, of a benchmark.
+
+    Args:
+        name (`str`): one of [`BENCHMARKS`].
+        path (`str`, *optional*):
+            Its file, or the folder that holds it under its public name. By default it is looked for in the working
+            folder and then, where it has a data set there, on the Hub.
+
+    Returns:
+        `list[dict]`: pairs of those of [`PAIR_FILES`]; of the others records with their gold `score`, the mean of
+        several reference scores where there are.
+
+    Raises:
+        InputError: the name is not known, the data is not there, or it is not what the benchmark holds.
+    """
+    if name not in BENCHMARKS:
+        raise InputError(f"benchmark {name!r} is not known; known are {list(BENCHMARKS)}.")
+    rows = _benchmark_rows(name, path)
+    if name in PROMETHEUS_FILES:
+        records = scored_records([_prometheus_record(row, number) for number, row in enumerate(rows)])
+        check_scale(records, PROMETHEUS_SCALE)
+        return records
+    pairs = read_pairs(rows)
+    if name == "reward_bench":
+        check_reward_bench(pairs)
+    return pairs
+
+
+def _benchmark_rows(name: str, path: str | Path | None) -> list[dict[str, Any]]:
+    file_name = {**PROMETHEUS_FILES, **PAIR_FILES}[name]
+    file = Path(path or file_name)
+    file = file / file_name if file.is_dir() else file
+    if file.is_file():
+        return read_rows(file)
+    tried = ""
+    if path is None and name in HUB_SETS:
+        try:
+            return read_rows(*HUB_SETS[name])
+        except InputError as error:
+            tried = f", nor could its Hub data set be loaded: {error.__cause__ or error}"
+    raise InputError(
+        f"The benchmark {name!r} is not at {str(file)!r}{tried}. Fetch {file_name} from {ORIGINS.get(name, ORIGIN)} "
+        "and give its path, or put it into the working folder."
+    )
+
+
+def _prometheus_record(row: Record, number: int) -> dict[str, Any]:
+    """A row of the Prometheus format, its `instruction` a clean prompt, with its other columns."""
+    if not isinstance(row.get("instruction"), str):
+        raise InputError(f"Record {number} has no prompt in `instruction`; found {sorted(row)}.")
+    kept = {name: value for name, value in row.items() if name != "messages"}  # of the Hub; would be asked instead
+    group = row.get("idx", row.get("orig_instruction"))  # of the question that several responses were given to
+    return {"group": group, **kept, "instruction": ready_prompt(row["instruction"])}
+
+
+def own_benchmark(
+    source: str | Path, columns: Mapping[str, str] | None = None, split: str = "train"
+) -> list[dict[str, Any]]:
+    """
+    The scored records, or the pairs, of a data set of one's own.
+
+    Args:
+        source (`str`): .json, .jsonl, .csv or .parquet file, folder with such files, or Hub data set.
+        columns (`Mapping[str, str]`, *optional*):
+            What columns are called here by what they are called there, e.g. `{"question": "instruction", "answer":
+            "response", "human": "score"}`. Other columns stay as they are.
+        split (`str`, *optional*, defaults to `"train"`): split of a folder or Hub data set.
+
+    Returns:
+        `list[dict]`: pairs where the columns are those of [`read_pairs`], and otherwise scored records.
+
+    Raises:
+        InputError: there is no data, a column is missing, or a record has no gold score.
+    """
+    rows = read_rows(source, split)
+    renames = columns or {}
+    found = sorted(set().union(*rows))
+    if absent := sorted(renames.keys() - set(found)):
+        raise InputError(f"{source} has no column {', '.join(map(repr, absent))} to rename; found {found}.")
+    rows = [_renamed(row, renames) for row in rows]
+    names = set().union(*rows)
+    if names & {"chosen", "rejected", "targets", "chosen_instruction"}:
+        return read_pairs(rows)
+    if {"prompt", "response"} <= names:
+        raise InputError(
+            f"{source} has a `response` and a `prompt`, which is asked as it is. If it is the instruction that was "
+            'responded to, name it so: columns={"prompt": "instruction"}.'
+        )
+    if missing := _missing(names):
+        raise InputError(
+            f"{source} has no column {', '.join(map(repr, missing))}; found {found}. Records need `instruction`, "
+            "`response` and `rubric`, or a ready `prompt`, and `score`; pairs need `instruction`, `chosen` and "
+            f'`rejected`. If yours has another name, give it: columns={{"yours": "{missing[0]}"}}.'
+        )
+    return scored_records(rows)
+
+
+def _renamed(row: Record, renames: Mapping[str, str]) -> dict[str, Any]:
+    """`row` with its columns renamed; a column that has a new name already gives way to it."""
+    kept = {name: value for name, value in row.items() if name not in renames}
+    return kept | {new: row[old] for old, new in renames.items() if old in row}
+
+
+def _missing(names: set[str]) -> list[str]:
+    """What of a scored record is not among the column `names`."""
+    fields = ["instruction", "response", "rubric"] if names & {"response", "rubric"} else ["instruction"]
+    needed = ([] if names & {"prompt", "messages"} else fields) + ([] if names & set(SCORE_COLUMNS) else ["score"])
+    return [name for name in needed if name not in names]
+
+
+def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """`records`, each with its gold score as `score`."""
+    scored = []
+    for number, record in enumerate(records):
+        try:
+            gold = gold_score(record)
+        except InputError as error:
+            raise InputError(f"Record {number}: {error}") from error
+        if gold is None or not math.isfinite(gold):
+            raise InputError(f"Record {number} has no gold score to compare with, but {gold}; found {sorted(record)}.")
+        scored.append({**record, "score": gold})
+    return scored
+
+
+def check_scale(records: Sequence[Record], scale: ScoreScale) -> None:
+    """Raises an InputError where the gold `score` of a record is not on the scale."""
+    for number, record in enumerate(records):
+        if not scale.covers(record["score"]):
+            raise InputError(
+                f"The gold score of record {number} is {record['score']:g}, off the scale of {scale.low:g} to "
+                f"{scale.high:g}. Convert the gold scores to that scale."
+            )
+
+
+def check_reward_bench(pairs: Sequence[Record]) -> None:
+    """Raises an InputError where a pair is of a subset that counts in no section of RewardBench."""
+    for number, pair in enumerate(pairs):
+        if pair["subset"] not in REWARD_BENCH_SUBSETS:
+            raise InputError(
+                f"Pair {number} is of the subset {pair['subset']!r}, which reward_bench does not have. Give the split "
+                "'filtered' of allenai/reward-bench, or load the file as a data set of your own."
+            )

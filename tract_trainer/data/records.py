@@ -1,0 +1,207 @@
+"""Turns a judging record into the `prompt`, `completion` and `score` of a training example, or into a prompt alone.
+
+A record is a mapping with `instruction`, `response`, `rubric` and optionally `reference`; or with a ready `prompt`
+(text or messages); or in the Prometheus format, where `instruction` is the ready prompt and `gpt4_score` and
+`gpt4_feedback` are the annotations.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tract_trainer.data.templates import escape_control_tokens, rendered
+from tract_trainer.errors import InputError, numbered
+from tract_trainer.judge_config import DEFAULT_TEMPLATE
+from tract_trainer.scale import ScoreScale
+
+if TYPE_CHECKING:
+    pass
+
+Record = Mapping[str, Any]
+
+Prompt = str | list[dict[str, str]]
+
+SCORE_COLUMNS = ("score", "gpt4_score", "orig_score")
+
+RATIONALE_COLUMNS = ("rationale", "gpt4_feedback", "orig_feedback")
+
+LABEL_WORDS = 4  # "4 out of 5."
+
+
+def prompt_of(
+    record: Record,
+    scale: ScoreScale,
+    prefix: str,
+    template: str = DEFAULT_TEMPLATE,
+    controls: re.Pattern[str] | None = None,
+) -> Prompt:
+    """
+    The prompt a judge is asked with. A ready prompt is taken as it is.
+
+    Args:
+        record (`Mapping`): see the module's docstring.
+        scale ([`ScoreScale`]), prefix (`str`): named in the built-in template's last sentence.
+        template (`str`): Jinja template over `instruction`, `response`, `rubric`, `reference`, `prefix` and `labels`.
+        controls (`re.Pattern`, *optional*): control texts to defuse, see
+        [`~tract_trainer.data.templates.control_pattern`].
+
+    Raises:
+        ValueError: the record has no prompt and too few fields to make one.
+    """
+    record = _given(record)
+    if record.get("prompt"):
+        if record.get("response") is not None:
+            raise InputError(
+                "A record has a `response` and a `prompt`, which is asked as it is. Name the instruction that was "
+                "responded to `instruction`; where the prompt is the judge's whole prompt, leave out `response`."
+            )
+        return checked_prompt(record["prompt"])
+    if record.get("messages"):
+        return unanswered(checked_prompt(record["messages"]))
+    for name in ("instruction", "response"):
+        if isinstance(record.get(name), list | dict):
+            found = type(record[name]).__name__
+            raise InputError(f"`{name}` of a record must be text, found {found}. Give the text of the messages.")
+    if controls is not None:
+        record = escape_control_tokens(record, controls)
+    if record.get("response") is not None and record.get("instruction") and record.get("rubric"):
+        fields = {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
+        return rendered(template, fields)
+    if record.get("instruction") and record.get("response") is None and record.get("rubric") is None:
+        return ready_prompt(str(record["instruction"]))
+    raise InputError(
+        f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {_named(record)}."
+    )
+
+
+def _named(record: Record) -> list[str]:
+    return sorted(name if value else f"{name} (empty)" for name, value in record.items())
+
+
+def _given(record: Record) -> dict[str, Any]:
+    """`record` without what is NaN, as pandas has it where there is nothing."""
+    if not isinstance(record, Mapping):
+        raise InputError(
+            "Expected a record with `instruction`, `response` and `rubric`, or a ready `prompt`; found "
+            f"{type(record).__name__}: {record!r:.80}."
+        )
+    return {name: value for name, value in record.items() if not (isinstance(value, float) and math.isnan(value))}
+
+
+def checked_prompt(prompt: Any) -> Any:
+    """A ready prompt, if it is text or messages."""
+    turns = prompt if isinstance(prompt, list) else []
+    messages = bool(turns) and all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
+    if isinstance(prompt, str) or (messages and any(turn["role"] != "assistant" for turn in turns)):
+        return prompt
+    raise InputError(
+        f"A ready prompt must be text, or messages with `role` and `content` that ask for something; found "
+        f"{prompt!r:.80}."
+    )
+
+
+def ready_prompt(text: str) -> str:
+    """`text` without the stray `",` that the public Prometheus files have at some ends, a line break after it."""
+    bare = text.rstrip().removesuffix('",')
+    return bare if len(bare) < len(text.rstrip()) else text
+
+
+def check_prompts(records: Iterable[Record], prompt: Callable[[Record], Any]) -> None:
+    """Raises an InputError, with its number, for the first record that `prompt` can make no prompt of."""
+    for number, record in enumerate(records):
+        with numbered("Record", number):
+            prompt(record)
+
+
+def unanswered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """`messages` without the assistant's last turn: the prompt of a conversation that ends with the judgment."""
+    if isinstance(messages, str):
+        raise InputError(f"`messages` must be a list of turns with `role` and `content`; found {messages!r:.80}.")
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def gold_score(record: Record) -> float | None:
+    """The record's gold score, the mean of several, or `None` where it has none."""
+    value = next((record[name] for name in SCORE_COLUMNS if record.get(name) is not None), None)
+    if value is None:
+        return None
+    values = value if isinstance(value, list) else [value]
+    try:
+        return sum(map(float, values)) / len(values)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"A gold score must be a number or a list of numbers, found {value!r}.") from error
+
+
+def annotated_rationales(row: Record, prefix: str) -> list[str]:
+    """A record's annotated rationales, or that of a completion, without what closes them: `[RESULT] 4`, the prefix."""
+    default: Any = completion_text(row) or []
+    found = next((row[name] for name in RATIONALE_COLUMNS if row.get(name) is not None), default)
+    texts = [str(text) for text in (found if isinstance(found, list) else [found]) if text is not None]
+    return [_unclosed(prefix, _unclosed("[RESULT]", text)).strip() for text in texts]
+
+
+def completion_text(row: Record) -> str:
+    """A row's `completion`, or what the assistant says last in it or in the `messages`; nothing where there is none."""
+    found = row.get("completion") or row.get("messages") or ""
+    last = found[-1] if isinstance(found, list) else {"role": "assistant", "content": found}
+    return turn_text(last) if isinstance(last, Mapping) and last.get("role") == "assistant" else ""
+
+
+def turn_text(turn: Mapping[str, Any]) -> str:
+    """What a turn says: in one text, in parts, or nothing beside a tool call."""
+    said = turn.get("content") or ""
+    return said if isinstance(said, str) else "".join(part.get("text") or "" for part in said)
+
+
+def _unclosed(prefix: str, text: str) -> str:
+    """`text` without the prefix and the few words behind it, if it ends so; one that goes on mentions it only."""
+    before, _, label = text.rpartition(prefix)
+    goes_on = len(label.split()) > LABEL_WORDS or re.search(r"[.!?\n]\s*[^\W\d]", label.strip())
+    return before if prefix in text and not goes_on else text
+
+
+def training_examples(
+    records: Iterable[Record],
+    scale: ScoreScale,
+    prefix: str,
+    template: str | None = None,
+    conversational: bool = False,
+    controls: re.Pattern[str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """
+    One prompt-completion example for each annotated rationale of each record, with the gold score as `score`. The
+    label written is the nearest to it. An annotation's own closing phrase (`[RESULT] 4`, or the prefix) is cut off.
+
+    Raises:
+        ValueError: a record lacks a gold score or a rationale, with its number.
+    """
+    for number, record in enumerate(records):
+        with numbered("Record", number):
+            record = _given(record)
+            gold, known = gold_score(record), any(name in record for name in RATIONALE_COLUMNS)
+            rationales = annotated_rationales(record, prefix) if known else []
+            if gold is None or not rationales:
+                raise InputError(
+                    f"training takes a score (one of {list(SCORE_COLUMNS)}) and a rationale (one of "
+                    f"{list(RATIONALE_COLUMNS)}); found {_named(record)}."
+                )
+            prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
+        for rationale in rationales:
+            completion = close(rationale, prefix, scale.nearest_label(gold))
+            yield {
+                "prompt": as_messages(prompt) if conversational else prompt,
+                "completion": [{"role": "assistant", "content": completion}] if conversational else completion,
+                "score": gold,
+            }
+
+
+def close(rationale: str, prefix: str, label: str) -> str:
+    """The completion of a rationale: the rationale, white space if it ends in none, the prefix and the label."""
+    joint = "" if not rationale or rationale[-1].isspace() else " "
+    return f"{rationale}{joint}{prefix}{label}"
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as chat messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

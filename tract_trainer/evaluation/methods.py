@@ -1,0 +1,90 @@
+"""Turns the rationales of judged records into a score per record, in each of the ways that one can be read off them.
+
+A row is a mapping with the `rationales` of one record, as an evaluation's JSON has them. `n` records, `C` rationales of
+a record that came to a score, `K` labels of the scale.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tract_trainer.metrics import Floats
+from tract_trainer.scale import ScoreScale
+
+Row = Mapping[str, Any]
+
+METHODS = ("decoded", "greedy", "RAIL", "RAIL renormalised", "median")
+
+
+def scores_by_method(
+    rows: Sequence[Row], scale: ScoreScale, renormalized: bool, count: int | None = None
+) -> dict[str, Floats]:
+    """
+    Scores of all records by each method, from one set of rationales.
+
+    Args:
+        rows (`Sequence[Mapping]`): judged records, each with `rationales`: mappings with `label` and `probs`, `(K,)`.
+        scale ([`ScoreScale`]): the judge's.
+        renormalized (`bool`): whether the judge divides its distributions by their sum, as it was trained.
+        count (`int`, *optional*): use the first so many rationales that came to a score; by default, all.
+
+    Returns:
+        `dict` with scores, `(n,)`, in units of the scale, NaN where no rationale came to a score:
+
+        - `decoded`: the value of the label that was written; the likeliest label where the judge wrote none and was
+          asked for one. Of several rationales, the mean.
+        - `greedy`: the value of the likeliest label where the score is due; of several rationales, the mean.
+        - `RAIL`: the expected score, as the judge was trained; of several rationales, the mean.
+        - `RAIL renormalised`: the same with each distribution divided by its sum.
+        - `median`: the lowest value that half of the mean distribution of the rationales is at or below.
+    """
+    found = [_scores(finished(row, count), scale, renormalized) for row in rows]
+    return {method: np.array([scores[method] for scores in found]) for method in METHODS}
+
+
+def finished(row: Row, count: int | None = None) -> list[Mapping[str, Any]]:
+    """The first `count` rationales of a row that came to a score; all of them by default."""
+    # A probability is None where the model gave no number.
+    return [one for one in row["rationales"] if one["probs"] is not None and None not in one["probs"]][:count]
+
+
+def mean_mass(rows: Sequence[Row], count: int | None = None) -> float:
+    """Probability on the labels of the scale, the mean over the scored records; NaN if there is none."""
+    masses = [np.mean([sum(r["probs"]) for r in used]) for row in rows if (used := finished(row, count))]
+    return float(np.mean(masses)) if masses else np.nan
+
+
+def rationale_counts(num_cots: int) -> list[int]:
+    """The powers of two up to `num_cots`, and `num_cots` itself."""
+    return sorted({2**power for power in range(num_cots.bit_length())} | {num_cots}) if num_cots else []
+
+
+def _scores(rationales: Sequence[Mapping[str, Any]], scale: ScoreScale, renormalized: bool) -> dict[str, float]:
+    if not rationales:
+        return dict.fromkeys(METHODS, np.nan)
+    values = np.array(scale.values)  # (K,)
+    labels = [scale.value(rationale["label"]) for rationale in rationales]
+    probs = np.array([rationale["probs"] for rationale in rationales])  # (C, K)
+    mass = probs.sum(1)
+    expected = probs @ values
+    inside = np.divide(expected, mass, out=np.full_like(mass, np.nan), where=mass > 0)  # all may underflow to 0
+    scores = {
+        "decoded": np.mean(labels),
+        "greedy": values[probs.argmax(1)].mean(),
+        "RAIL": (inside if renormalized else expected).mean(),
+        "RAIL renormalised": inside.mean(),
+        "median": _median(values, probs.mean(0)),
+    }
+    # Rounded, since a mean of tenths depends on their order in its last digit, and would part what is tied.
+    return {method: round(float(score), 12) for method, score in scores.items()}
+
+
+def _median(values: Floats, weights: Floats) -> float:
+    """The lowest of `values`, `(K,)`, that half of `weights`, `(K,)`, is at or below; NaN where all weights are 0."""
+    order = np.argsort(values)
+    below = np.cumsum(weights[order])
+    if below[-1] == 0:
+        return np.nan
+    # Probabilities are float32: half may come out as 0.4999999, and rounding must not choose between two values.
+    return float(values[order][below / below[-1] >= 0.5 - 1e-6][0])

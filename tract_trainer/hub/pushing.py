@@ -1,0 +1,151 @@
+"""Turns a finished folder into a repository of the Hub, and a failed upload into what to do next."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from tract_trainer.errors import InputError
+from tract_trainer.hub.card import fence, read_card, renewed, write_card
+from tract_trainer.judge_config import DEFAULT_TEMPLATE, JudgeConfig
+
+NOT_UPLOADED = ("_*", "checkpoint-*", ".*")
+"""What stays here when a folder is uploaded."""
+
+DATASET_FILES = ("train.parquet", "report.json", "settings.json", "judge_config.json")
+
+DATASET_TEMPLATE = "dataset_card.md.jinja"
+
+
+@contextmanager
+def upload_advice(
+    folder: Path, repo_id: str, repo_type: str = "model", private: bool | None = None, revision: str | None = None
+) -> Iterator[None]:
+    """Turns the failure of an upload of `folder` into an `OSError` that says how to go on, and what is on disk."""
+    try:
+        yield
+    except Exception as error:
+        excluded = [word for pattern in NOT_UPLOADED for word in ("--exclude", pattern)]
+        kind = [] if repo_type == "model" else ["--type", repo_type]
+        where = [*(["--private"] if private else []), *(["--revision", revision] if revision else [])]
+        command = shlex.join(["hf", "upload", repo_id, str(folder), ".", *kind, *where, *excluded])
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(
+            f"The upload of {folder} to {repo_id} failed: {reason}\n"
+            f"Nothing is lost, everything is in {folder}. When the cause is gone, go on with\n    {command}"
+        ) from error
+
+
+def push_judge(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+) -> str:
+    """
+    Uploads a saved judge as it is, without checkpoints.
+
+    Args:
+        folder (`str`): the judge's folder.
+        repo_id (`str`): repository, made if there is none; `"NAME"` or `"OWNER/NAME"`.
+        token (`str`, *optional*): access token; by default, that of `hf auth login`.
+        private (`bool`, *optional*): whether a new repository is private.
+        revision (`str`, *optional*): branch; by default, the main one.
+
+    Returns:
+        `str`: the commit's address.
+
+    Raises:
+        OSError: the upload failed; the message says how to go on.
+    """
+    return _push(Path(folder), repo_id, token, private, revision=revision)
+
+
+def push_dataset(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    judge: str | None = None,
+    token: str | None = None,
+    private: bool | None = None,
+) -> str:
+    """
+    Uploads rationales as a dataset with a card: their counts, how they were drawn, the scale, how to use them.
+
+    Args:
+        folder (`str`): `output_dir` of [`generate_cot_dataset`].
+        repo_id (`str`): repository, made if there is none; `"NAME"` or `"OWNER/NAME"`.
+        judge (`str`, *optional*): Hub repository of the judge that wrote them.
+        token (`str`, *optional*): access token; by default, that of `hf auth login`.
+        private (`bool`, *optional*): whether a new repository is private.
+
+    Returns:
+        `str`: the commit's address.
+
+    Raises:
+        InputError: the folder holds no finished rationales.
+        OSError: the upload failed; the message says how to go on.
+    """
+    folder = Path(folder)
+    missing = [name for name in DATASET_FILES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} holds no finished rationales: {', '.join(missing)} missing. Give the output_dir of "
+            "generate_cot_dataset; called again with the same settings, it completes the folder."
+        )
+    with upload_advice(folder, repo_id, "dataset", private):
+        full_name = _repository(repo_id, "dataset", token, private)
+        write_dataset_card(folder, full_name, judge)
+    return _push(folder, full_name, token, private, "dataset", ["README.md", *DATASET_FILES])
+
+
+def write_dataset_card(folder: Path, name: str, judge: str | None = None) -> None:
+    """Writes `README.md` for the rationales in `folder`; what was written there by hand stays."""
+    before = read_card(folder)
+    if before is None:
+        raise InputError(f"{folder / 'README.md'} cannot be read. Correct the block at its head, or delete it.")
+    found = {part: json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("report", "settings")}
+    config = JudgeConfig.load(folder)
+    facts = {"title": name.split("/")[-1], "name": name, "judge": judge, "config": config, **found}
+    facts |= {"default_template": DEFAULT_TEMPLATE, "fence": fence(config.prompt_template)}
+    metadata: dict[str, Any] = {
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "train.parquet"}]}],
+        "task_categories": ["text-generation"],
+        "tags": ["tract-trainer", "llm-as-a-judge", "synthetic"],
+    }
+    write_card(folder, renewed(before, folder, DATASET_TEMPLATE, facts, metadata))
+
+
+def _push(
+    folder: Path,
+    repo_id: str,
+    token: str | None,
+    private: bool | None,
+    repo_type: str = "model",
+    files: list[str] | None = None,
+    revision: str | None = None,
+) -> str:
+    with upload_advice(folder, repo_id, repo_type, private, revision):
+        commit = HfApi().upload_folder(
+            repo_id=_repository(repo_id, repo_type, token, private),
+            folder_path=folder,
+            repo_type=repo_type,
+            token=token,
+            revision=revision,
+            commit_message=f"Upload {repo_type} with tract-trainer",
+            allow_patterns=files,
+            ignore_patterns=list(NOT_UPLOADED),
+        )
+    return str(commit.commit_url)
+
+
+def _repository(repo_id: str, repo_type: str, token: str | None, private: bool | None) -> str:
+    """The repository's full name; it is made if there is none."""
+    made = HfApi().create_repo(repo_id, repo_type=repo_type, token=token, private=private, exist_ok=True)
+    return made.repo_id

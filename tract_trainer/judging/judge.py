@@ -1,0 +1,260 @@
+"""Turns records into judgments."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from tract_trainer.data.hashing import derive_seed, digest
+from tract_trainer.data.records import Record
+from tract_trainer.data.rendering import RecordRows
+from tract_trainer.engines.base import (
+    Engine,
+    Rationale,
+    Sampling,
+    as_int,
+    at_once,
+    check_score_settings,
+    checked,
+    engine_class,
+    refusing_unknown,
+)
+from tract_trainer.errors import InputError
+from tract_trainer.judge_config import JudgeConfig
+from tract_trainer.judging.batching import in_order, in_pieces
+from tract_trainer.judging.judgment import Comparison, Judgment, comparison, judgment
+from tract_trainer.judging.reward import reward_func
+from tract_trainer.scale import ScoreTokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Judge:
+    """
+    A trained judge on an engine. Usually made with [`Judge.from_pretrained`].
+
+    Args:
+        engine ([`~tract_trainer.engines.base.Engine`]): what writes and scores rationales.
+        config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked and its score read.
+
+    Example:
+    ```python
+    judge = Judge.from_pretrained("judge")
+    judgment = judge.score({"instruction": "Name a prime.", "response": "7", "rubric": "Is the answer correct?"})
+    ```
+    """
+
+    def __init__(self, engine: Engine, config: JudgeConfig) -> None:
+        self.engine, self.config = engine, config
+        self.rows = RecordRows(engine.tokens, config)
+
+    @property
+    def identity(self) -> str:
+        """A fingerprint of the weights and of how they are asked."""
+        config = {name: value for name, value in asdict(self.config).items() if name != "tract_trainer_version"}
+        template = self.engine.tokens.tokenizer.chat_template
+        return f"{self.engine.identity}-{digest(config, template)[:16]}"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        engine: str = "transformers",
+        *,
+        revision: str | None = None,
+        batch_size: int | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> "Judge":
+        """
+        Loads a judge saved by [`RegressionAwareSFTTrainer`], a full model or an adapter.
+
+        Args:
+            name_or_path (`str`): folder or Hub repository with a `judge_config.json`.
+            engine (`str`, *optional*, defaults to `"transformers"`): what runs it. `"vllm"` runs in this process,
+                `"server"` asks a running `vllm serve`, or what speaks its protocol.
+            revision (`str`, *optional*): Hub revision.
+            batch_size (`int`, *optional*): rationales generated together; by default 16, and 512 with vLLM.
+            model_kwargs (`dict`, *optional*):
+                Arguments of the model's `from_pretrained` (an adapter's base model's), of `vllm.LLM`, or of
+                [`~tract_trainer.engines.server.ServerEngine.from_pretrained`].
+
+        Raises:
+            FileNotFoundError: there is no `judge_config.json`.
+            ValueError: the engine is not known or not installed.
+        """
+        from transformers import AutoTokenizer
+
+        kind = engine_class(engine)
+        config, kwargs = JudgeConfig.load(name_or_path, revision), dict(model_kwargs or {})
+        trust = kwargs.get("trust_remote_code", False)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust)
+        tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
+        with refusing_unknown(kwargs, engine):
+            found = kind.from_pretrained(
+                name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs
+            )
+        return cls(found, config)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        config: JudgeConfig,
+        *,
+        batch_size: int | None = None,
+    ) -> "Judge":
+        """A judge from a model in memory, on the transformers engine."""
+        from tract_trainer.engines.transformers import TransformersEngine
+
+        tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
+        return cls(TransformersEngine(model, tokens, config, batch_size), config)
+
+    @overload
+    def score(self, records: Record, num_cots: int = ..., **sampling: Any) -> Judgment: ...
+    @overload
+    def score(self, records: "Iterable[Record] | Dataset", num_cots: int = ..., **sampling: Any) -> list[Judgment]: ...
+
+    def score(
+        self,
+        records: "Record | Iterable[Record] | Dataset",
+        num_cots: int = 1,
+        *,
+        seed: int = 42,
+        unfinished: str = "unscored",
+        progress: bool | None = None,
+        **sampling: Any,
+    ) -> Judgment | list[Judgment]:
+        """
+        Judges one record or many.
+
+        Args:
+            records (`Mapping`, `Iterable[Mapping]` or [`~datasets.Dataset`]):
+                `instruction`, `response`, `rubric`, or a ready `prompt`.
+            num_cots (`int`, *optional*, defaults to `1`): rationales per record, whose scores are averaged.
+            seed (`int`, *optional*, defaults to `42`):
+                Seed. A record's rationales depend on its prompt and this number, not on the records beside it.
+            unfinished (`str`, *optional*, defaults to `"unscored"`):
+                What to do with a rationale that never comes to a score: leave it `"unscored"`, or `"force"` it: put
+                the prefix where it ends and read the score there.
+            progress (`bool`, *optional*): whether to show a progress bar; by default, for more than one batch.
+            **sampling: fields of [`~tract_trainer.engines.base.Sampling`], e.g. `temperature=0`.
+
+        Returns:
+            [`Judgment`], or a list of them in the order of the records. A record whose rationales never came to a score
+            is unscored: `score` is NaN and `reason` says why.
+        """
+        if isinstance(records, Mapping):
+            return next(self.stream([records], num_cots, seed=seed, unfinished=unfinished, progress=False, **sampling))
+        return list(self.stream(records, num_cots, seed=seed, unfinished=unfinished, progress=progress, **sampling))
+
+    def stream(self, records: "Iterable[Record] | Dataset", num_cots: int = 1, **settings: Any) -> Iterator[Judgment]:
+        """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
+        return in_order(self.as_finished(records, num_cots, **settings))
+
+    def as_finished(
+        self,
+        records: "Iterable[Record] | Dataset",
+        num_cots: int = 1,
+        *,
+        seed: int = 42,
+        unfinished: str = "unscored",
+        progress: bool | None = None,
+        **sampling: Any,
+    ) -> Iterator[tuple[int, Judgment]]:
+        """Like [`stream`], but each with its record's number, in the order in which they come from a server."""
+        num_cots, seed = as_int("num_cots", num_cots), as_int("seed", seed)
+        settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
+        asked: Any = records if isinstance(records, Sized) else list(records)
+        size = at_once(self.engine, num_cots)
+        judged = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
+        shown = len(asked) > size if progress is None else progress
+        return in_pieces(judged, asked, size, self.engine.calls, "Judging", shown)
+
+    def _judged(
+        self, records: Sequence[Record], num_cots: int, seed: int, sampling: Sampling, force: bool
+    ) -> list[Judgment]:
+        rows = [self.rows.prompt_ids(record) for record in records]
+        fitting = [i for i, row in enumerate(rows) if self.fits(row)]
+        requests = [(i, cot) for i in fitting for cot in range(num_cots)]
+        seeds = [derive_seed(seed, rows[i], cot) for i, cot in requests]
+        rationales = self.engine.generate([rows[i] for i, _ in requests], seeds, sampling)
+        if force:
+            rationales = self._forced([records[i] for i, _ in requests], rationales)
+        of_record = {i: rationales[n * num_cots : (n + 1) * num_cots] for n, i in enumerate(fitting)}
+        return [self.judgment(of_record.get(i, []), sampling.max_new_tokens, len(row)) for i, row in enumerate(rows)]
+
+    def fits(self, row: Sequence[int]) -> bool:
+        """Whether the model has room to write after the tokens of `row`."""
+        return self.engine.max_length is None or len(row) < self.engine.max_length
+
+    def _forced(self, records: Sequence[Record], rationales: Sequence[Rationale]) -> list[Rationale]:
+        """`rationales`, one per record, with a score read where those end that came to none."""
+        rows = {
+            i: self.rows.scored_ids(records[i], rationale.text)
+            for i, rationale in enumerate(rationales)
+            if rationale.log_probs is None
+        }
+        rows = {i: row for i, row in rows.items() if self.fits(row)}
+        read = dict(zip(rows, self._read(list(rows.values())), strict=True))
+        return [
+            rationale._replace(label=read[i][0], log_probs=read[i][1], forced=True) if i in read else rationale
+            for i, rationale in enumerate(rationales)
+        ]
+
+    def _read(self, rows: Sequence[list[int]]) -> list[tuple[str, tuple[float, ...]]]:
+        """The most likely label after each row of tokens, and the log-probabilities of the scale there."""
+        labels = self.config.score_labels
+        return [(labels[int(np.argmax(found))], found) for found in self.engine.score(rows)]
+
+    def rescore(self, records: Sequence[Record], rationales: Sequence[str]) -> list[Judgment]:
+        """Scores given rationales, one per record, on the tokens that training would see. Draws nothing."""
+        if len(records) != len(rationales):
+            raise InputError(f"Expected a rationale for each of {len(records)} records, got {len(rationales)}.")
+        rows = [self.rows.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
+        read = iter(self._read([row for row in rows if self.fits(row)]))
+        return [
+            self.judgment([Rationale(text, *next(read), 0)] if self.fits(row) else [], 0, len(row))
+            for text, row in zip(rationales, rows, strict=True)
+        ]
+
+    def compare(
+        self, a: Record, b: Record, num_cots: int = 1, *, tie_width: float = 0.0, **settings: Any
+    ) -> Comparison:
+        """
+        Judges two records, such as two responses to one instruction, and weighs the judgments against each other.
+
+        Args:
+            num_cots (`int`, *optional*, defaults to `1`): rationales per record.
+            tie_width (`float`, *optional*, defaults to `0.0`): scores no further apart, in units of the scale, tie.
+            **settings: as in [`score`].
+        """
+        first, second = self.score([a, b], num_cots, **settings)
+        return comparison(first, second, self.config, tie_width)
+
+    def as_reward_func(
+        self, rubric: Any = None, num_cots: int = 1, *, name: str = "judge_score", **settings: Any
+    ) -> Callable[..., list[float | None]]:
+        """
+        A function for `reward_funcs` of TRL's GRPO trainer. The reward is the expected score, in units of the scale.
+
+        Args:
+            rubric (`str` or `dict`, *optional*):
+                What to judge by; by default, the column `rubric`. Where that is empty, the reward is `None`.
+            num_cots (`int`, *optional*, defaults to `1`): rationales per completion.
+            name (`str`, *optional*, defaults to `"judge_score"`): what TRL logs the reward as. Two need two.
+            **settings: as in [`score`], but `unfinished` is `"force"`, so a reward is NaN only where the model has no
+                room for the prompt, or after the rationale for the prefix.
+        """
+        check_score_settings(num_cots, **settings)
+        settings = {"num_cots": num_cots, "unfinished": "force", "progress": False, **settings}
+        return reward_func(lambda records: self.score(records, **settings), rubric, name)
+
+    def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0, prompt_length: int = 0) -> Judgment:
+        """The judgment that the rationales of one record make together."""
+        return judgment(rationales, self.config, max_new_tokens, prompt_length, self.engine.max_length)

@@ -1,0 +1,138 @@
+"""Turns the rationales of a record into a judgment, and two judgments into a comparison.
+
+`K` is the number of labels of the scale.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tract_trainer.engines.base import Rationale
+from tract_trainer.errors import InputError
+from tract_trainer.judge_config import JudgeConfig
+from tract_trainer.losses import expected_score
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """
+    What a judge says of one record.
+
+    Attributes:
+        score (`float`): the RAIL score, the mean over the finished rationales, in units of the scale; NaN if unscored.
+        probs (`tuple[float, ...]`): probability of each label, the mean over the finished rationales, `(K,)`.
+        std (`float`): standard deviation of `probs` over the scale: how undecided the judge is.
+        mass (`float`): probability on the scale, the sum of `probs`.
+        label (`str`, *optional*):
+            The label the judge wrote at the end of the first finished rationale; the likeliest one where it was forced.
+        rationale (`str`): the first finished rationale.
+        reason (`str`): why there is no score; empty if there is one.
+        rationales (`tuple[Rationale, ...]`): every rationale with its own label and log-probabilities.
+    """
+
+    score: float
+    probs: tuple[float, ...]
+    std: float
+    mass: float
+    label: str | None
+    rationale: str
+    reason: str
+    rationales: tuple[Rationale, ...]
+
+
+def judgment(
+    rationales: Sequence[Rationale],
+    config: JudgeConfig,
+    max_new_tokens: int = 0,
+    prompt_length: int = 0,
+    max_length: int | None = None,
+) -> Judgment:
+    """
+    The judgment that the rationales of one record make together, written after a prompt of `prompt_length` tokens by a
+    model that reads `max_length`.
+    """
+    read = [rationale for rationale in rationales if rationale.log_probs is not None]
+    finished = [rationale for rationale in read if not any(map(math.isnan, rationale.log_probs or ()))]
+    if read and not finished:
+        reason = (
+            f"The model gives no numbers (NaN) for the labels of {len(read)} of {len(rationales)} rationales. Its "
+            "logits may overflow in float16: load it in bfloat16 or float32."
+        )
+        return unscored(reason, config, rationales)
+    if not finished:
+        room = math.inf if max_length is None else max_length - prompt_length
+        limit = f"max_new_tokens={max_new_tokens}"
+        if room < max_new_tokens:
+            limit = f"the model's limit of {max_length} tokens, of which the prompt takes {prompt_length}"
+        cut = sum(rationale.num_tokens >= min(max_new_tokens, room) for rationale in rationales)
+        reason = (
+            f"None of {len(rationales)} rationales came to {config.score_prefix!r} and a label; {cut} were "
+            f"cut at {limit}."
+            if room > 0
+            else f"There are {prompt_length} tokens to read, and the model reads {max_length}."
+        )
+        return unscored(reason, config, rationales)
+    values = torch.tensor(config.scale.values)  # (K,)
+    log_probs = torch.tensor([rationale.log_probs for rationale in finished])  # (finished, K)
+    score = expected_score(log_probs, values, config.renormalize_scores).mean()
+    probs = log_probs.exp().mean(0)  # (K,)
+    share = probs / probs.sum()
+    variance = share @ values.square() - (share @ values).square()
+    return Judgment(
+        score=float(score),
+        probs=tuple(probs.tolist()),
+        std=math.sqrt(max(0.0, float(variance))),
+        mass=float(probs.sum()),
+        label=finished[0].label,
+        rationale=finished[0].text.strip(),
+        reason="",
+        rationales=tuple(rationales),
+    )
+
+
+def unscored(reason: str, config: JudgeConfig, rationales: Sequence[Rationale] = ()) -> Judgment:
+    """The judgment of a record that has no score."""
+    nothing = (math.nan,) * len(config.score_labels)
+    text = rationales[0].text if rationales else ""
+    return Judgment(math.nan, nothing, math.nan, math.nan, None, text, reason, tuple(rationales))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Two judgments against each other, their scores taken as independent draws from `probs`, divided by their mass.
+
+    Attributes:
+        win (`float`): probability that the score of `a` is more than the tie width above that of `b`; NaN if either is
+            unscored, as are the next two.
+        tie (`float`): probability that the two are within the tie width of each other.
+        loss (`float`): probability that `b` is more than the tie width above.
+        verdict (`str`, *optional*): `"a"`, `"b"`, or `"tie"` where the expected scores are within the tie width of each
+            other; `None` if either is unscored.
+        a ([`Judgment`]), b ([`Judgment`]): the judgments.
+    """
+
+    win: float
+    tie: float
+    loss: float
+    verdict: str | None
+    a: Judgment
+    b: Judgment
+
+
+def comparison(a: Judgment, b: Judgment, config: JudgeConfig, tie_width: float = 0.0) -> Comparison:
+    """`a` against `b`. `tie_width` is in units of the scale."""
+    if tie_width < 0:
+        raise InputError(f"tie_width must be at least 0, got {tie_width}.")
+    if a.reason or b.reason:
+        return Comparison(math.nan, math.nan, math.nan, None, a, b)
+    values = np.array(config.scale.values)  # (K,)
+    joint = np.outer(np.divide(a.probs, a.mass), np.divide(b.probs, b.mass))  # (K, K)
+    gaps = values[:, None] - values  # (K, K)
+    win, loss = float(joint[gaps > tie_width].sum()), float(joint[gaps < -tie_width].sum())
+    gap = a.score - b.score
+    verdict = "tie" if abs(gap) <= tie_width else "a" if gap > 0 else "b"
+    return Comparison(win, max(0.0, 1 - win - loss), loss, verdict, a, b)

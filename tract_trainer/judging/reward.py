@@ -1,0 +1,42 @@
+"""Turns a judge into a reward function for reinforcement learning with TRL."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tract_trainer.data.records import Prompt, turn_text
+from tract_trainer.errors import InputError
+from tract_trainer.judging.judgment import Judgment
+
+
+def reward_func(
+    judge: Callable[[list[dict[str, Any]]], Sequence[Judgment]], rubric: Any, name: str
+) -> Callable[..., list[float | None]]:
+    """See [`~tract_trainer.Judge.as_reward_func`]. `judge` gives the judgments of records."""
+
+    def score(prompts: Sequence[Prompt], completions: Sequence[Prompt], **columns: Any) -> list[float | None]:
+        rubrics = [rubric] * len(prompts) if rubric is not None else columns.get("rubric")
+        if rubrics is None:
+            raise InputError(
+                f"The judge has no rubric to go by: the dataset has the columns {sorted(columns)}. Add a column "
+                "`rubric`, or give one for all: judge.as_reward_func(rubric=...)."
+            )
+        references = columns.get("reference") or [None] * len(prompts)
+        records = [
+            {"instruction": _text(prompt), "response": _text(completion), "rubric": by, "reference": reference}
+            for prompt, completion, by, reference in zip(prompts, completions, rubrics, references, strict=True)
+        ]
+        asked = [record for record in records if record["rubric"]]
+        judgments = iter(judge(asked))
+        return [next(judgments).score if record["rubric"] else None for record in records]
+
+    score.__name__ = name
+    return score
+
+
+def _text(turns: Prompt) -> str:
+    """A conversation as text: of a single turn, its content."""
+    if isinstance(turns, str):
+        return turns
+    if len(turns) == 1:
+        return turn_text(turns[0])
+    return "\n\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in turns)

@@ -1,0 +1,238 @@
+"""Turns a dataset and a stage-1 model into the stage-2 dataset: the model's own rationales, closed with the gold score.
+
+Work is cut into batches that depend on the dataset and the batch size, never on what is already done, and a finished
+batch is appended to a shard at once. So a run that was killed goes on where it stopped, and ends with the same dataset.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from tract_trainer.data.datasets import described, unformatted
+from tract_trainer.data.hashing import derive_seed
+from tract_trainer.data.records import (
+    Prompt,
+    annotated_rationales,
+    checked_prompt,
+    completion_text,
+    gold_score,
+    unanswered,
+)
+from tract_trainer.data.rendering import prompt_ids
+from tract_trainer.data.settings import begin
+from tract_trainer.data.store import Shards, writing
+from tract_trainer.engines.base import Rationale, Sampling, as_int
+from tract_trainer.errors import InputError, numbered
+from tract_trainer.judging.batching import as_finished
+from tract_trainer.judging.judge import Judge
+from tract_trainer.rationales.dataset import RENDERED, Request, stage2_features, summary, words, write_stage2
+
+
+def generate_cot_dataset(
+    model: str | Path | Judge,
+    dataset: Dataset,
+    engine: str = "transformers",
+    num_cots: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    repetition_penalty: float = 1.03,
+    max_new_tokens: int = 1024,
+    seed: int = 42,
+    output_dir: str | Path = "cots",
+    *,
+    batch_size: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    max_retries: int = 2,
+    unfinished: str = "drop",
+    progress: bool = True,
+) -> Dataset:
+    """
+    Has a stage-1 model write its own rationale for every prompt, and attaches the gold score to it (Chiang, Lee and
+    Lukasik, ACL 2025, section 4). The score that the model samples is thrown away.
+
+    Args:
+        model (`str` or [`Judge`]): folder or Hub repository of the stage-1 judge, or a judge in memory.
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt` (text or messages) or `messages`, and `score`. Without a `score`, it is read from the end
+            of the completion. Existing completions are not used otherwise, but for a count in the report: how many of
+            the rationales are word for word an annotated one. `tools` and `chat_template_kwargs` render the prompts as
+            they do in training, and are columns of the result.
+        engine (`str`, *optional*, defaults to `"transformers"`): what runs the model.
+        num_cots (`int`, *optional*, defaults to `1`): rationales per row.
+        temperature, top_p, repetition_penalty, max_new_tokens: see [`~tract_trainer.engines.base.Sampling`].
+        seed (`int`, *optional*, defaults to `42`): seed of all draws.
+        output_dir (`str`, *optional*, defaults to `"cots"`):
+            Folder of the result (`train.parquet`, `report.json`) and of the work in progress. A second call with the
+            same settings generates what is missing; one with other settings is refused.
+        batch_size (`int`, *optional*): rationales generated together; by default, as many as the engine does.
+        model_kwargs (`dict`, *optional*): arguments of the engine, see [`Judge.from_pretrained`].
+        max_retries (`int`, *optional*, defaults to `2`): further draws for a rationale that comes to no score.
+        unfinished (`str`, *optional*, defaults to `"drop"`):
+            What to do with a rationale that never came to a score: `"drop"` it, or `"force"`: close it where it ends.
+        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+
+    Returns:
+        [`~datasets.Dataset`] with `prompt`, `completion` and `score`, in the order of the rows: a dataset that the
+        trainer takes as it is. Prompt and completion are messages where the judge is conversational or the prompt was;
+        otherwise text. A fractional gold score keeps its value in `score` and writes the nearest label.
+
+    Raises:
+        ValueError: the dataset has no rows, prompts or scores; the settings differ from those of `output_dir`; or not
+            one rationale came to a score.
+    """
+    if unfinished not in ("drop", "force"):
+        raise InputError(f"unfinished={unfinished!r} is not one of ['drop', 'force'].")
+    num_cots, seed = as_int("num_cots", num_cots), as_int("seed", seed)
+    if num_cots < 1 or max_retries < 0:
+        raise InputError(f"Expected num_cots >= 1 and max_retries >= 0, got {num_cots} and {max_retries}.")
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"Expected a datasets.Dataset, found {type(dataset).__name__}: rationales are written longest prompt "
+            "first, so all rows must be at hand. Use Dataset.from_list(list(rows))."
+        )
+    if len(dataset) == 0:
+        raise InputError("The dataset has no rows, so there is nothing to write rationales for.")
+    if not isinstance(model, str | Path | Judge):
+        raise InputError(
+            f"Expected a folder, a Hub repository or a Judge as the model, found {type(model).__name__}. For a model "
+            "in memory, give Judge.from_model(model, tokenizer, config), where config is trainer.judge_config."
+        )
+    sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
+    judge = (
+        model
+        if isinstance(model, Judge)
+        else Judge.from_pretrained(model, engine, batch_size=batch_size, model_kwargs=model_kwargs)
+    )
+    work = _Work(judge, unformatted(dataset), num_cots, sampling, seed, max_retries)
+    settings = work.settings()  # reads what every row is rendered with: a bad one is refused now, not hours later
+    folder = Path(output_dir)
+    state = begin(folder / "settings.json", settings, folder / ".shards")
+    with writing(folder / ".shards", state.process_index) as shards:
+        batches = work.batches(batch_size or judge.engine.batch_size)
+        missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
+        state.wait_for_everyone()  # every process has read the shards before one writes
+        pending = missing[state.process_index :: state.num_processes]
+        hidden = not progress or not state.is_main_process
+        with tqdm(total=sum(map(len, pending)), desc="Writing rationales", unit="cot", disable=hidden) as bar:
+            requested = (list(work.requests(batch)) for batch in pending)
+            for _, made in as_finished(work.write, requested, judge.engine.calls):
+                shards.append(made)
+                bar.update(len(made))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        requests = work.requests((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
+        rows = Shards(folder / ".shards")
+        report = write_stage2(requests, work.features, rows, folder, judge.config, unfinished, work.annotated)
+        judge.config.save(folder)  # their scale and closing phrase
+        if progress:
+            Console().print(summary(report), f"Saved in {folder}.")
+    state.wait_for_everyone()
+    return described(Dataset.from_parquet(str(folder / "train.parquet")), folder)
+
+
+class _Work:
+    """The rationales to write, and how."""
+
+    def __init__(
+        self, judge: Judge, dataset: Dataset, num_cots: int, sampling: Sampling, seed: int, max_retries: int
+    ) -> None:
+        self.judge, self.dataset, self.num_cots = judge, dataset, num_cots
+        self.sampling, self.seed, self.max_retries = sampling, seed, max_retries
+        self.annotated: set[str] = set()
+        self.features = stage2_features(dataset.features, _prompt_column(dataset[0]), judge.config)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the rationales depend on."""
+        data = hashlib.sha256()
+        for row in range(len(self.dataset)):
+            with numbered("Row", row):
+                request = self.request(row, 0)
+                _ = request.template_kwargs  # refused as well, where the chat template could not take them
+            data.update(f"{request.key} {request.score} ".encode())
+            texts = annotated_rationales(self.dataset[row], self.judge.config.score_prefix)
+            self.annotated.update(words(request.prompt, text) for text in texts)
+        return {
+            **asdict(self.sampling),
+            "num_cots": self.num_cots,
+            "seed": self.seed,
+            "max_retries": self.max_retries,
+            "judge": self.judge.identity,
+            "rows": len(self.dataset),
+            "data": data.hexdigest()[:32],
+        }
+
+    def batches(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
+        """Row and rationale numbers, `(batch_size, 2)`, longest prompts first: rows of a batch are of like length."""
+        lengths = np.array([len(str(_prompt(row))) for row in self.dataset])
+        order = np.argsort(-lengths, kind="stable")
+        places = np.stack([order.repeat(self.num_cots), np.tile(np.arange(self.num_cots), len(order))], axis=1)
+        for start in range(0, len(places), batch_size):
+            yield places[start : start + batch_size]
+
+    def requests(self, batch: Iterable[Iterable[int]]) -> Iterator[Request]:
+        return (self.request(*map(int, place)) for place in batch)
+
+    def request(self, row: int, cot: int) -> Request:
+        values = self.dataset[row]
+        return Request(row, cot, _prompt(values), self._gold(values), self._rendered(values))
+
+    def _rendered(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = {"chat_template_kwargs": self.judge.config.chat_template_kwargs, **values}
+        if not isinstance(found.get("tools"), str | None):
+            found["tools"] = json.dumps(found["tools"])  # TRL reads that too, and Parquet holds no empty mappings
+        return {name: found[name] for name in RENDERED if name in self.features}
+
+    def _gold(self, values: Mapping[str, Any]) -> float:
+        config = self.judge.config
+        score = gold_score(values)
+        if score is None and "score" not in values:
+            tokens = self.judge.engine.tokens  # the rule that training finds it with
+            found = tokens.find(tokens.tokenizer(completion_text(values), add_special_tokens=False)["input_ids"])
+            score = None if found is None else config.scale.value(found.label)
+        if score is None or not config.scale.covers(score):
+            raise InputError(
+                f"it has no gold score on the scale of {config.scale.low:g} to {config.scale.high:g}: its score is "
+                f"{score}. Fill in the column `score`, or leave such rows out."
+            )
+        return float(score)
+
+    def write(self, requests: list[Request]) -> list[tuple[str, dict[str, Any]]]:
+        """Key and finished row of each request; rationales that come to no score are drawn again."""
+        config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
+        prompts = [prompt_ids(r.prompt, tokenizer, config.conversational, **r.template_kwargs) for r in requests]
+        todo = [i for i, prompt in enumerate(prompts) if self.judge.fits(prompt)]
+        drawn = {i: (Rationale("", None, None, 0), 0) for i in range(len(requests))}
+        attempts = self.max_retries + 1 if self.sampling.temperature > 0 else 1  # the likeliest text stays the same
+        for attempt in range(1, attempts + 1):
+            seeds = [derive_seed(self.seed, requests[i].key, attempt) for i in todo]
+            rationales = self.judge.engine.generate([prompts[i] for i in todo], seeds, self.sampling)
+            drawn.update({i: (rationale, attempt) for i, rationale in zip(todo, rationales, strict=True)})
+            todo = [i for i in todo if drawn[i][0].label is None]
+            if not todo:
+                break
+        return [
+            (request.key, {"text": r.text, "label": r.label, "num_tokens": r.num_tokens, "attempts": attempt})
+            for request, (r, attempt) in zip(requests, drawn.values(), strict=True)
+        ]
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    column = _prompt_column(row)
+    found = checked_prompt(row[column])
+    return found if column == "prompt" else unanswered(found)
+
+
+def _prompt_column(row: Mapping[str, Any]) -> str:
+    for column in ("prompt", "messages"):
+        if row.get(column):
+            return column
+    raise InputError(f"A row needs `prompt` or `messages` to write a rationale for; found the columns {sorted(row)}.")

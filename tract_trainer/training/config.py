@@ -1,0 +1,163 @@
+"""Turns what a trained model does not say of itself into `judge_config.json`, and back.
+
+A saved judge is a plain model with this file beside it.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from tract_trainer.data.templates import template_text
+from tract_trainer.errors import InputError
+from tract_trainer.judge_config import DEFAULT_TEMPLATE, JudgeConfig
+from tract_trainer.losses import SCORE_LOSSES
+from tract_trainer.scale import ScoreScale
+
+
+class HubToken(str):
+    """An access token that no pickle takes along: Transformers saves, and uploads, the training arguments as one."""
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: object) -> "HubToken":
+        return self
+
+
+DEFAULT_PREFIX = "So the overall score is "
+
+
+@dataclass
+class RegressionAwareSFTConfig(SFTConfig):
+    r"""
+    Configuration of the [`RegressionAwareSFTTrainer`]. Only the parameters below are its own; all others, and their
+    defaults, are those of [`~trl.SFTConfig`].
+
+    Parameters:
+        score_labels (`list[str]`, *optional*, defaults to `["1", "2", "3", "4", "5"]`):
+            The labels of the scale as they are written. Each must be one token after `score_prefix`.
+        score_values (`list[float]`, *optional*):
+            Value of each label. If `None`, the labels read as numbers.
+        score_prefix (`str`, *optional*, defaults to `"So the overall score is "`):
+            The text right before the label. Its last occurrence in a row marks the score.
+        score_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the score loss: lambda of TRACT, eq. 4. The score loss is a mean over the scores of an optimizer
+            step on all processes. With `0.0`, `score_token_in_ce=True` and no dropped row, training is
+            [`~trl.SFTTrainer`]'s, number for number.
+        ce_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of [`~trl.SFTTrainer`]'s own loss. `0.0` trains on the score loss alone (RAFT).
+        score_loss_type (`str`, *optional*, defaults to `"squared_error"`):
+            `"squared_error"` (the paper's), `"absolute_error"`, `"huber"`, `"wasserstein"`
+            (with `renormalize_scores=True`), `"crps"` or `"soft_ce"`. Formulas are in [`tract_trainer.losses`].
+        renormalize_scores (`bool`, *optional*, defaults to `False`):
+            Whether the distribution over the scale is divided by its sum, in training and by the judge. The paper
+            takes the probabilities of the whole vocabulary as they are.
+        score_token_in_ce (`bool`, *optional*, defaults to `True`):
+            Whether the score token counts in the cross-entropy, as in eq. 4. `False` is what the released TRACT code
+            does; then, unless `renormalize_scores=True`, nothing keeps the probability on the scale: a small model can
+            write 3 as "0.6 on the token 5, the rest elsewhere", and its decoded score means nothing.
+        missing_score (`str`, *optional*, defaults to `"error"`):
+            What to do with rows whose score cannot be found or used: `"error"`, `"drop"` them, or `"keep"` them for
+            the cross-entropy alone. They are counted and logged, but for a stream's, which are not known beforehand.
+        prompt_template (`str`, *optional*):
+            Jinja template that [`Judge`] renders records with, or the file of one, saved in `judge_config.json`. If
+            `None`, the built-in one. Training reads the dataset's own prompts and does not use it.
+    """
+
+    score_labels: list[str] = field(
+        default_factory=lambda: ["1", "2", "3", "4", "5"],
+        metadata={"help": "Labels of the scale as written. Each must be one token after `score_prefix`."},
+    )
+    score_values: list[float] | None = field(
+        default=None, metadata={"help": "Value of each label. Defaults to the labels read as numbers."}
+    )
+    score_prefix: str = field(
+        default=DEFAULT_PREFIX,
+        metadata={"help": "Text right before the label; its last occurrence in a row marks the score."},
+    )
+    score_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the score loss (lambda of TRACT, eq. 4)."}
+    )
+    ce_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of SFTTrainer's own loss. 0.0 trains on the score loss alone (RAFT)."}
+    )
+    score_loss_type: str = field(
+        default="squared_error",
+        metadata={"help": "Loss on the distribution over the scale.", "choices": list(SCORE_LOSSES)},
+    )
+    renormalize_scores: bool = field(
+        default=False,
+        metadata={"help": "Divide the distribution over the scale by its sum, in training and judging."},
+    )
+    score_token_in_ce: bool = field(
+        default=True,
+        metadata={
+            "help": "Count the score token in the cross-entropy (eq. 4). False is what the released TRACT code does; "
+            "without `renormalize_scores`, nothing then keeps the probability on the scale."
+        },
+    )
+    missing_score: str = field(
+        default="error",
+        metadata={
+            "help": "Rows whose score cannot be found or used: refuse them, drop them, or keep them for the "
+            "cross-entropy alone.",
+            "choices": ["error", "drop", "keep"],
+        },
+    )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "Jinja template the judge renders records with, or its file. Defaults to the built-in one."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.hub_token = self.hub_token and HubToken(self.hub_token)
+        if isinstance(self.model_init_kwargs, dict) and isinstance(self.model_init_kwargs.get("token"), str):
+            self.model_init_kwargs = {**self.model_init_kwargs, "token": HubToken(self.model_init_kwargs["token"])}
+        self.score_labels = list(self.scale.labels)  # as text: YAML reads [1, 2] as integers
+        for name, choices in (("score_loss_type", list(SCORE_LOSSES)), ("missing_score", ["error", "drop", "keep"])):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name}={getattr(self, name)!r} is not one of {choices}.")
+        for name in ("score_loss_weight", "ce_loss_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+        if not self.score_prefix:
+            raise InputError("score_prefix is empty. Give the text right before the score, e.g. 'Score: '.")
+        if self.prompt_template is not None:
+            self.prompt_template = template_text(self.prompt_template)
+        if self.score_loss_weight == 0 and self.ce_loss_weight == 0:
+            raise InputError("score_loss_weight and ce_loss_weight are both 0, so there is nothing to train on.")
+        if self.score_loss_type == "wasserstein" and not self.renormalize_scores:
+            raise InputError(
+                "score_loss_type='wasserstein' pushes probability off the scale, where it costs nothing. Set "
+                "renormalize_scores=True."
+            )
+
+    @property
+    def scale(self) -> ScoreScale:
+        """The scale of `score_labels` and `score_values`."""
+        return ScoreScale(self.score_labels, self.score_values)
+
+    def judge_config(self, conversational: bool, **kwargs: Any) -> JudgeConfig:
+        """The config of a judge trained with these arguments."""
+        return JudgeConfig(
+            score_labels=list(self.scale.labels),
+            score_values=list(self.scale.values),
+            score_prefix=self.score_prefix,
+            renormalize_scores=self.renormalize_scores,
+            conversational=conversational,
+            prompt_template=self.prompt_template or DEFAULT_TEMPLATE,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_training_arguments(cls, args: TrainingArguments) -> "RegressionAwareSFTConfig":
+        """`args` with the defaults above. `to_dict` would hide tokens, so the fields are read one by one."""
+        names = {f.name for f in dataclasses.fields(cls) if f.init}
+        values: dict[str, Any] = {
+            f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name in names and f.init
+        }
+        return cls(**values)

@@ -1,0 +1,150 @@
+"""Turns a dataset into a look at what would be trained on: which tokens, which score, which rows would be lost.
+
+The rows are prepared by the trainer itself, on a model without weights. `T` is the number of tokens of a row.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
+
+from tract_trainer.scale import IGNORE_INDEX, ScoreTokens
+from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.training.score_labels import Cut, describe, target_row, uncut
+from tract_trainer.training.trainer import RegressionAwareSFTTrainer
+
+BINS, WIDTH = 10, 40
+
+SHOWN_TOKENS = 400
+
+
+class Inspected(NamedTuple):
+    """
+    Prepared rows, whole and in their order.
+
+    Attributes:
+        rows ([`~datasets.Dataset`]): `input_ids`, `labels` and `score_labels`, `(T,)` each, and `score_problem`, empty
+            where the score can be used.
+        tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as the tokenizer writes it.
+        cut ([`~tract_trainer.training.score_labels.Cut`]): how rows would be shortened.
+    """
+
+    rows: Dataset
+    tokens: ScoreTokens
+    cut: Cut
+
+
+def inspect_dataset(dataset: Dataset, args: RegressionAwareSFTConfig, model: ModelConfig) -> Inspected:
+    """`dataset` as [`RegressionAwareSFTTrainer`] would train on it with `args`. No weight is loaded."""
+    name = str(model.model_name_or_path)
+    loading = {"revision": model.model_revision, "trust_remote_code": args.trust_remote_code}
+    config = AutoConfig.from_pretrained(name, **loading)
+    known = getattr(transformers, (config.architectures or [""])[0], None)  # a model with images is none for text alone
+    with torch.device("meta"):
+        empty = known(config) if known else AutoModelForCausalLM.from_config(config, **loading)
+    args = copy.copy(args)
+    args.push_to_hub = False  # it would make the repository
+    tokenizer = AutoTokenizer.from_pretrained(name, **loading)
+    trainer = _Preparation(model=empty, args=args, train_dataset=dataset, processing_class=tokenizer)
+    return Inspected(trainer.whole, trainer.score_tokens, Cut.of(args, bool(args.packing)))
+
+
+class _Preparation(RegressionAwareSFTTrainer):
+    """A trainer that prepares its dataset and nothing else."""
+
+    whole: Dataset
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        """There is nothing to move."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any) -> Any:
+        rows = super(RegressionAwareSFTTrainer, self)._prepare_dataset(
+            dataset, processing_class, uncut(args), False, *rest
+        )
+        settings = {"tokens": self.score_tokens, "cut": Cut.of(args, packing), "made_by": version("tract-trainer")}
+        self.whole = rows.map(target_row, fn_kwargs=settings, desc="Finding the scores")
+        return self.whole
+
+
+def view(inspected: Inspected, count: int = 3) -> RenderableType:
+    """The first `count` rows in colour, and counts of all."""
+    rows = inspected.rows.select(range(min(count, len(inspected.rows))))
+    shown: list[RenderableType] = [_row(row, number, inspected.tokens) for number, row in enumerate(rows)]
+    lengths = [len(ids) for ids in inspected.rows["input_ids"]]
+    scores = [float(np.nanmax(row)) for row in inspected.rows["score_labels"] if not np.isnan(row).all()]
+    legend = Text.assemble(
+        ("prompt", "dim"), "  ", ("trained in the cross-entropy", "cyan"), "  ", ("score", "bold black on yellow")
+    )
+    return Group(
+        legend, *shown, _histogram("Tokens a row", lengths), _scores("Gold scores", scores), _losses(inspected)
+    )
+
+
+def _row(row: dict[str, Any], number: int, tokens: ScoreTokens) -> Panel:
+    start = max(0, len(row["input_ids"]) - SHOWN_TOKENS)
+    text = Text(f"[{start:,} tokens before]\n" if start else "")
+    target = "no score"
+    for token, label, gold in list(zip(row["input_ids"], row["labels"], row["score_labels"], strict=True))[start:]:
+        piece = str(tokens.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        if not np.isnan(gold):
+            target = f"target {gold:g}, written {piece.strip()!r}"
+        text.append(piece, _style(label, gold))
+    title = f"row {number}, {len(row['input_ids']):,} tokens: {target}"
+    return Panel(text, title=title, subtitle=row["score_problem"] or None)
+
+
+def _style(label: int, gold: float) -> str:
+    if not np.isnan(gold):
+        return "bold black on yellow"
+    return "dim" if label == IGNORE_INDEX else "cyan"
+
+
+def _histogram(title: str, lengths: Sequence[int]) -> Table:
+    bins = min(BINS, max(lengths) - min(lengths) + 1)  # whole numbers, so none with the same in two
+    counts, edges = np.histogram(lengths, bins=np.linspace(min(lengths), max(lengths) + 1, bins + 1))
+    middle, most = int(np.median(lengths)), max(lengths)
+    names = [f"{int(np.ceil(low)):,} to {int(np.ceil(high)) - 1:,}" for low, high in pairwise(edges)]
+    return _bars(f"{title}: median {middle:,}, longest {most:,}", names, counts.tolist())
+
+
+def _scores(title: str, scores: Sequence[float]) -> Table:
+    counts = sorted(Counter(round(score, 4) for score in scores).items())
+    if len(counts) > 2 * BINS:
+        found, edges = np.histogram(scores, bins=BINS)
+        names = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
+        return _bars(title, names, found.tolist())
+    return _bars(title, [f"{score:g}" for score, _ in counts], [count for _, count in counts])
+
+
+def _bars(title: str, names: Sequence[str], counts: Sequence[int]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, show_header=False)
+    for justify in ("right", "right", "left"):
+        table.add_column(justify=justify)  # type: ignore[arg-type]
+    most = max(counts, default=0)
+    for name, count in zip(names, counts, strict=True):
+        table.add_row(name, f"{count:,}", "█" * (WIDTH * count // most if count else 0))
+    return table
+
+
+def _losses(inspected: Inspected) -> Text:
+    """A sentence for each kind of row that has no usable score."""
+    problems = inspected.rows["score_problem"][:]
+    text = Text(f"{sum(not problem for problem in problems):,} of {len(problems):,} rows have a score to train on.")
+    for problem, count in Counter(filter(None, problems)).most_common():
+        first = problems.index(problem)
+        complaint, shown, remedy = describe(problem, inspected.rows[first], inspected.tokens, inspected.cut)
+        text.append(f"\n{count:,} rows {complaint}; the first is row {first}, {shown}. {remedy}.", "bold red")
+    return text
