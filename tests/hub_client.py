@@ -22,8 +22,10 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, hf_hub_download
 from peft import LoraConfig
-from test_server import serving
 from tiny import PREFIX, train_judge
+
+sys.path.insert(0, str(Path(__file__).parent / "engines"))
+from test_server import serving
 
 from tract_trainer import (
     Judge,

@@ -43,6 +43,7 @@ FILE_NAME = "judge_config.json"
 KINDS = {
     "score_labels": list,
     "score_prefix": str,
+    "score_separator": str,
     "prompt_template": str,
     "conversational": bool,
     "renormalize_scores": bool,
@@ -63,6 +64,7 @@ class JudgeConfig:
         conversational (`bool`): whether a prompt is a user turn of the chat template, or plain text.
         prompt_template (`str`): Jinja template that renders a record into a prompt.
         chat_template_kwargs (`dict`): further arguments of the chat template, as in training.
+        score_separator (`str`): the text between a rationale and the prefix, as in the training rows.
         tract_trainer_version (`str`): version that wrote the file.
     """
 
@@ -73,6 +75,7 @@ class JudgeConfig:
     conversational: bool = True
     prompt_template: str = DEFAULT_TEMPLATE
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    score_separator: str = " "
     tract_trainer_version: str = field(default_factory=lambda: version("tract-trainer"))
 
     def __post_init__(self) -> None:

@@ -276,15 +276,9 @@ def test_the_page_lies_in_the_folder_or_beside_the_result(tmp_path):
 def test_templates_are_package_data():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert "templates/*" in setup["options.package_data"]["tract_trainer"]
-    assert {path.name for path in (ROOT / "tract_trainer" / "templates").iterdir()} == {
-        "page.html.jinja",
-        "page.css",
-        "page.js",
-        "model_card.md.jinja",
-        "dataset_card.md.jinja",
-        "citations.bib.jinja",
-    }
+    data = setup["options.package_data"]
+    for folder in (ROOT / "tract_trainer").glob("*/templates"):
+        assert data[f"tract_trainer.{folder.parent.name}"] == "templates/*"
 
 
 # The list

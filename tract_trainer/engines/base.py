@@ -50,7 +50,7 @@ def as_int(name: str, number: Any) -> int:
     """A number of things as an `int`: JSON, YAML and NumPy have other types for it."""
     fits = isinstance(number, Real) and not isinstance(number, bool) and not number % 1
     if not fits:
-        raise InputError(f"{name} must be a as_int number, found {number!r}.")
+        raise InputError(f"{name} must be a whole number, found {number!r}.")
     return int(number)
 
 
