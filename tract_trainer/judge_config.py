@@ -12,6 +12,7 @@ from typing import Any
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
 
+DEFAULT_PREFIX = "So the overall score is "
 DEFAULT_TEMPLATE = """\
 You are judging a response to an instruction. Go by the rubric alone.
 
@@ -136,8 +137,8 @@ def _download(name_or_path: str | Path, revision: str | None) -> Path:
 
     missing = (
         f"{str(name_or_path)!r} holds no {FILE_NAME}, so its scale and prefix are unknown. A judge is a model saved by "
-        "RegressionAwareSFTTrainer; to judge with another model, write the file once with\n"
-        "JudgeConfig(score_labels=..., score_values=..., score_prefix=...).save(folder)."
+        "RegressionAwareSFTTrainer. To judge with an untrained model, give its scale: "
+        "Judge.from_pretrained(..., scale=ScoreScale.integers(1, 5)), or --score_labels 1 2 3 4 5."
     )
     if Path(name_or_path).is_dir():
         raise FileNotFoundError(missing)

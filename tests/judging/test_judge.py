@@ -82,7 +82,7 @@ def test_the_score_is_the_mean_of_the_rail_scores_of_the_finished_rationales(jud
             continue
         assert judgment.score == pytest.approx(sum(rail(r.log_probs) for r in finished) / len(finished), abs=1e-5)
         assert judgment.label == finished[0].label
-        assert judgment.rationale == finished[0].text.strip()
+        assert judgment.rationale == finished[0].text
         assert judgment.reason == ""
 
 
@@ -116,7 +116,7 @@ def test_a_judgment_by_hand(judge):
     assert judgment.mass == pytest.approx(0.75)
     # shares of 15: 2, 5, 5, 3: mean (2 + 10 + 20 + 15) / 15, squares (2 + 20 + 80 + 75) / 15
     assert judgment.std == pytest.approx(math.sqrt(177 / 15 - (47 / 15) ** 2), abs=1e-5)
-    assert (judgment.label, judgment.rationale, judgment.reason) == ("2", "A.", "")
+    assert (judgment.label, judgment.rationale, judgment.reason) == ("2", " A. ", "")
     assert judgment.rationales == (third, first, second)
 
 
@@ -146,9 +146,25 @@ def test_a_rationale_whose_scale_has_no_numbers_does_not_count(judge):
     judgment = judge.judgment([overflowed, overflowed, Rationale("C.", None, None, 60)], 60)
     assert math.isnan(judgment.score) and judgment.label is None and judgment.rationale == "A."
     assert judgment.reason == (
-        "The model gives no numbers (NaN) for the labels of 2 of 3 rationales. Its logits may overflow in float16: "
-        "load it in bfloat16 or float32."
+        "2 of 3 rationales: the model gives no numbers (NaN) for the labels. Its logits may overflow in float16: load "
+        "it in bfloat16 or float32."
     )
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "reason"),
+    [
+        ((0.0,) * 5, "the labels' probabilities add up to 5, so what the model or server returned are none."),
+        ((2.0, -9.0, -9.0, -9.0, -9.0), "the labels' probabilities add up to 2.72"),
+        ((-math.inf,) * 5, "the labels have a probability of only 0 together, less than 0.01"),
+        ((-9.0,) * 5, "the labels have a probability of only 0.00062 together, less than 0.01"),
+    ],
+)
+def test_probabilities_that_are_none_or_off_the_scale_give_no_score(judge, log_probs, reason):
+    judgment = judge.judgment([Rationale("A.", "2", log_probs, 9)], 60)
+    assert math.isnan(judgment.score) and math.isnan(judgment.std) and judgment.label is None
+    assert judgment.reason.startswith(f"1 of 1 rationales: {reason}")
+    assert judgment.rationales[0].log_probs is None  # nor does an evaluation count it
 
 
 def test_the_reason_names_the_models_limit_where_that_cut_the_rationales(judge):
@@ -273,9 +289,21 @@ def test_no_records_give_no_judgments(judge):
     assert judge.score([]) == []
 
 
-def test_no_rationales_are_refused(judge):
-    with pytest.raises(ValueError, match=r"^num_cots must be at least 1, got 0\.$"):
-        judge.score(RECORDS[0], num_cots=0)
+def test_without_rationales_the_score_is_read_right_after_the_prompt(judge):
+    found = judge.score(RECORDS, num_cots=0)
+    assert [j.score for j in found] == [j.score for j in judge.rescore(RECORDS, [""] * len(RECORDS))]
+    assert all(math.isfinite(j.score) and j.rationale == "" and j.label for j in found)
+    assert judge.score(RECORDS[0], num_cots=0).score == pytest.approx(found[0].score, abs=1e-5)
+    with pytest.raises(InputError, match=r"^num_cots must be at least 0, got -1\.$"):
+        judge.score(RECORDS[0], num_cots=-1)
+
+
+def test_records_may_come_in_any_container(judge):
+    pandas = pytest.importorskip("pandas")
+    expected = [j.score for j in judge.score(RECORDS, num_cots=0)]
+    by_name = {str(number): record for number, record in enumerate(RECORDS)}
+    for records in (by_name.values(), iter(RECORDS), tuple(RECORDS), pandas.DataFrame(RECORDS)):
+        assert [j.score for j in judge.score(records, num_cots=0)] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_seed_changes_the_rationales(judge):

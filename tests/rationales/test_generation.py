@@ -128,7 +128,7 @@ def test_text_prompts_of_a_chat_judge_become_messages_which_stage_2_trains_under
     found = generate_cot_dataset(Judge(engine, judge.config), Dataset.from_list(rows), **settings)
     assert found["prompt"][:] == [[{"role": "user", "content": row["prompt"]}] for row in rows]
     assert found["completion"][0] == [{"role": "assistant", "content": f"The answer is clear. {PREFIX}4"}]
-    assert report(tmp_path / "cots")["by_heart"] == 1
+    assert report(tmp_path / "cots")["verbatim"] == 1
     stage2, config = trained_rows(found, make_tokenizer(), tmp_path / "two")
     assert config.conversational
     assert [sum(row[: len(prompt)] == prompt for prompt in asked) for row in stage2] == [1] * 8
@@ -144,8 +144,8 @@ def test_what_the_template_puts_before_an_answer_is_in_no_row_twice(tmp_path):
     texts = [turns[0]["content"].strip() for turns in found["completion"]]
     assert len(texts) >= 6 and not any("think" in text for text in texts)
     known = [row["completion"][0]["content"].rpartition(PREFIX)[0].strip() for row in make_rows(8, True)]
-    assert report(tmp_path / "cots")["by_heart"] == sum(text.rpartition(PREFIX)[0].strip() in known for text in texts)
-    assert report(tmp_path / "cots")["by_heart"] >= 4
+    assert report(tmp_path / "cots")["verbatim"] == sum(text.rpartition(PREFIX)[0].strip() in known for text in texts)
+    assert report(tmp_path / "cots")["verbatim"] >= 4
     stage2, _ = trained_rows(found, tokenizer, tmp_path / "two")
     assert [tokenizer.decode(row).count("<think>") for row in stage2] == [1] * len(found)
 
@@ -417,7 +417,7 @@ def test_rationales_known_by_heart_are_counted_and_more_than_half_are_warned_of(
             rows if form == "completion" else [{"messages": each, "score": 3} for each in turns]
         )
     generate_cot_dataset(judge, dataset, output_dir=tmp_path, **SETTINGS)
-    assert report(tmp_path)["by_heart"] == known
+    assert report(tmp_path)["verbatim"] == known
     assert ("5 of 8 rationales are word for word an annotated one" in caplog.text) == (known == 5)
 
 

@@ -116,11 +116,13 @@ def unanswered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def gold_scores(record: Record) -> list[float]:
     """The record's gold scores: one, those of several raters, or none."""
-    value: Any = next((record[name] for name in SCORE_COLUMNS if record.get(name) is not None), [])
+    value: Any = next((record[name] for name in SCORE_COLUMNS if record.get(name) is not None), None)
+    if value is None:
+        return []
     values = value if isinstance(value, list) else [value]
     try:
-        if any(isinstance(score, bool) for score in values):
-            raise TypeError("a truth value is no score")
+        if not values or any(isinstance(score, bool) for score in values):
+            raise TypeError("nothing, or a truth value")
         return [float(score) for score in values]
     except (TypeError, ValueError) as error:
         raise InputError(f"A gold score must be a number or a list of numbers, found {value!r}.") from error
@@ -153,7 +155,7 @@ def turn_text(turn: Mapping[str, Any]) -> str:
     return said if isinstance(said, str) else "".join(part.get("text") or "" for part in said)
 
 
-CLOSED = re.compile(r"""[\s"'*(]*([+-]?\d+([.,]\d+)?|[^\W\d]\w*[+-]?)(\s*(/|out\s+of)\s*\d+)?[\s"'*).\]]*""")
+CLOSED = re.compile(r"""[\s"'*(]*([+-]?\d+([.,]\d+)?|[^\W\d]\w*[+-]?)[*"']*(\s*(/|out\s+of)\s*\d+)?[\s"'*).\]]*""")
 """A label behind a closing phrase: a number or a word, perhaps `out of 5`, and nothing else."""
 
 

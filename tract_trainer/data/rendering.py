@@ -171,8 +171,8 @@ def pin_date(template: str, now: datetime) -> str:
 
 
 def separator_of(texts: Sequence[str], prefix: str) -> str:
-    """What most of `texts`, which end with `prefix`, have between the rationale and the prefix."""
-    before = [text.removesuffix(prefix) for text in texts]
+    """What most of `texts`, which end with `prefix` and a label, have between the rationale and the prefix."""
+    before = [text.rpartition(prefix)[0] for text in texts]
     found = Counter(text[len(text.rstrip()) :] for text in before if text.strip())
     return found.most_common(1)[0][0] if found else default_separator(prefix)
 

@@ -13,7 +13,7 @@ from trl import SFTConfig
 
 from tract_trainer.data.templates import template_text
 from tract_trainer.errors import InputError
-from tract_trainer.judge_config import DEFAULT_TEMPLATE, JudgeConfig
+from tract_trainer.judge_config import DEFAULT_PREFIX, DEFAULT_TEMPLATE, JudgeConfig
 from tract_trainer.losses import SCORE_LOSSES
 from tract_trainer.scale import ScoreScale
 
@@ -26,9 +26,6 @@ class HubToken(str):
 
     def __deepcopy__(self, memo: object) -> "HubToken":
         return self
-
-
-DEFAULT_PREFIX = "So the overall score is "
 
 
 @dataclass

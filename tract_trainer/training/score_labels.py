@@ -19,7 +19,7 @@ from trl import SFTConfig, pack_dataset
 from tract_trainer.data.datasets import AnyDataset
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import completion_text, unanswered
-from tract_trainer.data.rendering import asked_length, separator_of, template_kwargs
+from tract_trainer.data.rendering import asked_length, template_kwargs
 from tract_trainer.errors import InputError
 from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
 
@@ -367,15 +367,17 @@ def _prompt(row: dict[str, Any]) -> Any:
     return unanswered(row["messages"]) if row.get("messages") else None
 
 
-def separator_in(dataset: AnyDataset, tokens: ScoreTokens) -> str:
-    """What most of the first rows of a prepared dataset have between rationale and prefix."""
+def closed_texts(dataset: Dataset, tokens: ScoreTokens) -> list[str]:
+    """How the rationales of the first rows of a prepared dataset end: with the prefix and a label."""
     texts = []
     for row in dataset.take(SAMPLED_ROWS):
         due = np.flatnonzero(~np.isnan(np.asarray(row["score_labels"], dtype=np.float32)))
         if len(due):
-            trained = [i for i, y in zip(row["input_ids"][: due[-1]], row["labels"], strict=False) if y != IGNORE_INDEX]
+            trained = [
+                i for i, y in zip(row["input_ids"][: due[-1] + 1], row["labels"], strict=False) if y != IGNORE_INDEX
+            ]
             texts.append(str(tokens.tokenizer.decode(trained[-tokens.window :], clean_up_tokenization_spaces=False)))
-    return separator_of(texts, tokens.prefix)
+    return texts
 
 
 def _problem_of(row: dict[str, Any], found: FoundScore | None, scale: ScoreScale) -> str:

@@ -26,7 +26,8 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.data.datasets import unformatted
-from tract_trainer.data.rendering import pin_date
+from tract_trainer.data.records import completion_text
+from tract_trainer.data.rendering import pin_date, separator_of
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
@@ -40,8 +41,8 @@ from tract_trainer.training.score_labels import (
     UNTRAINED,
     Cut,
     add_score_labels,
+    closed_texts,
     cut_or_pack,
-    separator_in,
     uncut,
     with_template_kwargs,
 )
@@ -190,7 +191,9 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
             for kind in lost:
                 logger.warning(f"missing_score={self._score_args.missing_score!r}: {kind.sentence}")
             if dataset_name == "train":
-                self._score_separator = separator_in(dataset, self.score_tokens)
+                known = isinstance(dataset, Dataset)  # of a stream, the first row as it came
+                texts = closed_texts(dataset, self.score_tokens) if known else [completion_text(self._sample)]
+                self._score_separator = separator_of(texts, self._score_args.score_prefix)
             left = len(dataset) if isinstance(dataset, Dataset) else None
             dataset = cut_or_pack(dataset, args, packing, dataset_name)
         if given is not None and left is not None:
