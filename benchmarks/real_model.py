@@ -70,7 +70,7 @@ class Size:
     max_rationale: int = 110  # of those trained on
     rationales: int = 1  # of a record, the shortest ones: so many training rows of it
     folds: int = 3  # one of them not reported
-    epochs: float = 3
+    epochs: float = 2
     learning_rate: float = 2e-3
     batch_size: int = 4
     micro_batch: int = 2
@@ -91,6 +91,7 @@ SIZES = {
         folds=6,
         epochs=3,
         learning_rate=3e-4,
+        batch_size=8,
         micro_batch=8,
         layers=0,
         rank=16,
@@ -134,8 +135,8 @@ ARMS = {
 }
 # What matters most is done for all folds before the next is begun.
 WAVES = (
-    ("untrained", "CE", "stage 1", "TRACT"),
-    ("CE in both stages", "CE, score only", "RAFT, score only"),
+    ("CE", "stage 1", "TRACT"),
+    ("CE, score only", "RAFT, score only", "untrained", "CE in both stages"),
     ("TRACT, lambda 0.1", "TRACT, renormalised"),
 )
 
@@ -366,34 +367,28 @@ def cells(args: argparse.Namespace, size: Size, folds: Sequence[int]) -> Iterato
 
 
 def tune(cell: Cell, rates: Sequence[float]) -> None:
-    """Held-out loss of cross-entropy by epoch, and how many rationales end by themselves, for each learning rate."""
+    """Prints for each learning rate what cross-entropy learns by epoch, on held-out rows, and how its judge writes."""
+    held_out = Dataset.from_list(training_rows(cell.held_out, cell.size, with_rationale=True))
+    prompts, gold = [{"prompt": r["asked"]} for r in cell.held_out], [r["score"] for r in cell.held_out]
+    evaluated = {"eval_strategy": "epoch", "eval_on_start": True}
     for rate in rates:
-        folder = cell.folder / f"tuning-{rate:g}"
-        held_out = Dataset.from_list(training_rows(cell.held_out, cell.size, with_rationale=True))
-        evaluated = {"eval_strategy": "epoch", "eval_on_start": True}
-        trainer = cell.trainer("CE", str(folder), held_out, learning_rate=rate, **evaluated)
+        folder = str(cell.folder / f"tuning-{rate:g}")
+        trainer = cell.trainer("CE", folder, held_out, learning_rate=rate, **evaluated)
         trainer.train()
         for line in trainer.state.log_history:
-            shown = {name: round(line[name], 3) for name in line if name in ("epoch", "loss") or "eval_" in name}
-            print(rate, shown, flush=True)
-        judge = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config, batch_size=32)
-        prompts = [{"prompt": record["asked"]} for record in cell.held_out]
-        found = judge.score(prompts, max_new_tokens=cell.size.max_new_tokens, unfinished="force", progress=False)
-        gold = [record["score"] for record in cell.held_out]
-        print(
-            rate,
-            "forced",
-            np.mean([one.rationales[0].forced for one in found]),
-            "mass",
-            np.mean([one.mass for one in found]),
-            "r",
-            np.corrcoef([one.score for one in found], gold)[0, 1],
-            "tokens",
-            np.mean([one.rationales[0].num_tokens for one in found]),
-            flush=True,
+            if "eval_ce_loss" in line:
+                figures = f"cross-entropy {line['eval_ce_loss']:.3f}, r {line['eval_score_pearson']:.3f}"
+                print(f"{rate:g}, epoch {line['epoch']:.0f}: after annotated rationales {figures}", flush=True)
+        model, tokenizer = trainer.model.to(cell.size.dtype), trainer.processing_class
+        judge = Judge.from_model(model, tokenizer, trainer.judge_config, batch_size=cell.size.generated_together)
+        found = judge.score(
+            prompts, max_new_tokens=cell.size.max_new_tokens, unfinished="force", seed=cell.seed, progress=False
         )
-        for one, score in zip(found[:3], gold[:3], strict=True):
-            print(score, one.score, one.rationale, one.label, flush=True)
+        ended = np.mean([not one.rationales[0].forced for one in found])
+        mass, r = np.mean([one.mass for one in found]), np.corrcoef([one.score for one in found], gold)[0, 1]
+        print(f"{rate:g}: {ended:.1%} ended by themselves, mass {mass:.2f}, r of RAIL {r:.3f}, such as", flush=True)
+        for one, score in zip(found[:3], gold, strict=False):
+            print(f"  gold {score:.2f}, {one.score:.2f}: {one.rationale}", flush=True)
 
 
 def main() -> None:
@@ -412,9 +407,9 @@ def main() -> None:
     size = SIZES[args.preset]
     if args.summary:
         return print(summary(args.output_dir, list(ARMS)))
-    # Without Triton, TRL has the head read the tokens of the prompt as well, and leaves them out of the loss: the same
-    # loss for twice the time.
-    trl.trainer.utils._use_triton = lambda device: True
+    if args.device == "cpu":
+        # Without Triton, TRL's head reads the tokens of the prompt as well, to leave them out of the loss afterwards.
+        trl.trainer.utils._use_triton = lambda device: True
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     if args.tune:
