@@ -92,7 +92,7 @@ SIZES = {
         epochs=3,
         learning_rate=3e-4,
         batch_size=8,
-        micro_batch=8,
+        micro_batch=4,
         layers=0,
         rank=16,
         max_new_tokens=320,
@@ -294,10 +294,8 @@ class Cell(NamedTuple):
         }
 
     def references(self) -> dict[str, list[float]]:
-        """Scores of the held-out records by trivial predictors, and by one run of GPT-4, `(n,)` each."""
-        predicted = {name: row.tolist() for name, row in trivial(self.train, self.held_out).items()}
-        runs = {f"GPT-4, run {i + 1}": [record["scores"][i] for record in self.held_out] for i in range(3)}
-        return predicted | runs
+        """Scores of the held-out records by trivial predictors, `(n,)` each."""
+        return {name: row.tolist() for name, row in trivial(self.train, self.held_out).items()}
 
     def run(self, arm: str) -> None:
         """Writes what an arm says of the held-out records, unless it is there or another process is at it."""
@@ -359,7 +357,7 @@ def cells(args: argparse.Namespace, size: Size, folds: Sequence[int]) -> Iterato
     print(f"{len(records)} records of {len(groups)} instructions are short enough.", flush=True)
     for seed in args.seeds:
         for fold in folds:
-            train, held_out = split(records, fold, size.folds, seed)
+            train, held_out = split(records, fold, size.folds, seed=0)  # so the last fold is never reported
             random.Random(seed).shuffle(train)
             folder = args.output_dir / f"seed-{seed:02d}-fold-{fold}"
             (folder / "judges").mkdir(parents=True, exist_ok=True)
@@ -379,7 +377,7 @@ def tune(cell: Cell, rates: Sequence[float]) -> None:
             if "eval_ce_loss" in line:
                 figures = f"cross-entropy {line['eval_ce_loss']:.3f}, r {line['eval_score_pearson']:.3f}"
                 print(f"{rate:g}, epoch {line['epoch']:.0f}: after annotated rationales {figures}", flush=True)
-        model, tokenizer = trainer.model.to(cell.size.dtype), trainer.processing_class
+        model, tokenizer = trainer.model.to(getattr(torch, cell.size.dtype)), trainer.processing_class
         judge = Judge.from_model(model, tokenizer, trainer.judge_config, batch_size=cell.size.generated_together)
         found = judge.score(
             prompts, max_new_tokens=cell.size.max_new_tokens, unfinished="force", seed=cell.seed, progress=False

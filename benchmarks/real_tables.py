@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from real_text import CONSTANT, FIGURES, RESAMPLES, Run
+from real_text import TRIVIAL as PREDICTORS
 
 from tract_trainer.report import figure_with_interval
 
@@ -146,8 +147,7 @@ def figure_table(folds: Sequence[Fold], arms: Sequence[str], figure: str) -> str
         cells = [cell(figures(own, side)[figure]) if side in own[0].scores else "" for side in sides]
         rows.append([arm, *cells, str(sum(len(fold.gold) for fold in own))])
     n = str(sum(len(fold.gold) for fold in folds))
-    others = [side for side in folds[0].scores if not side.method]
-    for side in [*others, Side(CEILING, "")]:
+    for side in [*(Side(name, "") for name in PREDICTORS), Side(CEILING, "")]:
         if side.name != CONSTANT or figure == "rmse":
             rows.append([side.name, *[""] * 3, cell(figures(folds, side)[figure]), "", "", n])
     return table([FIGURES[figure], *METHODS, "records"], rows)
