@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from real_text import CONSTANT, FIGURES, RESAMPLES, Run
+from real_text import CONSTANT, FIGURES, RESAMPLES, Run, figure_with_interval
 from real_text import TRIVIAL as PREDICTORS
-
-from tract_trainer.report import figure_with_interval
 
 Floats = NDArray[np.float64]
 VALUES = np.arange(1.0, 6.0)
@@ -146,11 +144,17 @@ def figure_table(folds: Sequence[Fold], arms: Sequence[str], figure: str) -> str
         sides = [Side(arm, method) for method in METHODS]
         cells = [cell(figures(own, side)[figure]) if side in own[0].scores else "" for side in sides]
         rows.append([arm, *cells, str(sum(len(fold.gold) for fold in own))])
-    n = str(sum(len(fold.gold) for fold in folds))
-    for side in [*(Side(name, "") for name in PREDICTORS), Side(CEILING, "")]:
-        if side.name != CONSTANT or figure == "rmse":
-            rows.append([side.name, *[""] * 3, cell(figures(folds, side)[figure]), "", "", n])
     return table([FIGURES[figure], *METHODS, "records"], rows)
+
+
+def reference_table(folds: Sequence[Fold]) -> str:
+    """What needs no judge: the trivial predictors, and how far GPT-4 agrees with itself."""
+    rows = []
+    for side in [*(Side(name, "") for name in PREDICTORS), Side(CEILING, "")]:
+        found = figures(folds, side)
+        shown = ("rmse",) if side.name == CONSTANT else FIGURES
+        rows.append([side.name, *(cell(found[name]) if name in shown else "-" for name in FIGURES)])
+    return table(["no judge", *FIGURES.values()], rows)
 
 
 def contrast_table(folds: Sequence[Fold]) -> str:
@@ -205,4 +209,4 @@ def summary(folder: Path, order: Sequence[str]) -> str:
     n, groups = sum(len(fold.gold) for fold in folds), {name for fold in folds for name in fold.groups}
     about = f"{n} held-out records of {len(groups)} instructions, in {len(folds)} folds."
     tables = [figure_table(folds, arms, figure) for figure in FIGURES]
-    return "\n\n".join([about, *tables, contrast_table(folds), state_table(folds, arms)])
+    return "\n\n".join([about, reference_table(folds), *tables, contrast_table(folds), state_table(folds, arms)])
