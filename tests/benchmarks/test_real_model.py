@@ -9,7 +9,7 @@ import pytest
 from test_real_text import prometheus_row
 from tiny import make_model, make_tokenizer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import real_model
 import real_tables
 
