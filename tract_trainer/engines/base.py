@@ -54,7 +54,8 @@ class Sampling:
 
 def as_int(name: str, number: Any) -> int:
     """A whole number as an `int`: JSON, YAML and NumPy may hold it as another type."""
-    if not isinstance(number, Real) or isinstance(number, bool) or number % 1:
+    is_whole = isinstance(number, Real) and not isinstance(number, bool) and not number % 1
+    if not is_whole:
         raise InputError(f"{name} must be a whole number, found {number!r}.")
     return int(number)
 

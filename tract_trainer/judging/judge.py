@@ -87,12 +87,12 @@ class Judge:
             FileNotFoundError: there is no `judge_config.json`.
             ValueError: the engine is not known or not installed.
         """
-        from transformers import AutoTokenizer
+        from tract_trainer.engines.checkpoints import load_tokenizer
 
         kind = engine_class(engine)
         config, kwargs = JudgeConfig.load(name_or_path, revision), dict(model_kwargs or {})
         trust = kwargs.get("trust_remote_code", False)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust)
+        tokenizer = load_tokenizer(name_or_path, revision, trust)
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
         with refusing_unknown(kwargs, engine):
             found = kind.from_pretrained(
