@@ -5,6 +5,7 @@
 Writes to `docs/images`. The judges are those of `tract demo`, and so are the held-out records.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,9 @@ Judged = dict[str, list[Judgment]]
 
 
 def main(argv: Sequence[str]) -> None:
-    drawings: dict[str, Any] = {"losses.svg": losses, "stages.svg": stages, "distribution.svg": distribution}
+    drawings: dict[str, Any] = {
+        "losses.svg": losses, "stages.svg": stages, "distribution.svg": distribution, "results.svg": results
+    }  # fmt: skip
     with rc_context(STYLE):
         for name, draw in drawings.items():
             save(draw(), name)
@@ -110,6 +113,24 @@ def distribution() -> Figure:
     ax.errorbar(score, 0.12, xerr=std, fmt="o", color=EXPECTED, markersize=8, capsize=4, linewidth=2)
     ax.text(score, 0.145, f"expected score {score:.2f} ± std {std:.2f}", ha="center", color=EXPECTED)
     ax.set(xlabel="label", ylabel="probability", xticks=LABELS, ylim=(0, 0.52))
+    return figure
+
+
+def results() -> Figure:
+    """The miniature's table on the page of the results."""
+    page = (IMAGES.parent / "results.md").read_text(encoding="utf-8").replace("*", "")
+    number = r"(\.\d+) ± (\.\d+)"
+    rows = re.findall(rf"^\| (.+?) \| {number} \| {number} \|", page, flags=re.M)
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    ax, places = figure.subplots(), np.arange(len(rows))
+    for column, label, color, shift in ((1, "decoded label", DECODED, -0.1), (3, "expected score", EXPECTED, 0.1)):
+        values, reach = (np.array([float(row[column + i]) for row in rows]) for i in (0, 1))
+        ax.errorbar(values, places + shift, xerr=reach, fmt="o", markersize=5, color=color, label=label)
+    ax.set(yticks=places, yticklabels=[row[0] for row in rows], xlabel="Pearson's r with gold, 95 % intervals")
+    ax.margins(y=0.08)
+    ax.invert_yaxis()
+    ax.grid(axis="x", color="0.9")
+    ax.legend(loc="lower left", fontsize=9)
     return figure
 
 
