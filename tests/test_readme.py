@@ -28,7 +28,7 @@ def test_the_blocks_run(rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     # Ends with a score by itself, as a large model would.
-    train_judge(tmp_path / "seed", dataset=Dataset.from_list(rows)).save_model()
+    train_judge(tmp_path / "seed", dataset=Dataset.from_list(rows), score_loss_weight=0.0).save_model()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert "Qwen/Qwen3-8B" in train and "max_length=3000" in train
     train = train.replace("Qwen/Qwen3-8B", str(tmp_path / "seed"))
