@@ -74,7 +74,7 @@ docs: .venv-docs/installed
 
 .venv-docs/installed: setup.cfg
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.1 "mkdocstrings[python]==1.0.8"
+	.venv-docs/bin/python -m pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.1 "mkdocstrings[python]==1.0.8" ruff==0.17.6
 	touch $@
 
 clean:
