@@ -52,7 +52,7 @@ ASKED = (
 """Columns that a result depends on."""
 
 NOT_KEPT = {
-    *(*ASKED, *SCORE_COLUMNS, *RATIONALE_COLUMNS, "completion", "group", "id", "subset", "input", "targets"),
+    *(*ASKED, *SCORE_COLUMNS, *RATIONALE_COLUMNS, "completion", "group", "input", "targets"),
     *("chosen_instruction", "rejected_instruction"),
 }
 """Columns that a judgment has under another name, or that are long."""
@@ -190,7 +190,7 @@ def save(result: Mapping[str, Any], path: Path) -> None:
     """Writes a result to the JSON file `path`, and beside it its table (`.md`) and its pictures (`-NAME.png`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path.with_suffix(".md")) as part:
-        part.write_text(f"{markdown(result)}\n<!-- {MARK}: {result[MARK]} -->\n", encoding="utf-8")
+        part.write_text(f"<!-- {MARK}: {result[MARK]} -->\n{markdown(result)}", encoding="utf-8")
     draw(result, path.with_suffix(""))
     save_results(path, result)  # last: where it is, the others are
 
@@ -284,15 +284,15 @@ def _of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
 def _of_pairs(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     return [
         {"id": str(pair.get("id", number)), "subset": pair["subset"], "side": side, "record": columns}
-        for number, (pair, columns) in enumerate(zip(pairs, _kept_columns(pairs), strict=True))
+        for number, (pair, columns) in enumerate(zip(pairs, _kept_columns(pairs, "id", "subset"), strict=True))
         for side in ("chosen", "rejected")
     ]
 
 
-def _kept_columns(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Of each record the columns to break figures down by: those that are short in every record."""
+def _kept_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
+    """Of each record the columns to break figures down by: those that are short in every record, without `others`."""
     found = [
-        {name: json.dumps(value, default=str) for name, value in record.items() if name not in NOT_KEPT}
+        {name: json.dumps(value, default=str) for name, value in record.items() if name not in {*NOT_KEPT, *others}}
         for record in records
     ]
     long = {name for columns in found for name, value in columns.items() if len(value) > LONGEST}

@@ -81,7 +81,7 @@ def _best(methods: Mapping[str, Any]) -> str:
     }
     if len(known) < 2:
         return ""
-    best = choose(known, key=known.__getitem__)
+    best = choose(known, key=lambda name: (known[name], (name == "RAIL") == (choose is max)))  # of ties, RAIL
     title = "Highest accuracy" if key == "accuracy" else "Lowest RMSE"
     return f"{title} of {len(known)} methods: {best}{'' if best == 'RAIL' else f' ({_short(known[best], 3)})'}."
 
@@ -100,7 +100,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     page = [
         f"# {escaped(result['benchmark']['name'])}: {escaped(result['judge']['name'])}",
         escaped(verdict(result)),
-        f"{shown}; {drawn}; probability on the scale {mass}. Intervals are of 95 %{of_groups}.",
+        f"{shown}; {drawn}; probability on the scale {mass}. Intervals are 95 %{of_groups}.",
         markdown_table([heads, *([escaped(name), *cells] for name, *cells in rows)]),
         calibration_remark(result),
         TAU_REMARK if "kendall" in first else "",
