@@ -144,6 +144,17 @@ class AskArguments(JudgeArguments):
 
 
 @dataclass
+class OutputArguments:
+    """What may be replaced."""
+
+    _argument_group_name = "output"
+
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start over, and replace files at the output whoever wrote them."}
+    )
+
+
+@dataclass
 class CotArguments:
     """What becomes of a rationale without a score when rationales are written."""
 
@@ -158,14 +169,14 @@ class CotArguments:
 
 
 @dataclass
-class GenerateArguments(CotArguments, JudgeArguments):
+class GenerateArguments(OutputArguments, CotArguments, JudgeArguments):
     """The stage-1 judge, and where its rationales go."""
 
     output_dir: str = field(default="cots", metadata={"help": "Folder of the result and of the work in progress."})
 
 
 @dataclass
-class RecordArguments(AskArguments):
+class RecordArguments(OutputArguments, AskArguments):
     """The judge, and the records to judge."""
 
     record: str | None = field(default=None, metadata={"help": "JSON file with one record; its judgment is printed."})
@@ -248,7 +259,7 @@ class DemoArguments:
 
 
 @dataclass
-class RunArguments(CotArguments, EngineArguments):
+class RunArguments(OutputArguments, CotArguments, EngineArguments):
     """What `tract run` adds to the arguments of training and of drawing rationales."""
 
     _argument_group_name = "run"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from tract_trainer.cli.arguments import (
     GenerateArguments,
     InspectArguments,
     JudgeArguments,
+    OutputArguments,
     RecordArguments,
     ReportArguments,
     RunArguments,
@@ -55,33 +57,30 @@ def _judge(args: JudgeArguments, draw: SamplingArguments) -> Any:
 
 
 def sft(argv: Sequence[str]) -> None:
-    data, args, model = parse(
+    data, args, output, model = parse(
         "sft",
         "Trains one stage and saves the judge.",
         argv,
         TrainingDataArguments,
         RegressionAwareSFTConfig,
+        OutputArguments,
         ModelConfig,
     )
     from tract_trainer._distributed import file_lock
     from tract_trainer.cli import pipeline
     from tract_trainer.data.datasets import load_rows
-    from tract_trainer.data.settings import check_settings
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
+    folder, first = Path(args.output_dir), args.process_index == 0
+    if first:
+        pipeline.check_output_dir(model, args, output.overwrite)
     train_dataset = pipeline.training_data(_rows(data), args, model, data.data)
     held_out = None if data.eval_data is None else load_rows(data.eval_data)
     eval_dataset = None if held_out is None else pipeline.training_data(held_out, args, model)
-    # What begins with "_" is not uploaded.
-    folder, first = Path(args.output_dir), args.process_index == 0
     with file_lock(folder, "_training.lock") if first else nullcontext():
         if first:
-            path, resumed = folder / "_training.json", str(args.resume_from_checkpoint).lower() == "true"
-            if not resumed:
-                path.unlink(missing_ok=True)
-            if not resumed or path.is_file():
-                check_settings(path, pipeline.trained_with(model, args, data.data, len(train_dataset)))
+            pipeline.begin_training(model, args, train_dataset)
         pipeline.train(model, args, train_dataset, eval_dataset)
 
 
@@ -108,8 +107,11 @@ def generate(argv: Sequence[str]) -> None:
         "generate", "Writes the stage-2 dataset.", argv, DataArguments, GenerateArguments, SamplingArguments
     )
     from tract_trainer.cli import pipeline
+    from tract_trainer.data.store import refuse_foreign
     from tract_trainer.rationales.generation import generate_cot_dataset
 
+    if int(os.environ.get("RANK", "0")) == 0:
+        refuse_foreign([Path(args.output_dir)], args.overwrite, signs=[Path(args.output_dir) / "settings.json"])
     rows, judge = _rows(data), _judge(args, draw)
     dataset = pipeline.prompts_of(rows, judge)
     generate_cot_dataset(
@@ -121,6 +123,7 @@ def generate(argv: Sequence[str]) -> None:
         output_dir=args.output_dir,
         max_retries=args.max_retries,
         unfinished=args.unfinished,
+        overwrite=args.overwrite,
     )
 
 
@@ -131,6 +134,8 @@ def judge(argv: Sequence[str]) -> None:
 
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
+    if args.output is not None:
+        pipeline.check_judged(Path(args.output), args.overwrite)
     record = None if args.record is None else read_record(args.record)
     records = [] if args.input is None else read_records(args.input)
     loaded = _judge(args, draw)
@@ -148,6 +153,7 @@ def judge(argv: Sequence[str]) -> None:
         draw.num_cots,
         seed=args.seed,
         unfinished=args.unfinished,
+        overwrite=args.overwrite,
         **draw.sampling,
     )
 

@@ -7,6 +7,7 @@ import copy
 import itertools
 import json
 import random
+import shutil
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +29,7 @@ from tract_trainer.data.datasets import load_rows
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import Record, check_prompts, prompt_of
 from tract_trainer.data.settings import check_settings
+from tract_trainer.data.store import refuse_foreign
 from tract_trainer.engines.base import checked, engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import evaluate
@@ -59,13 +61,18 @@ def run_pipeline(
     if model.model_name_or_path is None:
         raise InputError("model_name_or_path is missing: the folder or Hub repository of the seed model.")
     _check_later_steps(args, draw, settings)
+    folder, main = Path(str(args.output_dir)), PartialState().is_main_process
+    if main:
+        refuse_foreign([folder], settings.overwrite, signs=[folder / "settings.json"])
     held_out, training, dataset = _data(rows, eval_data, args, model, settings, source)
-    folder = Path(str(args.output_dir))
-    with file_lock(folder, ".lock") if PartialState().is_main_process else nullcontext():
-        console = Console(quiet=not PartialState().is_main_process)
-        steps = [folder / name for name in ("stage1", "cots", "stage2", "evaluation.json")]
+    with file_lock(folder, ".lock") if main else nullcontext():
+        console = Console(quiet=not main)
+        made_with = _settings(rows, eval_data, args, model, settings)
+        made_with["seed_model"] = pipeline.seed_identity(model)
         with PartialState().main_process_first():
-            check_settings(folder / "settings.json", _settings(rows, eval_data, args, model, settings), *steps)
+            if main and settings.overwrite:
+                _start_over(folder)
+            check_settings(folder / "settings.json", made_with, *(folder / step for step in STEPS))
             _check_rationales(folder, draw, settings, begin=False)
         console.print(f"[1/4] Stage 1 on {len(dataset):,} annotated rationales of {len(training):,} records")
         _stage(folder / "stage1", model, args, dataset)
@@ -86,6 +93,11 @@ def run_pipeline(
         console.print(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
         with PartialState().main_process_first():
             _check_rationales(folder, draw, settings, begin=True)
+            if pipeline.seed_identity(model) != made_with["seed_model"]:
+                raise InputError(
+                    f"The files of the seed model {model.model_name_or_path} have changed since stage 1, which began "
+                    "with them, as stage 2 must. Put them back, or give another output_dir."
+                )
         own = copy.copy(args)
         if args.missing_score == "error":
             own.missing_score = "drop"  # a rationale of its own may be too long for max_length, which is settled by now
@@ -104,9 +116,20 @@ def run_pipeline(
             unfinished="force" if settings.unfinished == "force" else "unscored",
             **draw.sampling,
         )
-        if PartialState().is_main_process:
+        if main:
             _publish(folder / "stage2", result, args)
         return result, path
+
+
+STEPS = ("stage1", "cots", "stage2", "evaluation.json")
+
+MADE = (*STEPS, "stage1.done", "stage2.done", "stage2.settings.json", "evaluation.unfinished", "settings.json")
+
+
+def _start_over(folder: Path) -> None:
+    """Deletes what a run left."""
+    for path in (folder / name for name in MADE):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _check_later_steps(args: RegressionAwareSFTConfig, draw: SamplingArguments, settings: RunArguments) -> None:
@@ -187,7 +210,7 @@ def _check_rationales(folder: Path, draw: SamplingArguments, settings: RunArgume
     path = folder / "stage2.settings.json"
     if begin or path.exists():
         made_with = asdict(draw) | asdict(settings)
-        for name in ("batch_size", "max_eval_records", "eval_fraction"):
+        for name in ("batch_size", "max_eval_records", "eval_fraction", "overwrite"):
             del made_with[name]
         check_settings(path, _as_json(made_with), folder / "stage2")
 

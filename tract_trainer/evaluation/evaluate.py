@@ -5,7 +5,6 @@ again from its `judgments` alone. A row is one of these; of pairs there are two 
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -14,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from tract_trainer._distributed import process_state
 from tract_trainer.data.benchmarks import check_scale
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.pairs import pair_records
 from tract_trainer.data.records import Prompt, Record, check_prompts
 from tract_trainer.data.settings import begin, differences
-from tract_trainer.data.store import finish_rows, finished_rows, save_results, without_nan
+from tract_trainer.data.store import finish_rows, finished_rows, locked, save_results, without_nan
 from tract_trainer.engines.base import at_once, checked
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.artifacts import SCHEMA_VERSION
@@ -98,8 +98,7 @@ def evaluate(
     every = pair_records(records, config.scale) if pairs else records
     check_prompts(every, judge.rows.prompt)
     folder = path.with_name(f"{path.stem}.unfinished")
-    rows_or_lock = folder / "process-00000.jsonl", folder / "process-00000.lock"
-    state = begin(folder / "settings.json", made_with, *rows_or_lock)
+    state = process_state()
     progress = None if state.is_main_process else False
     known = (_of_pairs if pairs else _of_records)(records)
 
@@ -114,12 +113,16 @@ def evaluate(
             i = numbers[place]
             yield i, {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
 
-    finish_rows(folder, len(known), rows, state)
-    if state.is_main_process:
-        judged = list(finished_rows(folder, len(known)))
-        save({**head, **without_nan(_figures(judged, config, num_cots)), "judgments": judged}, path)
-        shutil.rmtree(folder)
-    state.wait_for_everyone()
+    with locked(folder, state.process_index, path):
+        finished = _finished(path, made_with)  # by a process that held the lock until now
+        if finished is None:
+            begin(folder / "settings.json", made_with, *folder.glob("process-*.jsonl"))
+            keys = [str(number) for number in range(len(known))]
+            finish_rows(folder, keys, rows, state)
+            if state.is_main_process:
+                judged = list(finished_rows(folder, keys))
+                save({**head, **without_nan(_figures(judged, config, num_cots)), "judgments": judged}, path)
+        state.wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
