@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/tract demo
 
 test: $(VENV)/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -1,19 +1,11 @@
-"""A seed model, a judge and records that the tests of the command line share, and how they call it."""
+"""A seed model and records that the tests of the command line share, and how they call it."""
 
 import json
 
 import pytest
-from tiny import RATIONALES, make_model, make_tokenizer, train_judge
+from tiny import RATIONALES, make_model, make_tokenizer
 
 from tract_trainer.cli.main import main
-
-
-@pytest.fixture(scope="session")
-def judge_folder(tmp_path_factory):
-    """A saved judge that has learned to close its rationales."""
-    folder = tmp_path_factory.mktemp("judge")
-    train_judge(folder).save_model()
-    return folder
 
 
 @pytest.fixture(scope="session")

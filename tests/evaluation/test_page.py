@@ -197,7 +197,7 @@ def test_in_a_browser_the_list_sorts_and_hostile_text_is_text(tmp_path):
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
         options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]
         done = subprocess.run(
-            ["chromium", *options, f"file://{page}#{hash_}"], capture_output=True, timeout=120, check=True
+            ["chromium", *options, f"file://{page}#{hash_}"], capture_output=True, timeout=1200, check=True
         )
         assert b"CONSOLE" not in done.stderr, done.stderr.decode()
         return Parsed(done.stdout.decode())
@@ -276,15 +276,9 @@ def test_the_page_lies_in_the_folder_or_beside_the_result(tmp_path):
 def test_templates_are_package_data():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert "templates/*" in setup["options.package_data"]["tract_trainer"]
-    assert {path.name for path in (ROOT / "tract_trainer" / "templates").iterdir()} == {
-        "page.html.jinja",
-        "page.css",
-        "page.js",
-        "model_card.md.jinja",
-        "dataset_card.md.jinja",
-        "citations.bib.jinja",
-    }
+    data = setup["options.package_data"]
+    for folder in (ROOT / "tract_trainer").glob("*/templates"):
+        assert data[f"tract_trainer.{folder.parent.name}"] == "templates/*"
 
 
 # The list

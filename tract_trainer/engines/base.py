@@ -50,7 +50,7 @@ def as_int(name: str, number: Any) -> int:
     """A number of things as an `int`: JSON, YAML and NumPy have other types for it."""
     fits = isinstance(number, Real) and not isinstance(number, bool) and not number % 1
     if not fits:
-        raise InputError(f"{name} must be a as_int number, found {number!r}.")
+        raise InputError(f"{name} must be a whole number, found {number!r}.")
     return int(number)
 
 
@@ -111,8 +111,8 @@ def at_once(engine: Engine, num_cots: int = 1) -> int:
 
 def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Sampling:
     """How rationales are drawn; an InputError for settings that a judge's `score` does not take."""
-    if as_int("num_cots", num_cots) < 1:
-        raise InputError(f"num_cots must be at least 1, got {num_cots}.")
+    if as_int("num_cots", num_cots) < 0:
+        raise InputError(f"num_cots must be at least 0, got {num_cots}.")
     if unfinished not in ("unscored", "force"):
         raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
     return Sampling(**sampling)

@@ -6,7 +6,6 @@ The rows are prepared by the trainer itself, on a model without weights. `T` is 
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -74,7 +73,7 @@ class _Preparation(RegressionAwareSFTTrainer):
         rows = super(RegressionAwareSFTTrainer, self)._prepare_dataset(
             dataset, processing_class, uncut(args), False, *rest
         )
-        settings = {"tokens": self.score_tokens, "cut": Cut.of(args, packing), "made_by": version("tract-trainer")}
+        settings = {"tokens": self.score_tokens, "cut": Cut.of(args, packing)}
         self.whole = rows.map(target_row, fn_kwargs=settings, desc="Finding the scores")
         return self.whole
 
