@@ -145,7 +145,7 @@ def test_a_value_of_another_type_in_a_yaml_is_refused(tmp_path, refused, yaml_te
 
 def test_a_file_has_no_splits(seed_folder, records_file, tmp_path, refused):
     argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
-    assert "is a file without splits, so split='test' has no meaning" in refused(*argv, "--split", "test")
+    assert "is a file and has no splits, so split='test' has no effect" in refused(*argv, "--split", "test")
 
 
 def test_copies_of_a_record_are_on_one_side():
@@ -185,17 +185,17 @@ def test_one_record_is_judged_and_printed(judge_folder, tmp_path, capsys):
     ]
     assert main(argv) == 0
     judgment = json.loads(capsys.readouterr().out)
-    assert judgment["score"] == pytest.approx(4, abs=0.2) and judgment["rationale"] == RATIONALES[0]
+    assert judgment["score"] == pytest.approx(4, abs=0.2) and judgment["rationale"].strip() == RATIONALES[0]
     assert set(judgment["probs"]) == set("12345") and judgment["labels"] == ["4"] * 3
 
 
 def test_parquet_files_are_read(tmp_path):
     from datasets import Dataset
 
-    from tract_trainer.data.datasets import load_rows
+    from tract_trainer.data.reading import read_rows
 
     Dataset.from_list([{"prompt": "a", "completion": "b", "score": 1.0}]).to_parquet(tmp_path / "train.parquet")
-    assert load_rows(str(tmp_path / "train.parquet"))[0]["score"] == 1.0
+    assert read_rows(str(tmp_path / "train.parquet"))[0]["score"] == 1.0
 
 
 def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, capsys):
@@ -250,10 +250,10 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
     message = refused(*both, "--path", tmp_path, "--output", "one.json")
     assert "--output one.json is one file, and 2 benchmarks have one each" in message
     one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
-    assert "--columns renames the columns of --data" in refused(*one, "--columns", '{"a": "b"}')
+    assert "--columns and --rubric are for --data" in refused(*one, "--columns", '{"a": "b"}')
     own = ["evaluate", "--model", judge_folder, "--data", records_file]
     for wrong in ("[1]", "{'a': 'b'}"):
-        assert "--columns must be a JSON object such as" in refused(*own, "--columns", wrong)
+        assert "columns must be a JSON object such as" in refused(*own, "--columns", wrong)
 
 
 def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
@@ -282,7 +282,7 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     assert "Stage 1 on 18 annotated rationales of 6 records" in shown and "RAIL" in shown
     folder = Path(settings["output_dir"])
     first = json.loads((folder / "evaluation.json").read_text())
-    assert first["methods"]["RAIL"]["n"] == 2 and first["methods"]["RAIL"]["unscored"] == 0
+    assert first["methods"]["RAIL"]["n"] == 2
     assert json.loads((folder / "cots" / "report.json").read_text())["rationales"] == 10
     saved = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert {path.parent.name for path in saved} >= {"stage1", "stage2"}
@@ -317,12 +317,12 @@ RUN += ["--eval_fraction", "0.25", "--max_new_tokens", "12", "--max_retries", "0
     [
         (["--temperature", "-1"], "temperature=-1.0 is out of range."),
         (["--temperature", "inf"], "temperature=inf is out of range."),
-        (["--num_cots", "0"], "num_cots must be at least 1, got 0."),
+        (["--num_cots", "0"], "num_cots must be at least 1, got 0: stage 2 is trained on rationales."),
         (["--max_retries", "-1"], "max_retries must be at least 0, got -1."),
         (["--batch_size", "0"], "batch_size must be at least 1, got 0."),
         (["--max_cot_records", "0"], "max_cot_records must be at least 1, got 0."),
         (["--max_records", "-3"], "max_records must be at least 1, got -3."),
-        (["--model_kwargs", "[1]"], "model_kwargs must be a JSON object, found [1]."),
+        (["--model_kwargs", "[1]"], """model_kwargs must be a JSON object such as {"dtype": "bfloat16"}, got '[1]'."""),
         (["--score_prefix", ""], "score_prefix is empty."),
         (["--eval_data", "off.json"], "The gold score of record 1 is 11, off the scale of 1 to 5."),
         (["--eval_data", "bare.json"], "Record 0: A record needs `instruction`, `response` and `rubric`"),
@@ -384,8 +384,8 @@ def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tm
     [
         (["--num_train_epochs", "0"], "num_train_epochs=0.0 trains nothing. Give a number above 0, or max_steps."),
         (["--eval_data", "{data}"], "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy="),
-        (["--data", "empty.parquet"], "There is no data at 'empty.parquet'"),
-        (["--data", "damaged"], "There is no data at 'damaged'"),
+        (["--data", "empty.parquet"], "There is no data to read at 'empty.parquet'"),
+        (["--data", "damaged"], "There is no data to read at 'damaged'"),
     ],
 )
 def test_training_that_would_not_do_what_is_asked_is_refused(
@@ -429,21 +429,22 @@ def test_two_runs_do_not_write_to_one_folder(seed_folder, records_file, tmp_path
 
 def test_a_csv_is_trained_on_as_it_stands(seed_folder, tmp_path):
     from tract_trainer.cli.pipeline import training_data
-    from tract_trainer.data.datasets import as_dataset, load_rows
+    from tract_trainer.data.datasets import as_dataset
+    from tract_trainer.data.reading import read_rows
 
     (tmp_path / "a.csv").write_text(
         "instruction,response,rubric,rationale,score\nSay it.,007,NA,None,4.5\nb,1e5,c,d,3\n"
     )
     args = RegressionAwareSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
     model = ModelConfig(model_name_or_path=str(seed_folder))
-    first, second = training_data(load_rows(str(tmp_path / "a.csv")), args, model)
+    first, second = training_data(read_rows(str(tmp_path / "a.csv")), args, model)
     assert "\n007\n" in str(first["prompt"]).replace("\\n", "\n") and "1e5" in str(second["prompt"])
     assert "NA" in str(first["prompt"]) and "None So the overall" in str(first["completion"]) and first["score"] == 4.5
     (tmp_path / "b.csv").write_text("prompt,completion,score\na,b,3\nc,d,4.5\n")
-    assert as_dataset(load_rows(str(tmp_path / "b.csv")))["score"][:] == [3.0, 4.5]
+    assert as_dataset(read_rows(str(tmp_path / "b.csv")))["score"][:] == [3.0, 4.5]
     (tmp_path / "latin.csv").write_bytes("prompt,score\ncaf\u00e9,3\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"There is no data to read at .*latin\.csv"):
-        load_rows(str(tmp_path / "latin.csv"))
+        read_rows(str(tmp_path / "latin.csv"))
 
 
 def test_records_with_a_column_of_trls_name_are_records(seed_folder, tmp_path):

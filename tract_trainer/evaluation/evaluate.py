@@ -36,7 +36,7 @@ from tract_trainer.metrics import agreement
 
 COMPARED = (
     "instruction", "response", "rubric", "reference", "prompt", "messages", "tools", "chat_template_kwargs", "score",
-    "chosen", "rejected",
+    "chosen", "rejected", "system_prompt",
 )  # fmt: skip
 
 
