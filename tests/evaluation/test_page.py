@@ -239,7 +239,7 @@ def test_in_a_browser_the_list_sorts_and_hostile_text_is_text(tmp_path):
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
         options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000"]
         done = subprocess.run(
-            ["chromium", *options, f"file://{page}#{hash_}"], capture_output=True, timeout=120, check=True
+            ["chromium", *options, f"file://{page}#{hash_}"], capture_output=True, timeout=1200, check=True
         )
         assert b"CONSOLE" not in done.stderr, done.stderr.decode()
         return Parsed(done.stdout.decode())

@@ -100,7 +100,7 @@ def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | N
             rows = {f"{row}, {method}": (row, method) for row in judged for method in ("decoded", "RAIL")}
             results = {name: judged[row]["methods"][method] for name, (row, method) in rows.items()}
             scores = {name: _scores(judged[row], method) for name, (row, method) in rows.items()}
-            differences = _differences(scores, gold, size.resamples)
+            differences = _differences(scores, gold)
     shown = [("Cross-entropy", "decoded"), ("Cross-entropy", "RAIL"), ("TRACT", "RAIL")]
     save_png(predictions([(judged[row], method) for row, method in shown]), folder / "predictions.png")
     if (curves := training_curves(histories)) is not None:
@@ -197,12 +197,10 @@ def _scores(result: dict[str, Any], method: str) -> list[float]:
     return found
 
 
-def _differences(scores: dict[str, list[float]], gold: list[float], resamples: int) -> dict[str, dict[str, Any]]:
+def _differences(scores: dict[str, list[float]], gold: list[float]) -> dict[str, dict[str, Any]]:
     """Pearson's r of TRACT minus that of the others, on the records that both scored, with a paired 95 % interval."""
     others = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "Stage 1, RAIL")
-    return {
-        name: paired_difference(scores["TRACT, RAIL"], scores[name], gold, n_resamples=resamples) for name in others
-    }
+    return {name: paired_difference(scores["TRACT, RAIL"], scores[name], gold) for name in others}
 
 
 def _report(console: Console, outcome: dict[str, Any], folder: Path) -> None:
