@@ -271,6 +271,7 @@ class CompareArguments:
 
     method: str = field(default="RAIL", metadata={"help": "How scores are read.", "choices": list(METHODS)})
     output: str = field(default="comparison", metadata={"help": "Folder of the table and the picture."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace other files in that folder with these names."})
 
 
 @dataclass

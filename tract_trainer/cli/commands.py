@@ -206,10 +206,15 @@ def compare(argv: Sequence[str]) -> None:
     if len(files) != 2:
         raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
     a, b = map(comparing.load_result, files)
+    from tract_trainer.data.store import MARK, refuse_foreign, replacing
+
     found, folder = comparing.compare(a, b, args.method), Path(args.output)
+    table, picture = folder / "comparison.md", folder / "comparison.png"
+    refuse_foreign([table, picture], args.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.md").write_text(comparison_markdown(found), encoding="utf-8")
-    comparing.draw_comparison(found, a, b, folder / "comparison.png")
+    with replacing(table) as part:
+        part.write_text(f"<!-- {MARK}: {a[MARK]} -->\n{comparison_markdown(found)}", encoding="utf-8")
+    comparing.draw_comparison(found, a, b, picture)
     Console().print(comparison_table(found))
     print(f"The table and a picture are in {folder}.")
 
