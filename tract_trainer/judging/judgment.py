@@ -62,6 +62,8 @@ def judgment(
             "logits may overflow in float16: load it in bfloat16 or float32."
         )
         return unscored(reason, config, rationales)
+    if not finished and any(rationale.error for rationale in rationales):
+        return unscored(next(rationale.error for rationale in rationales if rationale.error), config, rationales)
     if not finished:
         room = math.inf if max_length is None else max_length - prompt_length
         limit = f"max_new_tokens={max_new_tokens}"
