@@ -155,7 +155,7 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
         for writer in {arm.rows for arm in ARMS.values() if task in arm.tasks} & {"stage 1", "CE"}:
             training_rows(writer, folder, examples, seed)  # does nothing anew, but write the report
             report = json.loads((folder / "rationales" / writer / "report.json").read_text())
-            shares[writer] = report["by_heart"] / report["rationales"]
+            shares[writer] = report["verbatim"] / report["rationales"]
         save(folder / f"{BY_HEART}.json", shares)
 
 

@@ -22,8 +22,10 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, hf_hub_download
 from peft import LoraConfig
+from tiny import LEARNING, PREFIX, UntilLearned, check_learned, train_judge
+
+sys.path.insert(0, str(Path(__file__).parent / "engines"))
 from test_server import serving
-from tiny import PREFIX, train_judge
 
 from tract_trainer import (
     Judge,
@@ -44,7 +46,7 @@ RESPONSES = [(RECORD["response"], 5, "It is right."), ("8", 1, "No, 8 is even.")
 RECORDS = [{**RECORD, "response": r, "score": s, "rationale": t} for r, s, t in RESPONSES]
 SCALE = ScoreScale(list("12345"))
 DATA = Dataset.from_list(list(training_examples(RECORDS, SCALE, PREFIX, conversational=True)))
-MILDER = [{**record, "score": 0.5 * record["score"] + 1.5} for record in RECORDS]
+MILDER = [{**record, "score": {5: 4, 4: 3, 1: 2}[record["score"]]} for record in RECORDS]
 MILDER_DATA = Dataset.from_list(list(training_examples(MILDER, SCALE, PREFIX, conversational=True)))
 COMMON = {
     "report_to": "none",
@@ -63,9 +65,13 @@ def scores(judge: Judge) -> list[float]:
 
 
 def trained(name: str, peft_config: Any = None, **settings: Any) -> RegressionAwareSFTTrainer:
-    args = RegressionAwareSFTConfig(str(FOLDER / name), max_steps=30, hub_token=TOKEN, **{**COMMON, **settings})
+    """A trainer of the seed model that has learned the milder scores: each prompt has one rationale, so 0.9 will do."""
+    settings = {**COMMON, **LEARNING, "score_loss_weight": 0.0, **settings}
+    args = RegressionAwareSFTConfig(str(FOLDER / name), max_steps=300, hub_token=TOKEN, **settings)
     trainer = RegressionAwareSFTTrainer("tester/seed", args, train_dataset=MILDER_DATA, peft_config=peft_config)
+    trainer.add_callback(UntilLearned(trainer, 0.9))
     trainer.train()
+    check_learned(trainer, 0.9)
     return trainer
 
 
@@ -84,13 +90,13 @@ def run(code: str) -> tuple[dict[str, Any], str]:
 
 
 def seed() -> None:
-    train_judge(FOLDER / "seed", dataset=DATA, steps=50).save_model()
+    train_judge(FOLDER / "seed", dataset=DATA).save_model()
     push_judge(FOLDER / "seed", "seed", token=TOKEN)
 
 
 def full() -> dict[str, Any]:
-    saving = {"save_steps": 15, "save_strategy": "steps"}
-    trainer = trained("full", push_to_hub=True, hub_model_id="tester/full", learning_rate=5e-3, **saving)
+    saving = {"save_steps": 10, "save_strategy": "steps", "hub_always_push": True}
+    trainer = trained("full", push_to_hub=True, hub_model_id="tester/full", **saving)
     trainer.push_to_hub(dataset_name="tester/data")
     here = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
     there = Judge.from_pretrained("tester/full")
@@ -100,7 +106,7 @@ def full() -> dict[str, Any]:
 
 def adapter() -> dict[str, Any]:
     lora = LoraConfig(r=4, target_modules="all-linear")
-    trainer = trained("adapter", lora, hub_model_id="tester/adapter", learning_rate=1e-2, save_strategy="no")
+    trainer = trained("adapter", lora, hub_model_id="tester/adapter", save_strategy="no")
     trainer.push_to_hub()
     here = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
     there = Judge.from_pretrained("tester/adapter")

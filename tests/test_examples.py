@@ -19,7 +19,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from datasets import Dataset
 from test_distributed import free_port
 from test_server import serving
-from tiny import GOLD, RATIONALES, make_model, make_rows, make_tokenizer, train_judge
+from tiny import GOLD, RATIONALES, SECOND_THOUGHTS, judge_model, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
 
 from tract_trainer import Judge
@@ -87,6 +87,10 @@ def feedback(count):
     ]
 
 
+def answer(text):
+    return [{"role": "assistant", "content": text}]
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """Steps 1 to 5 in a folder of their own, each called as its docstring says, with a tiny model and few tokens."""
@@ -95,8 +99,7 @@ def pipeline(tmp_path_factory):
     (root / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in feedback(11)))
     patch.chdir(root)
     tokenizer = make_tokenizer("qwen")
-    sizes = {"hidden_size": 32, "max_position_embeddings": 2048}
-    model = make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes)
+    model = judge_model(tokenizer, max_position_embeddings=2048)
     model.save_pretrained(root / "blank")
     tokenizer.save_pretrained(root / "blank")
     training = ["--config", EXAMPLES / "training.yaml", *SMALL]
@@ -105,8 +108,10 @@ def pipeline(tmp_path_factory):
     try:
         run(patch, "1_prepare_data.py", *data, *training)
         rows = Dataset.from_parquet("runs/example/rows.parquet")
-        # The seed ends with a score by itself, as a large model would.
-        train_judge(root / "seed", model=model, dataset=rows, steps=80).save_model()
+        # The seed ends with a score by itself, as a large model would, after rationales of its own.
+        own = [{**row, "completion": answer(f"{text} So the overall score is {row['score']:.0f}")}
+               for row, text in zip(rows, SECOND_THOUGHTS, strict=True)]  # fmt: skip
+        train_judge(root / "seed", model=model, dataset=Dataset.from_list(own)).save_model()
         few = ["--model_name_or_path", "seed", "--max_steps", "2", "--logging_steps", "1", *training]
         run(patch, "2_stage1.py", *few)
         run(patch, "3_rationales.py", *rationales)
@@ -154,9 +159,9 @@ def test_records_become_rows_and_the_last_are_held_out(pipeline):
 def test_stage_2_is_trained_on_the_rationales_that_stage_1_wrote(pipeline):
     rows, own = (Dataset.from_parquet(str(pipeline / name)) for name in ("rows.parquet", "cots/train.parquet"))
     written = {row["prompt"][0]["content"]: row for row in own}
-    assert written and all(written[prompt]["score"] == row["score"] for row in rows
+    assert len(written) == 8 and all(written[prompt]["score"] == row["score"] for row in rows
                            if (prompt := row["prompt"][0]["content"]) in written)  # fmt: skip
-    assert own["completion"] != rows["completion"]
+    assert own["completion"][:] != rows["completion"][:]
     logs = {name: json.loads((pipeline / name / "trainer_state.json").read_text()) for name in ("stage1", "stage2")}
     assert all(log["global_step"] == 2 and "score_loss" in str(log["log_history"]) for log in logs.values())
     assert "judge_rail_pearson" in str(logs["stage2"]["log_history"])
@@ -282,7 +287,7 @@ def command_line(*argv, **environment):
     """Runs a command in a process of its own; returns what it wrote."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run([*map(str, argv)], env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*map(str, argv)], env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -318,11 +323,10 @@ def test_each_config_shards_over_two_processes_and_saves_a_whole_judge(path, see
 
 
 @pytest.mark.slow
-def test_both_stages_run_on_two_processes(rows_file, tmp_path):
-    train_judge(tmp_path / "seed").save_model()  # ends with a score by itself, as a large model would
+def test_both_stages_run_on_two_processes(judge_folder, rows_file, tmp_path):
     torchrun = ["torchrun", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port"]
     command_line(
-        *("bash", EXAMPLES / "multi_gpu.sh", tmp_path / "seed", rows_file, tmp_path / "out"),
+        *("bash", EXAMPLES / "multi_gpu.sh", judge_folder, rows_file, tmp_path / "out"),
         *(*SMALL, "--max_steps", "2"),
         PROCESSES="2",
         TRAIN=" ".join([*torchrun, str(free_port())]),

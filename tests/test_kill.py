@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from tiny import RATIONALES, train_judge
+from tiny import RATIONALES
 
 from tract_trainer import Judge, generate_cot_dataset
+from tract_trainer.cli import main
 
 ROWS, KILLS = 500, 30
 SETTINGS = {"max_new_tokens": 60, "unfinished": "force", "batch_size": 4, "progress": False}
@@ -52,10 +53,8 @@ def finished_rows(folder):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judge")
-    train_judge(folder).save_model()
-    return folder
+def judge(judge_folder):
+    return judge_folder
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +118,23 @@ def records_file(folder, count):
     return path
 
 
-def tract(processes, *arguments):
+STUCK = """
+import sys, threading
+from tract_trainer.cli import main
+from tract_trainer.engines.transformers import TransformersEngine
+generate, asked = TransformersEngine.generate, []
+def stuck(*args):
+    asked.append(args)
+    return generate(*args) if len(asked) < 2 else threading.Event().wait()
+TransformersEngine.generate = stuck
+main(sys.argv[1:])
+"""
+"""The command line with an engine that never returns from its second call, so that is where it is killed."""
+
+
+def tract(processes, *arguments, code=("-m", "tract_trainer")):
     """Starts a command of `tract` in so many processes, as torchrun does."""
-    port, command = str(free_port()), [sys.executable, "-m", "tract_trainer", *map(str, arguments)]
+    port, command = str(free_port()), [sys.executable, *code, *map(str, arguments)]
     group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environments = [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     return [
@@ -134,39 +147,54 @@ def tract(processes, *arguments):
 
 def finish(processes):
     for process in processes:
-        error = process.communicate(timeout=300)[1]
+        error = process.communicate()[1]
         assert process.returncode == 0, error[-3000:]
 
 
-def test_two_processes_judge_what_one_judges_though_they_are_killed(judge, tmp_path):
+def assert_same(found, expected):
+    """The same judgments, their numbers but for rounding. None of them is missing."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_same(found[name], expected[name])
+    elif isinstance(expected, list):
+        for pair in zip(found, expected, strict=True):
+            assert_same(*pair)
+    else:
+        assert found == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_processes_judge_what_one_judges_though_others_were_killed(judge, tmp_path, before, after):
     data = records_file(tmp_path, 40)
     settings = ["--model", judge, "--max_new_tokens", 40, "--unfinished", "force"]
     evaluate = ["evaluate", "--data", data, *settings, "--batch_size", 1, "--output"]
     one, two = tmp_path / "one.json", tmp_path / "two.json"
-    finish(tract(1, *evaluate, one))
-    killed = tract(2, *evaluate, two)
-    parts = [tmp_path / "two.unfinished" / f"process-0000{i}.jsonl" for i in range(2)]
-    while not any(part.exists() and part.read_bytes().count(b"\n") for part in parts):
-        assert killed[0].poll() is None
-        time.sleep(0.01)
+    assert main([str(word) for word in [*evaluate, one]]) == 0
+    killed = tract(before, *evaluate, two, code=("-c", STUCK))
+    parts = [tmp_path / "two.unfinished" / f"process-0000{i}.jsonl" for i in range(before)]
+    while not all(part.exists() and part.read_bytes().count(b"\n") == 8 for part in parts):  # of a batch of one, eight
+        assert all(process.poll() is None for process in killed)
+        time.sleep(0.05)
     for process in killed:
         process.kill()
         process.communicate()
-    done = [part.read_text() if part.exists() else "" for part in parts]
-    assert 0 < sum(text.count("\n") for text in done) < 40
-    finish(tract(3, *evaluate, two))  # not as many as before
+    finish(tract(after, *evaluate, two))  # not as many as before
     found, expected = (json.loads(path.read_text())["judgments"] for path in (two, one))
-    assert found == expected
+    assert all(row["score"] is not None for row in expected)
+    assert_same(found, expected)
     assert not list(tmp_path.glob("*unfinished*"))
 
 
 def test_a_process_that_has_no_record_to_judge_waits_for_the_other(judge, tmp_path):
     command = ["judge", "--input", records_file(tmp_path, 1), "--model", judge]
     command += ["--max_new_tokens", 40, "--batch_size", 1, "--output"]
-    paths = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    for processes, path in enumerate(paths, start=1):
-        finish(tract(processes, *command, path))
-    assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].read_bytes().count(b"\n") == 1
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert main([str(word) for word in [*command, one]]) == 0
+    finish(tract(2, *command, two))
+    found, expected = ([json.loads(line) for line in path.read_text().splitlines()] for path in (two, one))
+    assert len(expected) == 1
+    assert_same(found, expected)
     assert not list(tmp_path.glob("*unfinished*"))
 
 

@@ -32,7 +32,7 @@ def execute(notebook, folder, **values):
     cell, known = parameters(notebook)
     assert values.keys() <= known.keys(), "a parameter that the notebook does not have"
     cell.source = "\n".join(f"{name} = {value!r}" for name, value in {**known, **values}.items())
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook.cells
 
 

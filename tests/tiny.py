@@ -1,6 +1,8 @@
 """Tokenizers, models and data of a size that tests make in the process. Nothing is downloaded."""
 
 import functools
+import math
+from collections import Counter, defaultdict
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    TrainerCallback,
 )
 
 torch.set_num_threads(1)  # a tiny model is faster so, ten times where other processes share the machine
@@ -132,8 +135,13 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-def make_model(kind: str = "llama", vocab_size: int = 420, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A model of `kind` with about 20k random float32 parameters, large enough for its probabilities to be uneven."""
+def make_model(
+    kind: str = "llama", vocab_size: int = 420, seed: int = 0, spread: float = 0.3, **overrides: Any
+) -> PreTrainedModel:
+    """
+    A model of `kind` with about 20k random float32 parameters of standard deviation `spread`: 0.3 is large enough for
+    its probabilities to be uneven, and 0.1 learns in a third of the steps.
+    """
     config = CONFIGS[kind](vocab_size)
     for name, value in {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, **overrides}.items():
         setattr(config, name, value)
@@ -142,7 +150,7 @@ def make_model(kind: str = "llama", vocab_size: int = 420, seed: int = 0, **over
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.3)
+                parameter.normal_(0, spread)
             elif kind == "phi_bias":
                 parameter.normal_(0.5, 0.3)
     return model
@@ -180,24 +188,130 @@ def make_dataset(n: int = 8, **kwargs: Any) -> Dataset:
     return Dataset.from_list(make_rows(n, **kwargs))
 
 
+def judge_model(tokenizer: Any, **overrides: Any) -> PreTrainedModel:
+    """A model that learns to judge in a few dozen steps."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "eos_token_id": tokenizer.eos_token_id, **overrides}
+    return make_model("llama", len(tokenizer), spread=0.1, **sizes)
+
+
+SECOND_THOUGHTS = ["Fact is right.", "Word is clear.", "Errors in it.", "Clear example.", "Score it.", "Rate it so.",
+                   "Mostly facts.", "Response is weak."]  # fmt: skip
+"""Rationales with other first tokens than `RATIONALES`, one for each row."""
+
+
+def judge_rows(conversational: bool = True) -> list[dict[str, Any]]:
+    """
+    The eight rows, three times, and a second rationale for each prompt: a judge that has learned them writes
+    its rows' own rationales when it is greedy, and both when it samples. Their scores are their labels: a score between
+    two labels would be met with probability off the scale, too.
+    """
+    own, other = make_rows(8, conversational), make_rows(8, conversational)
+    for first, second, rationale in zip(own, other, SECOND_THOUGHTS, strict=True):
+        text = first["completion"][0]["content"] if conversational else first["completion"]
+        first["score"] = second["score"] = float(text[-1])
+        text = f"{rationale} {PREFIX}{text[-1]}"
+        second["completion"] = [{"role": "assistant", "content": text}] if conversational else text
+    return own * 3 + other
+
+
+KNOWN, LEAD = 0.97, 0.65
+"""
+Least probabilities of a judge that has learned its rows: of all that may follow, and of what follows in three of four
+rows where they differ. A draw with top_p=0.9 then writes one of its prompt's rationales to the end, whatever its seed,
+and a greedy judge the most frequent one. Machines differ in rounding, by a millionth.
+"""
+
+
+def unlearned(trainer: Any, least: float = KNOWN) -> list[str]:
+    """
+    The places of the training rows where the judge need not go on as a row with the same beginning does, in words.
+
+    Where a score is due, every label may follow.
+    """
+    rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    batch, training = trainer.data_collator(rows), trainer.model.training
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        probs = trainer.model.eval()(**inputs).logits.float().softmax(-1)  # (B, T, V)
+    trainer.model.train(training)
+    follows: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    places = {}
+    for row, ids in enumerate(batch["input_ids"].tolist()):
+        for place, token in enumerate(ids):
+            scored = not math.isnan(batch["score_labels"][row, place])
+            if scored or batch["labels"][row, place] >= 0:
+                begun = tuple(ids[:place])
+                places[begun] = row, place - 1
+                follows[begun].update(trainer.score_tokens.ids if scored else [token])
+    found = []
+    for begun, at in places.items():
+        (first, most), *others = follows[begun].most_common()
+        known, lead = float(probs[at][[*follows[begun]]].sum()), float(probs[at][first])
+        if known < least or (others and most >= 3 * others[0][1] and lead < LEAD):
+            text = trainer.processing_class.decode(begun)[-60:]
+            found.append(f"after {text!r}, what follows has a probability of {known:.3f}, the likeliest one {lead:.3f}")
+    return found
+
+
+LEARNING = {"learning_rate": 5e-3, "adam_beta2": 0.99, "warmup_steps": 10}
+"""Settings with which a judge learns its rows in less than a hundred steps."""
+
+
+class UntilLearned(TrainerCallback):
+    """Ends the training when the rows are learned."""
+
+    def __init__(self, trainer: Any, least: float = KNOWN) -> None:
+        self.trainer, self.least = trainer, least
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % 10 == 0 and not unlearned(self.trainer, self.least):
+            control.should_training_stop = True
+
+
+def check_learned(trainer: Any, least: float = KNOWN) -> None:
+    """
+    Raises:
+        AssertionError: a rationale that the judge writes need not be one of its rows' and end with a score.
+    """
+    found = unlearned(trainer, least)
+    assert not found, (
+        f"Expected a judge that has learned its rows, so that each rationale ends with a score; found {len(found)} "
+        f"places that it does not know after {trainer.state.global_step} steps: {found[0]}. Expected are {least} and "
+        f"{LEAD}. Let it train for longer, or make its rows easier."
+    )
+
+
 def train_judge(
     folder: Any,
-    steps: int = 60,
+    steps: int | None = None,
     conversational: bool = True,
     model: Any = None,
     peft_config: Any = None,
     dataset: Any = None,
     tokenizer: Any = None,
+    most: int = 300,
     **kwargs: Any,
 ) -> Any:
-    """A trainer that has overfitted a tiny model on the eight rows, so that it ends its rationales with a score."""
+    """
+    A trainer of a tiny judge: on the eight rows for just so many `steps`, whatever it writes then; or, without `steps`,
+    on [`judge_rows`] until it has learned them, so that every rationale it writes for their prompts ends with a score.
+
+    Raises:
+        AssertionError: it has not learned its rows in `most` steps.
+    """
     from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
 
     tokenizer = tokenizer or make_tokenizer("qwen")
-    settings = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+    if dataset is None:
+        rows = judge_rows(conversational) if steps is None else make_rows(8, conversational)
+        dataset = Dataset.from_list(rows)
+    settings = {"per_device_train_batch_size": 8, "learning_rate": 1e-2}
+    if steps is None:
+        settings = {"per_device_train_batch_size": len(dataset), **LEARNING}
     args = RegressionAwareSFTConfig(
         str(folder),
-        max_steps=steps,
+        max_steps=most if steps is None else steps,
+        lr_scheduler_type="constant_with_warmup",
         report_to="none",
         use_cpu=True,
         bf16=False,
@@ -208,11 +322,16 @@ def train_judge(
         **{**settings, **kwargs},
     )
     trainer = RegressionAwareSFTTrainer(
-        model=model or make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, hidden_size=32),
+        model=model or judge_model(tokenizer),
         args=args,
-        train_dataset=dataset or make_dataset(8, conversational=conversational),
+        train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    if steps is None:
+        trainer.add_callback(UntilLearned(trainer))
     trainer.train()
+    if steps is None:
+        trainer.pop_callback(UntilLearned)
+        check_learned(trainer)
     return trainer

@@ -12,6 +12,7 @@ from typing import Any
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
 
+DEFAULT_PREFIX = "So the overall score is "
 DEFAULT_TEMPLATE = """\
 You are judging a response to an instruction. Go by the rubric alone.
 
@@ -43,6 +44,7 @@ FILE_NAME = "judge_config.json"
 KINDS = {
     "score_labels": list,
     "score_prefix": str,
+    "score_separator": str,
     "prompt_template": str,
     "conversational": bool,
     "renormalize_scores": bool,
@@ -63,6 +65,7 @@ class JudgeConfig:
         conversational (`bool`): whether a prompt is a user turn of the chat template, or plain text.
         prompt_template (`str`): Jinja template that renders a record into a prompt.
         chat_template_kwargs (`dict`): further arguments of the chat template, as in training.
+        score_separator (`str`): the text between a rationale and the prefix, as in the training rows.
         tract_trainer_version (`str`): version that wrote the file.
     """
 
@@ -73,6 +76,7 @@ class JudgeConfig:
     conversational: bool = True
     prompt_template: str = DEFAULT_TEMPLATE
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    score_separator: str = " "
     tract_trainer_version: str = field(default_factory=lambda: version("tract-trainer"))
 
     def __post_init__(self) -> None:
@@ -133,8 +137,8 @@ def _download(name_or_path: str | Path, revision: str | None) -> Path:
 
     missing = (
         f"{str(name_or_path)!r} holds no {FILE_NAME}, so its scale and prefix are unknown. A judge is a model saved by "
-        "RegressionAwareSFTTrainer; to judge with another model, write the file once with\n"
-        "JudgeConfig(score_labels=..., score_values=..., score_prefix=...).save(folder)."
+        "RegressionAwareSFTTrainer. To judge with an untrained model, give its scale: "
+        "Judge.from_pretrained(..., scale=ScoreScale.integers(1, 5)), or --score_labels 1 2 3 4 5."
     )
     if Path(name_or_path).is_dir():
         raise FileNotFoundError(missing)

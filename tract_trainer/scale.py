@@ -19,7 +19,9 @@ IGNORE_INDEX = -100
 
 BEFORE_PREFIX = 8  # tokens before the prefix, which its first one may be merged with
 
-BEHIND_LABEL = 3  # tokens that show whether a label goes on: 4.5, 10
+BEHIND_LABEL = 8  # tokens that show whether a label goes on: 4.5, 10, "3 or 4"
+GOES_ON = re.compile(r"\w|[.,]\d|[½⅓⅔¼¾⅛]|\s*[-\u2013\u2014]\s*\d|\s+(or|to)\s+\d|\s+\d+/\d")
+"""What behind a label makes it a part of another one: 10, 4.5, 4½, 3-4, 3 or 4, 2 1/2, Aérien."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,12 @@ class ScoreTokens:
         return None
 
     def _goes_on(self, label: str, ids: Sequence[int]) -> bool:
-        """Whether `label`, written by the first of `ids`, is only the start of a word or number: 4.5, 10."""
+        """Whether `label`, written by the first of `ids`, is only a part of another label, word or number."""
         after = _decode(self.tokenizer, ids).lstrip().removeprefix(label)
-        return re.match(r"[A-Za-z0-9_]|[.,]\d", after) is not None
+        if GOES_ON.match(after) or (label[-1:].isalpha() and after[:1] in ("+", "-")):
+            return True
+        share = re.match(r"\s*/\s*(\d+)", after)  # 4/5 is a 4 where 5 is the top, and 4/10 is none
+        return share is not None and float(share[1]) != self.scale.high
 
 
 def _values_of(labels: tuple[str, ...]) -> tuple[float, ...]:

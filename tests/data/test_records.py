@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from tiny import PREFIX
+from tiny import PREFIX, make_tokenizer
 
 from tract_trainer import RegressionAwareSFTConfig, ScoreScale
 from tract_trainer.data.reading import read_records
@@ -18,7 +18,7 @@ from tract_trainer.data.records import (
     prompt_of,
     training_examples,
 )
-from tract_trainer.data.templates import template_text
+from tract_trainer.data.templates import control_pattern, template_text
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import DEFAULT_TEMPLATE
 
@@ -298,8 +298,7 @@ def test_what_pandas_has_for_nothing_is_nothing():
     assert prompt({**RECORD, "reference": nothing}) == prompt(RECORD)
     with pytest.raises(InputError, match=r"needs `instruction`, `response` and `rubric`"):
         prompt({**RECORD, "rubric": nothing})
-    with pytest.raises(InputError, match=r"^Record 0: training takes a score .* and a rationale"):
-        examples([{**RECORD, "rationale": nothing, "score": 3}])
+    assert examples([{**RECORD, "rationale": nothing, "score": 3}])[0]["completion"] == f"{PREFIX}3"
 
 
 @pytest.mark.parametrize(("record", "found"), [("Rate it.", "str: 'Rate it.'"), (["a"], r"list: \['a'\]")])
@@ -313,15 +312,68 @@ def test_messages_must_be_turns():
         prompt({"messages": "hi"})
 
 
-@pytest.mark.parametrize("missing", ["rationale", "score"])
-def test_a_record_without_annotation_is_refused_with_its_number(missing):
-    record = {**RECORD, "rationale": "Right.", "score": 5}
-    with pytest.raises(
-        ValueError,
-        match=r"^Record 1: training takes a score \(one of \['score', 'gpt4_score', 'orig_score'\]\) "
-        r"and a rationale \(one of \['rationale', 'gpt4_feedback', 'orig_feedback'\]\); found \[",
-    ):
-        examples([record, {k: v for k, v in record.items() if k != missing}])
+ANNOTATED = {**RECORD, "rationale": "Right.", "score": 5}
+
+
+def without(name):
+    return {key: value for key, value in ANNOTATED.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (
+            [ANNOTATED, without("score")],
+            r"training takes a score, one of \['score', 'gpt4_score', 'orig_score'\]; found \[",
+        ),
+        ([ANNOTATED, without("rationale")], r"no rationale \(one of .*\), unlike the records before; found \["),
+        ([without("rationale"), ANNOTATED], r"a rationale \(one of .*\), unlike the records before; found \["),
+        (
+            [ANNOTATED, {**ANNOTATED, "score": True}],
+            r"A gold score must be a number or a list of numbers, found True\.",
+        ),
+    ],
+)
+def test_a_record_whose_annotation_does_not_fit_is_refused_with_its_number(records, message):
+    with pytest.raises(InputError, match=f"^Record 1: {message}"):
+        examples(records)
+
+
+def test_records_without_rationales_end_with_the_score_alone():
+    found = examples([without("rationale"), {**RECORD, "score": 2}])
+    assert [row["completion"] for row in found] == [f"{PREFIX}5", f"{PREFIX}2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Right. So the overall score is 4", "Right."),
+        ("Right. So the overall score is **4** out of 5.", "Right."),
+        ("Right. [RESULT] 3.67", "Right."),
+        ("Right. [RESULT] B+", "Right."),
+        ('It asks me to end with "So the overall score is "', 'It asks me to end with "So the overall score is "'),
+        ("Not [RESULT] 4 but more.", "Not [RESULT] 4 but more."),
+    ],
+)
+def test_only_a_closing_phrase_with_a_label_at_the_end_is_cut_off(text, expected):
+    assert annotated_rationales({"rationale": text}, PREFIX) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "separator"),
+    [(PREFIX, " "), ("\n\nScore: ", ""), ("<score>", ""), (', "score": ', ""), ("评分\uff1a", ""), ("[RESULT] ", " ")],
+)
+def test_no_space_stands_before_a_prefix_that_needs_none(prefix, separator):
+    scale = ScoreScale.integers(1, 5)
+    (row,) = training_examples([ANNOTATED], scale, prefix)
+    assert row["completion"] == f"Right.{separator}{prefix}5"
+
+
+def test_control_tokens_in_an_annotation_become_plain_text():
+    controls = control_pattern(make_tokenizer("qwen"))
+    record = {**ANNOTATED, "rationale": "It ends <|im_end|> here."}
+    (row,) = training_examples([record], ScoreScale.integers(1, 5), PREFIX, controls=controls)
+    assert row["completion"] == f"It ends < |im_end|> here. {PREFIX}5"
 
 
 def test_the_closing_is_joined_with_white_space_once():

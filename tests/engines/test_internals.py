@@ -1,4 +1,4 @@
-"""Each use of a library's internals that `tract_trainer.engines.INTERNALS` lists still holds."""
+"""Each use of a library's internals that `tract_trainer.engines.PRIVATE` lists still holds."""
 
 import importlib.util
 import logging
@@ -13,7 +13,7 @@ from tiny import make_model
 from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from tract_trainer.engines import INTERNALS
+from tract_trainer.engines import PRIVATE
 from tract_trainer.engines.checkpoints import MISSING_ADAPTER_KEYS, _saved_rows
 from tract_trainer.engines.transformers import REMINDER, RoomyLayer
 
@@ -125,12 +125,12 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted({*INTERNALS, *CHECKS}))
+@pytest.mark.parametrize("name", sorted({*PRIVATE, *CHECKS}))
 def test_an_internal_of_a_library_is_still_what_the_engines_use(name, tmp_path):
-    assert name in CHECKS, f"tests/engines/test_internals.py checks {name!r} no more, which INTERNALS lists."
-    assert name in INTERNALS, f"INTERNALS in tract_trainer/engines/__init__.py does not list {name!r}."
+    assert name in CHECKS, f"tests/engines/test_internals.py checks {name!r} no more, which PRIVATE lists."
+    assert name in PRIVATE, f"PRIVATE in tract_trainer/engines/__init__.py does not list {name!r}."
     try:
         CHECKS[name](tmp_path)
     except Exception as error:
         library, what = name.split(": ")
-        raise AssertionError(f"{library} has changed: {what}. The engines use it: {INTERNALS[name]}") from error
+        raise AssertionError(f"{library} has changed: {what}. The engines use it: {PRIVATE[name]}") from error

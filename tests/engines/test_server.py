@@ -86,15 +86,41 @@ def cut(handler):
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-def slow(seconds):
-    return lambda handler: time.sleep(seconds)
+PATIENCE = 300
+"""Seconds that a test waits for what must come, however busy the machine is."""
+
+
+def wait_for(condition):
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, "what the test waits for has not come"
+        time.sleep(0.01)
+
+
+class Clock:
+    """The time of the retries, which only they let pass."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    async def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(server_engine, "time", clock)
+    monkeypatch.setattr(server_engine, "sleep", clock.sleep)
+    return clock
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judge")
-    train_judge(folder).save_model()
-    return folder
+def folder(judge_folder):
+    return judge_folder
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +141,7 @@ def thinking(tmp_path_factory):
     """A judge whose chat template puts an empty think block before an answer, and its folder."""
     folder, tokenizer = tmp_path_factory.mktemp("thinking"), make_tokenizer()
     tokenizer.chat_template = THINKING
-    train_judge(folder, tokenizer=tokenizer, steps=100).save_model()
+    train_judge(folder, tokenizer=tokenizer).save_model()
     judge = Judge.from_pretrained(folder)
     assert judge.engine.lead == THINK
     return folder, judge
@@ -182,9 +208,9 @@ def test_the_server_gives_the_judgments_of_the_model_at_hand(folder, local):
     with serving(local) as server:
         found = connect(folder, server).score(RECORDS, 2, temperature=0, repetition_penalty=1, **SAMPLING)
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours.score == pytest.approx(theirs.score, abs=1e-4, nan_ok=True)
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4)
         assert (ours.rationale, ours.label) == (theirs.rationale, theirs.label)
-    assert sum(judgment.reason == "" for judgment in found) >= 6
+    assert [judgment.reason for judgment in found] == [""] * 8
 
 
 @pytest.mark.parametrize("engine", ["transformers", "server"])
@@ -193,11 +219,11 @@ def test_a_rationale_begins_after_what_the_template_puts_before_an_answer(thinki
     with serving(local) as server:
         judge = connect(folder, server) if engine == "server" else local
         settings = {"temperature": 0, "repetition_penalty": 1, **SAMPLING}
-        found = [judgment for judgment in judge.score(RECORDS, **settings) if not judgment.reason]
+        found = judge.score(RECORDS, **settings)
         judge.engine.lead = ""
-        whole = [judgment for judgment in judge.score(RECORDS, **settings) if not judgment.reason]
+        whole = judge.score(RECORDS, **settings)
         judge.engine.lead = THINK
-    assert len(found) >= 6
+    assert [judgment.reason for judgment in found] == [""] * 8
     assert [f"{THINK}{judgment.rationale}" for judgment in found] == [judgment.rationale for judgment in whole]
     assert [judgment.score for judgment in found] == [judgment.score for judgment in whole]
 
@@ -228,15 +254,27 @@ def test_every_sampling_setting_is_sent(folder, local):
 
 
 def test_no_more_requests_are_under_way_than_allowed(folder, local):
-    with serving(local, fail=lambda number, asked: slow(0.05)(None)) as server:
+    three = threading.Barrier(3)
+
+    def fail(number, asked):
+        if 1 <= number <= 3:
+            three.wait(PATIENCE)  # until three are under way
+        time.sleep(0.02)  # a fourth has time to come
+
+    with serving(local, fail=fail) as server:
         judge = connect(folder, server, concurrency=3)
-        judge.score(RECORDS * 3, 2, max_new_tokens=2)
+        judge.score(RECORDS, 2, max_new_tokens=2)
     assert server.busiest == 3
 
 
 def test_results_stay_in_the_order_of_the_records(folder, local):
     expected = [judgment.score for judgment in local.rescore(RECORDS, ["Clear."] * 8)]
-    with serving(local, fail=lambda number, asked: slow(0.3 if number == 1 else 0)(None)) as server:
+
+    def fail(number, asked):
+        if number == 1:
+            wait_for(lambda: len(server.asked) == 1 + 8)
+
+    with serving(local, fail=fail) as server:
         found = [judgment.score for judgment in connect(folder, server).rescore(RECORDS, ["Clear."] * 8)]
     assert found == pytest.approx(expected, abs=1e-4)
 
@@ -258,9 +296,7 @@ def test_the_command_line_judges_through_a_server(folder, local, tmp_path):
     assert server.busiest <= 2
     expected = local.score(RECORDS, temperature=0, repetition_penalty=1, **SAMPLING)
     found = [json.loads(line)["score"] for line in target.read_text().splitlines()]
-    assert [math.nan if score is None else score for score in found] == pytest.approx(
-        [judgment.score for judgment in expected], abs=1e-4, nan_ok=True
-    )
+    assert found == pytest.approx([judgment.score for judgment in expected], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -283,35 +319,35 @@ def test_engine_settings_that_do_not_fit_are_one_line(folder, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize(
-    "failure",
+    ("failure", "asked_for"),
     [
-        status(429, Retry_After="1"),
-        status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
-        status(429, Retry_After="1000"),
-        status(500),
-        status(503),
-        cut,
+        (status(429, Retry_After="10"), 10),
+        (status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), None),
+        (status(429, Retry_After="1000"), None),
+        (status(500), None),
+        (status(503), None),
+        (cut, None),
     ],
-    ids=["429 after 1 s", "429 after a date", "429 after a quarter of an hour", "500", "503", "cut"],
+    ids=["429 after 10 s", "429 after a date", "429 after a quarter of an hour", "500", "503", "cut"],
 )
-def test_a_failure_that_passes_is_tried_again(folder, local, failure, request):
+def test_a_failure_that_passes_is_tried_again(folder, local, failure, asked_for, clock):
     with serving(local, fail=first_then(failure, times=2)) as server:
-        started = time.monotonic()
         found = connect(folder, server).score(RECORDS[0], temperature=0, repetition_penalty=1, **SAMPLING)
-        waited = time.monotonic() - started
     expected = local.score(RECORDS[0], temperature=0, repetition_penalty=1, **SAMPLING)
     assert found.score == pytest.approx(expected.score, abs=1e-4)
     assert len(server.asked) == 1 + 2 + 1
     assert server.asked[1] == server.asked[2] == server.asked[3]
     # What the server asked for, twice; or else the back-off: (0.5 + 1) * [0.75, 1].
-    assert waited >= (2 if "after 1 s" in request.node.name else 1.125)
+    assert clock.now == 2 * asked_for if asked_for else 1.125 <= clock.now <= 1.5
 
 
-def test_a_slow_server_is_tried_again_after_the_timeout(folder, local):
-    with serving(local, fail=first_then(slow(4))) as server:
-        judge = connect(folder, server, timeout=2)
-        assert judge.score(RECORDS[0], temperature=0, **SAMPLING).reason == ""
-    assert len(server.asked) == 3
+def test_a_slow_server_is_tried_again_after_the_timeout(folder, local, clock):
+    """It keeps the first request until the second one comes. A busy machine may be too slow for others, too."""
+    held = first_then(lambda handler: wait_for(lambda: len(server.asked) > 2))
+    with serving(local, fail=held) as server:
+        judge = connect(folder, server, timeout=2, max_retries=20)
+        (judgment,) = judge.rescore(RECORDS[:1], ["Clear."])
+    assert judgment.reason == "" and server.asked[1] == server.asked[2]
 
 
 # Failures that stay
@@ -328,7 +364,7 @@ def test_a_refusal_is_not_tried_again(folder, local, code):
 
 
 @pytest.mark.parametrize("failure", [status(500), status(429), cut], ids=["500", "429", "cut"])
-def test_a_failure_that_stays_ends_with_what_to_do(folder, local, failure):
+def test_a_failure_that_stays_ends_with_what_to_do(folder, local, failure, clock):
     with serving(local, fail=first_then(failure, times=99)) as server:
         judge = connect(folder, server, max_retries=1)
         with pytest.raises(
@@ -407,7 +443,7 @@ def test_a_server_whose_model_gives_no_numbers_leaves_a_record_unscored_with_the
     with serving(local, fail=tampered(local, change)) as server:
         judgment = connect(folder, server).score(RECORDS[0], **SAMPLING)
     assert math.isnan(judgment.score) and judgment.label is None
-    assert judgment.reason.startswith("The model gives no numbers (NaN) for the labels of 1 of 1 rationales.")
+    assert judgment.reason.startswith("1 of 1 rationales: the model gives no numbers (NaN) for the labels.")
 
 
 @pytest.mark.parametrize("cards", [[], None], ids=["an empty list", "none"])
@@ -430,16 +466,12 @@ def test_no_server_and_another_model_are_named(folder, local):
 # Several servers
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(server_engine, "FIRST_WAIT", 0.01)
-
-
 def answers(judge, local):
     """Whether `judge` gives the scores of the model at hand."""
     greedy = {"temperature": 0, "repetition_penalty": 1, **SAMPLING}
     found, expected = ([j.score for j in one.score(RECORDS, **greedy)] for one in (judge, local))
-    return found == pytest.approx(expected, abs=1e-4, nan_ok=True)
+    assert all(map(math.isfinite, expected))
+    return found == pytest.approx(expected, abs=1e-4)
 
 
 def test_of_two_servers_the_living_one_does_the_work(folder, local):
@@ -451,9 +483,7 @@ def test_of_two_servers_the_living_one_does_the_work(folder, local):
 
 @pytest.mark.parametrize("turn", [0, 1])
 @pytest.mark.parametrize("failure", [status(429), status(503), cut], ids=["429", "503", "cut"])
-def test_beside_a_dead_server_a_failure_of_the_other_that_passes_is_tried_again(
-    folder, local, impatient, failure, turn
-):
+def test_beside_a_dead_server_a_failure_of_the_other_that_passes_is_tried_again(folder, local, clock, failure, turn):
     with serving(local) as dead:
         pass
     with serving(local, fail=first_then(failure, times=3)) as server:
@@ -464,13 +494,13 @@ def test_beside_a_dead_server_a_failure_of_the_other_that_passes_is_tried_again(
     assert len(server.asked) == 1 + 3 + 8
 
 
-def test_beside_a_dead_server_the_other_is_asked_when_it_says(folder, local, impatient):
+def test_beside_a_dead_server_the_other_is_asked_when_it_says(folder, local, clock):
     with serving(local) as dead:
         pass
-    with serving(local, fail=first_then(status(429, Retry_After="1"))) as server:
-        judge, started = connect(folder, server, base_url=[server.url, dead.url], max_retries=1), time.monotonic()
+    with serving(local, fail=first_then(status(429, Retry_After="10"))) as server:
+        judge = connect(folder, server, base_url=[server.url, dead.url], max_retries=1)
         assert judge.rescore(RECORDS[:1], ["Clear."])[0].reason == ""
-    assert time.monotonic() - started >= 1 and len(server.asked) == 3
+    assert clock.now == 10 and len(server.asked) == 3
 
 
 def test_servers_of_several_judges_are_refused_and_the_least_room_counts(folder, local):
@@ -489,35 +519,33 @@ def test_servers_of_several_judges_are_refused_and_the_least_room_counts(folder,
         assert "/b" not in connect(folder, other).identity
 
 
-def test_a_server_that_breaks_off_is_set_aside_and_asked_again_later(folder, local, monkeypatch, caplog):
+def test_a_server_that_breaks_off_is_set_aside_and_asked_again_later(folder, local, clock, caplog):
     with serving(local) as good, serving(local, fail=lambda number, asked: cut) as broken:
         judge = connect(folder, good, base_url=[broken.url, good.url], concurrency=1)
         assert answers(judge, local)
         assert (len(broken.asked), len(good.asked)) == (1, 1 + 8)
-        monkeypatch.setattr(server_engine, "SET_ASIDE", 0)
-        judge.engine.servers.aside = dict.fromkeys(judge.engine.servers.aside, 0)
+        clock.now += server_engine.SET_ASIDE
         assert answers(judge, local)
-        assert len(broken.asked) == 1 + 4  # every other request begins with it
+        assert (len(broken.asked), len(good.asked)) == (1 + 1, 1 + 8 + 8)
     said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert said == [f"{broken.url}/ gave no answer (Connection error.): it is set aside, the others are asked."]
 
 
-def test_a_server_that_comes_back_is_used_again(folder, local, monkeypatch):
-    monkeypatch.setattr(server_engine, "SET_ASIDE", 0.2)
+def test_a_server_that_comes_back_is_used_again(folder, local, clock):
     with serving(local) as server:
         with serving(local) as first:
             judge = connect(folder, server, base_url=[server.url, first.url], concurrency=1)
             assert answers(judge, local)
             assert len(first.asked) > 1
         assert answers(judge, local)
-        time.sleep(0.2)
+        clock.now += server_engine.SET_ASIDE
         with serving(local, port=first.server_port) as again:
             assert answers(judge, local)
     assert len(again.asked) == 4 and judge.engine.servers.aside == {}
 
 
 def test_a_server_that_takes_no_connection_holds_nothing_up(folder, local, monkeypatch):
-    monkeypatch.setattr(server_engine, "CONNECT", 0.3)
+    monkeypatch.setattr(server_engine, "CONNECT", 0.5)
     with socket.socket() as silent, serving(local) as server, contextlib.ExitStack() as waiting:
         silent.bind(("127.0.0.1", 0))
         silent.listen(0)
@@ -526,13 +554,13 @@ def test_a_server_that_takes_no_connection_holds_nothing_up(folder, local, monke
             visitor.setblocking(False)
             visitor.connect_ex(silent.getsockname())
         url, started = f"http://127.0.0.1:{silent.getsockname()[1]}/v1", time.monotonic()
-        assert answers(connect(folder, server, base_url=[url, server.url], timeout=60), local)
-    assert time.monotonic() - started < 60
+        assert answers(connect(folder, server, base_url=[url, server.url], timeout=600), local)
+    assert time.monotonic() - started < 600
 
 
 # The engine's own probe is asked of `one`, where it comes off, and the first try begins with `two`.
 @pytest.mark.parametrize("failure", [status(500), cut], ids=["500", "cut"])
-def test_servers_that_all_fail_are_asked_alike_and_named(folder, local, impatient, failure):
+def test_servers_that_all_fail_are_asked_alike_and_named(folder, local, clock, failure):
     with serving(local, fail=first_then(failure, 99)) as one, serving(local, fail=lambda number, asked: failure) as two:
         judge = connect(folder, one, base_url=[one.url, two.url], max_retries=2, concurrency=1)
         with pytest.raises(ConnectionError, match=rf"^{one.url}/, {two.url}/ gave no answer in 3 tries: .*Is the serv"):
@@ -617,9 +645,7 @@ def test_a_judgment_is_kept_though_one_before_it_is_not_made(folder, local, tmp_
     def fail(number, asked):
         if "number 0." not in local.engine.tokens.tokenizer.decode(asked["prompt"]):
             return None
-        until = time.monotonic() + 30
-        while len(server.asked) < 41 and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_for(lambda: len(server.asked) == 41)
         return status(401)
 
     with serving(local, fail=fail) as server, pytest.raises(InputError, match="refuses the request"):
@@ -743,35 +769,37 @@ def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(folder, local
             handler.send_header("Content-Length", "1000")
             handler.end_headers()
         with contextlib.suppress(OSError):
-            for byte in b"HTTP/1.1 200 OK" if part == "headers" else b" " * 300:
+            for byte in b"HTTP/1.1 200 " + b"O" * 300 if part == "headers" else b" " * 300:
                 handler.wfile.write(bytes([byte]))
                 time.sleep(0.3)
 
     with serving(local, fail=first_then(trickle, times=99)) as server:
-        judge, started = connect(folder, server, max_retries=1, timeout=1), time.monotonic()
+        judge = connect(folder, server, max_retries=1)
+        judge.engine.servers.timeout = 1  # after the probe, which a busy machine may be slow to answer
+        started = time.monotonic()
         with pytest.raises(ConnectionError, match=r"in 2 tries: It did not answer within timeout=1 seconds\. Is the"):
             judge.score(RECORDS[0], **SAMPLING)
-    assert 2 <= time.monotonic() - started < 20
+    assert time.monotonic() - started < 50  # of the 90 s that the server takes
     assert len(server.asked) == 3
 
 
-def test_a_long_wait_that_a_server_asks_for_is_logged(folder, local, monkeypatch, caplog):
-    monkeypatch.setattr(server_engine, "LOGGED_WAIT", 0.9)
-    with serving(local, fail=first_then(status(429, Retry_After="1"))) as server:
+def test_a_long_wait_that_a_server_asks_for_is_logged(folder, local, clock, caplog):
+    with serving(local, fail=first_then(status(429, Retry_After="11"))) as server:
         connect(folder, server).rescore(RECORDS[:1], ["Clear."])
     said = [record.message for record in caplog.records if record.name == server_engine.__name__]
-    assert f"{server.url}/ asks to wait: trying again in 1 seconds." in said
+    assert said[-1] == f"{server.url}/ asks to wait: trying again in 11 seconds." and clock.now == 11
 
 
 SECRETS = ["sesame", "a/b@c", "key123"]
 
 
-@pytest.mark.parametrize("failure", [status(400), status(401), status(500), cut, slow(3)])
-def test_no_message_holds_a_password(folder, local, failure, impatient, caplog):
+@pytest.mark.parametrize("failure", [status(400), status(401), status(500), cut, lambda handler: time.sleep(3)])
+def test_no_message_holds_a_password(folder, local, failure, clock, caplog):
     caplog.set_level(logging.INFO, logger=server_engine.__name__)
     with serving(local, fail=first_then(failure, 99)) as server:
         url = server.url.replace("//", "//me:sesame@")
-        judge = connect(folder, server, base_url=[url, f"{url}?key=key123"], max_retries=1, timeout=2)
+        judge = connect(folder, server, base_url=[url, f"{url}?key=key123"], max_retries=1)
+        judge.engine.servers.timeout = 2
         with pytest.raises((InputError, ConnectionError)) as raised:
             judge.score(RECORDS[0], max_new_tokens=2)
     said = "\n".join([str(raised.value), *(r.getMessage() for r in caplog.records if r.name == server_engine.__name__)])
@@ -795,10 +823,9 @@ def test_ctrl_c_ends_at_once_with_what_was_finished_though_the_server_never_answ
     with serving(local, fail=lambda number, asked: (lambda handler: over.wait(120)) if number > 9 else None) as server:
         command += ["--base_url", server.url, "--model_kwargs", '{"concurrency": 4}']
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        until = time.monotonic() + 120
-        while len(server.asked) < 14 and time.monotonic() < until:  # the probe, 9 that are answered, 4 that are not
-            time.sleep(0.05)
-        time.sleep(0.5)
+        wait_for(lambda: len(server.asked) == 14)  # the probe, 9 that are answered, and 4 that are not
+        written = tmp_path / "judged.jsonl.unfinished" / "process-00000.jsonl"
+        wait_for(lambda: written.read_bytes().count(b"\n") == 9)
         process.send_signal(signal.SIGINT)
         started = time.monotonic()
         said = next(line for line in process.stderr if line.startswith("tract judge: "))
@@ -808,4 +835,4 @@ def test_ctrl_c_ends_at_once_with_what_was_finished_though_the_server_never_answ
     assert said.startswith("tract judge: stopped. What is on disk is kept") and not rest
     assert took < 5, f"{took:.1f} s"
     assert process.returncode == 130
-    assert len((tmp_path / "judged.jsonl.unfinished" / "process-00000.jsonl").read_text().splitlines()) == 9
+    assert written.read_bytes().count(b"\n") == 9

@@ -19,7 +19,7 @@ from peft import (
     get_peft_model,
 )
 from scipy import stats
-from tiny import FAMILIES, PREFIX, make_model, make_rows, make_tokenizer, train_judge
+from tiny import FAMILIES, PREFIX, make_model, make_rows, make_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig, MambaConfig, Qwen3NextConfig, TopPLogitsWarper
 
 from tract_trainer import Judge, ScoreScale
@@ -46,9 +46,8 @@ def engine():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    trainer = train_judge(tmp_path_factory.mktemp("judge"))
-    return Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config).engine
+def trained(learned):
+    return Judge.from_model(learned.model, learned.processing_class, learned.judge_config).engine
 
 
 @pytest.fixture(scope="module")
@@ -116,20 +115,14 @@ def test_the_log_probabilities_of_a_rationale_are_those_where_it_writes_its_labe
     finished = [
         (row, rationale) for row, rationale in zip(seen, (rationales[i] for i in order(prompts * 4)), strict=True)
     ]
-    count = 0
     for (prompt, written, _), rationale in finished:
         assert rationale.num_tokens == len(written)
-        if rationale.label is None:
-            assert rationale.log_probs is None
-            continue
-        count += 1
         position = TOKENS.find(prompt + written, [-100] * len(prompt) + written).position
         expected = logits_after(trained.model, [(prompt + written)[:position]]).log_softmax(-1)[0, list(TOKENS.ids)]
         torch.testing.assert_close(torch.tensor(rationale.log_probs), expected, rtol=0, atol=1e-5)
         assert TOKENIZER.decode(prompt + written).startswith(
             TOKENIZER.decode(prompt) + rationale.text + PREFIX + rationale.label
         )
-    assert count > 8
 
 
 def order(rows):
@@ -157,7 +150,7 @@ def test_both_ways_to_score_agree_for_every_family(kind, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 def test_a_row_is_the_same_alone_and_in_a_batch_of_others(trained, prompts, temperature):
-    sampling = Sampling(temperature=temperature, max_new_tokens=40)
+    sampling = Sampling(temperature=temperature, max_new_tokens=20)  # too few for some: those have no score
     together = trained.generate(prompts, range(8), sampling)
     for i in range(8):
         (alone,) = trained.generate([prompts[i]], [i], sampling)
@@ -169,6 +162,8 @@ def test_a_row_is_the_same_alone_and_in_a_batch_of_others(trained, prompts, temp
         assert (alone.log_probs is None) is (together[i].log_probs is None)
         if alone.log_probs is not None:
             assert alone.log_probs == pytest.approx(together[i].log_probs, abs=1e-5)
+    if temperature == 0:  # each row's own rationale, the longest of all and the shortest
+        assert together[5].label is None and together[6].label == "2"
 
 
 def test_results_come_in_the_order_of_the_prompts_for_every_batch_size(engine):

@@ -18,7 +18,7 @@ pytest.importorskip("vllm")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by default it takes nearly all there is
 
 from attacks import check_attacks
-from tiny import RATIONALES, make_dataset, make_model, make_rows, make_tokenizer, train_judge
+from tiny import RATIONALES, judge_model, make_dataset, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import Judge, generate_cot_dataset
 from tract_trainer.engines.base import Sampling
@@ -32,14 +32,13 @@ GREEDY = {"temperature": 0, "max_new_tokens": 60}
 def seed_model():
     tokenizer = make_tokenizer()
     # vLLM's attention on a CPU knows heads of 32 and more.
-    sizes = {"hidden_size": 64, "head_dim": 32, "max_position_embeddings": 2048}
-    return make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes)
+    return judge_model(tokenizer, head_dim=32, max_position_embeddings=2048)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge")
-    train_judge(folder, model=seed_model(), learning_rate=3e-3).save_model()
+    train_judge(folder, model=seed_model()).save_model()
     return folder
 
 
@@ -50,7 +49,7 @@ def adapter(tmp_path_factory):
     make_tokenizer().save_pretrained(base)
     folder = tmp_path_factory.mktemp("adapter")
     lora = LoraConfig(r=8, lora_alpha=32, target_modules="all-linear")
-    train_judge(folder, model=str(base), peft_config=lora).save_model()
+    train_judge(folder, steps=60, model=str(base), peft_config=lora).save_model()
     return folder
 
 
@@ -128,9 +127,9 @@ def test_the_same_fifty_rationales_have_the_same_scores_and_averages(transformer
 
 def test_the_likeliest_rationale_and_its_score_are_the_same(transformers, other):
     for sampling in (GREEDY, {**GREEDY, "repetition_penalty": 1.0}, {**GREEDY, "repetition_penalty": 1.3}):
-        expected, found = transformers.score(RECORDS, **sampling), other.score(RECORDS, **sampling)
+        expected, found = (judge.score(RECORDS, unfinished="force", **sampling) for judge in (transformers, other))
         assert [j.rationale for j in found] == [j.rationale for j in expected]
-        assert scores(found) == pytest.approx(scores(expected), abs=1e-3, nan_ok=True)
+        assert scores(found) == pytest.approx(scores(expected), abs=1e-3)
         assert [len(j.rationales) for j in found] == [1] * 8
 
 
@@ -144,9 +143,10 @@ def test_the_log_probabilities_of_a_sampled_rationale_are_those_of_the_bare_mode
 
 
 def test_a_seed_draws_the_same_again_and_another_one_another(other):
-    first, again, moved = (scores(other.score(RECORDS, 2, seed=seed, max_new_tokens=60)) for seed in (1, 1, 2))
-    assert first == pytest.approx(again, abs=1e-3, nan_ok=True)
-    assert first != pytest.approx(moved, abs=1e-3, nan_ok=True)
+    random = {"temperature": 10, "top_p": 1, "max_new_tokens": 12, "unfinished": "force"}  # no two are alike
+    first, again, moved = (scores(other.score(RECORDS, 2, seed=seed, **random)) for seed in (1, 1, 2))
+    assert first == pytest.approx(again, abs=1e-3)
+    assert first != pytest.approx(moved, abs=1e-3)
 
 
 def test_a_rationale_that_never_closes_is_forced_alike(transformers, other):
@@ -174,7 +174,7 @@ def test_a_prompt_longer_than_the_model_reads_is_unscored_and_leaves_the_others_
     expected = transformers.score([RECORDS[0], long, RECORDS[1]], **GREEDY)
     assert found[1].reason == expected[1].reason
     assert "tokens to read, and the model reads 2048." in found[1].reason
-    assert scores(found) == pytest.approx(scores(expected), abs=1e-3, nan_ok=True)
+    assert scores(found[::2]) == pytest.approx(scores(expected[::2]), abs=1e-3)
 
 
 def test_rationales_stop_where_the_model_has_no_more_room(other):

@@ -6,16 +6,17 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
+from tiny import PREFIX, check_learned, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 
-from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, generate_cot_dataset
+from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale, generate_cot_dataset
+from tract_trainer.data.records import training_examples
 from tract_trainer.errors import InputError
 from tract_trainer.hub.card import END, START, Card, add_results, read_card, write_card
 from tract_trainer.hub.pushing import write_dataset_card
@@ -129,10 +130,10 @@ def test_rows_without_a_trained_token_within_max_length_are_counted(tmp_path):
 
 def test_a_dataset_of_own_rationales_is_stage_2_and_any_other_is_not_said_to_be(tmp_path):
     judge_folder = tmp_path / "one"
-    train_judge(judge_folder, steps=60).save_model()
+    train_judge(judge_folder, **FEW).save_model()
     own = generate_cot_dataset(
         judge_folder, make_dataset(8, conversational=True), output_dir=tmp_path / "cots", progress=False,
-        temperature=0, unfinished="force", max_new_tokens=60,
+        temperature=0, unfinished="force", max_new_tokens=12,
     )  # fmt: skip
     train_judge(tmp_path / "two", dataset=own, **FEW).save_model()
     one, two = lines(judge_folder), lines(tmp_path / "two")
@@ -168,6 +169,13 @@ def test_the_citations_are_whole(saved):
     assert bib.count("{") == bib.count("}")
 
 
+def asked_record(template, conversational):
+    """What the record of a card's snippets is answered with: a judge that has learned it writes it there."""
+    record = {**RECORD, "rationale": "It is right.", "score": 4}
+    scale = ScoreScale.integers(1, 5)
+    return Dataset.from_list(list(training_examples([record], scale, PREFIX, template, conversational)))
+
+
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("conversational", [False, True])
 def test_the_snippet_for_plain_transformers_gives_the_score_of_the_judge(
@@ -175,26 +183,26 @@ def test_the_snippet_for_plain_transformers_gives_the_score_of_the_judge(
 ):
     folder = tmp_path / "judge"
     template = 'A ``` "quoted"\n\\ {{ response }}\n"""'
-    trainer = train_judge(
-        folder, conversational=conversational, renormalize_scores=renormalize, prompt_template=template
-    )
+    dataset = asked_record(template, conversational)
+    trainer = train_judge(folder, dataset=dataset, renormalize_scores=renormalize, prompt_template=template)
     trainer.save_model()
     names = run_snippet(monkeypatch, folder)
     judge = Judge.from_pretrained(folder)
     prompt = [{"role": "user", "content": names["prompt"]}] if conversational else names["prompt"]
     assert names["prompt"] == judge.rows.prompt(RECORD)
     (expected,) = judge.rescore([{"prompt": prompt}], [names["rationale"]])
+    assert names["rationale"].strip() == "It is right."
     assert names["score"] == pytest.approx(expected.score, abs=1e-4)
 
 
 def test_the_snippet_for_an_adapter_gives_the_score_of_the_judge(tmp_path, monkeypatch):
-    tokenizer = make_tokenizer()
-    make_model("llama", len(tokenizer)).save_pretrained(tmp_path / "seed")
-    tokenizer.save_pretrained(tmp_path / "seed")
-    folder = tmp_path / "judge"
+    dataset, folder = asked_record(None, conversational=False), tmp_path / "judge"
+    train_judge(tmp_path / "seed", dataset=dataset).save_model()
     # Transformers' own loader leaves the magnitudes of DoRA untrained.
     adapter = LoraConfig(r=4, target_modules="all-linear", use_dora=True)
-    train_judge(folder, model=str(tmp_path / "seed"), peft_config=adapter, learning_rate=0.05).save_model()
+    trainer = train_judge(folder, 5, dataset=dataset, model=str(tmp_path / "seed"), peft_config=adapter)
+    check_learned(trainer)
+    trainer.save_model()
     assert "With Transformers and PEFT alone:" in lines(folder)
     names = run_snippet(monkeypatch, folder)
     (expected,) = Judge.from_pretrained(folder).rescore([{"prompt": names["prompt"]}], [names["rationale"]])
@@ -292,7 +300,7 @@ def test_every_checkpoint_renews_the_card(tmp_path):
     assert not (tmp_path / "judge_config.json").exists()  # the judge itself has not been saved yet
 
 
-def test_a_card_costs_no_network_and_little_time(saved, monkeypatch):
+def test_a_card_costs_no_network(saved, monkeypatch):
     def refuse(*_args):
         raise AssertionError("a card must not ask the network")
 
@@ -301,9 +309,7 @@ def test_a_card_costs_no_network_and_little_time(saved, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     trainer.model.config._name_or_path = "Qwen/Qwen3-8B"
-    begun = time.perf_counter()
     trainer.create_model_card(dataset_name="me/data", tags="x")
-    assert time.perf_counter() - begun < 2
     metadata = read_card(folder).metadata
     assert (metadata["base_model"], metadata["datasets"]) == ("Qwen/Qwen3-8B", ["me/data"])
     assert "x" in metadata["tags"]

@@ -16,7 +16,7 @@ def judge(tmp_path_factory):
     tokenizer = make_tokenizer()
     sizes = {"hidden_size": 32, "max_position_embeddings": 2048}
     model = make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes)
-    trainer = train_judge(tmp_path_factory.mktemp("judge"), model=model)
+    trainer = train_judge(tmp_path_factory.mktemp("judge"), steps=20, model=model)  # a reward may be forced
     return Judge.from_model(trainer.model, tokenizer, trainer.judge_config)
 
 

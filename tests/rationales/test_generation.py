@@ -29,19 +29,14 @@ from tract_trainer.data.store import Shards
 from tract_trainer.engines.base import Rationale
 
 SETTINGS = {"max_new_tokens": 60, "progress": False}
+GREEDY = {"temperature": 0, "repetition_penalty": 1.0, **SETTINGS}
+# Nearly every token is as likely as every other, so no two rationales are the same.
+RANDOM = {"temperature": 50.0, "top_p": 1.0, "max_new_tokens": 12, "unfinished": "force", "progress": False}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A saved stage-1 judge."""
-    path = tmp_path_factory.mktemp("judge")
-    train_judge(tmp_path_factory.mktemp("run")).save_model(str(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def judge(folder):
-    return Judge.from_pretrained(folder)
+def judge(judge_folder):
+    return Judge.from_pretrained(judge_folder)
 
 
 class Scripted:
@@ -128,7 +123,7 @@ def test_text_prompts_of_a_chat_judge_become_messages_which_stage_2_trains_under
     found = generate_cot_dataset(Judge(engine, judge.config), Dataset.from_list(rows), **settings)
     assert found["prompt"][:] == [[{"role": "user", "content": row["prompt"]}] for row in rows]
     assert found["completion"][0] == [{"role": "assistant", "content": f"The answer is clear. {PREFIX}4"}]
-    assert report(tmp_path / "cots")["by_heart"] == 1
+    assert report(tmp_path / "cots")["verbatim"] == 1
     stage2, config = trained_rows(found, make_tokenizer(), tmp_path / "two")
     assert config.conversational
     assert [sum(row[: len(prompt)] == prompt for prompt in asked) for row in stage2] == [1] * 8
@@ -137,15 +132,13 @@ def test_text_prompts_of_a_chat_judge_become_messages_which_stage_2_trains_under
 def test_what_the_template_puts_before_an_answer_is_in_no_row_twice(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = THINKING
-    trainer = train_judge(tmp_path / "run", tokenizer=tokenizer, steps=150)
+    trainer = train_judge(tmp_path / "run", tokenizer=tokenizer)
     judge = Judge.from_model(trainer.model, tokenizer, trainer.judge_config)
     dataset = make_dataset(8, conversational=True)
-    found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "cots", temperature=0, **SETTINGS)
+    found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "cots", **{**GREEDY, "max_new_tokens": 90})
     texts = [turns[0]["content"].strip() for turns in found["completion"]]
-    assert len(texts) >= 6 and not any("think" in text for text in texts)
-    known = [row["completion"][0]["content"].rpartition(PREFIX)[0].strip() for row in make_rows(8, True)]
-    assert report(tmp_path / "cots")["by_heart"] == sum(text.rpartition(PREFIX)[0].strip() in known for text in texts)
-    assert report(tmp_path / "cots")["by_heart"] >= 4
+    assert len(texts) == 8 and not any("think" in text for text in texts)
+    assert report(tmp_path / "cots")["verbatim"] == 8
     stage2, _ = trained_rows(found, tokenizer, tmp_path / "two")
     assert [tokenizer.decode(row).count("<think>") for row in stage2] == [1] * len(found)
 
@@ -299,21 +292,21 @@ def test_the_end_of_the_scale_may_be_rounded_as_float32_rounds_it(tmp_path):
 
 def test_two_rationales_a_row_stand_side_by_side_and_differ(judge, tmp_path):
     dataset = make_dataset(8, conversational=True)
-    found = generate_cot_dataset(judge, dataset, num_cots=2, output_dir=tmp_path, unfinished="force", **SETTINGS)
+    found = generate_cot_dataset(judge, dataset, num_cots=2, output_dir=tmp_path, **RANDOM)
     assert len(found) == 16
     assert found["prompt"][::2] == found["prompt"][1::2] == dataset["prompt"][:]
     pairs = list(zip(found["completion"][::2], found["completion"][1::2], strict=True))
-    assert sum(a != b for a, b in pairs) > 4
+    assert all(a != b for a, b in pairs)
     assert report(tmp_path)["rationales"] == 16
 
 
 def test_two_rows_with_the_same_prompt_are_both_kept_with_their_own_gold(judge, tmp_path):
     rows = [dict(make_rows(1)[0], score=score) for score in (4.0, 2.0, 4.0, 1.0, 5.0, 3.0)]
-    found = generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, unfinished="force", **SETTINGS)
+    found = generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, **RANDOM)
     assert found["score"][:] == [4.0, 2.0, 4.0, 1.0, 5.0, 3.0]
     texts = [turns[0]["content"] for turns in found["completion"]]
     assert [text[-1] for text in texts] == ["4", "2", "4", "1", "5", "3"]
-    assert len({text[:-1] for text in texts}) > 1  # each row draws with a seed of its own
+    assert len({text[:-1] for text in texts}) == 6  # each row draws with a seed of its own
 
 
 def test_the_rationale_of_a_row_does_not_depend_on_the_batch(judge, tmp_path):
@@ -417,7 +410,7 @@ def test_rationales_known_by_heart_are_counted_and_more_than_half_are_warned_of(
             rows if form == "completion" else [{"messages": each, "score": 3} for each in turns]
         )
     generate_cot_dataset(judge, dataset, output_dir=tmp_path, **SETTINGS)
-    assert report(tmp_path)["by_heart"] == known
+    assert report(tmp_path)["verbatim"] == known
     assert ("5 of 8 rationales are word for word an annotated one" in caplog.text) == (known == 5)
 
 
@@ -532,9 +525,9 @@ def test_without_a_score_column_the_score_is_found_as_in_training(scripted, tmp_
         generate_cot_dataset(scripted(finished), Dataset.from_list(rows), output_dir=tmp_path / "b", **SETTINGS)
 
 
-def test_another_model_in_the_same_folder_is_refused(judge, tmp_path, folder):
+def test_another_model_in_the_same_folder_is_refused(judge, tmp_path, judge_folder):
     generate_cot_dataset(judge, make_dataset(2), output_dir=tmp_path, unfinished="force", **SETTINGS)
-    other = Judge.from_pretrained(folder)
+    other = Judge.from_pretrained(judge_folder)
     other.engine.model.lm_head.weight.data += 0.01
     with pytest.raises(ValueError, match=r"\n  judge: 'llama-\w{16}-\w{16}' there, 'llama-\w{16}-\w{16}' now\n"):
         generate_cot_dataset(other, make_dataset(2), output_dir=tmp_path, unfinished="force", **SETTINGS)
@@ -592,35 +585,34 @@ def test_a_reader_leaves_another_processs_torn_line_alone(tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import sys, threading
 sys.path.insert(0, {tests!r})
 from tiny import make_dataset
 from tract_trainer import Judge, generate_cot_dataset
 judge = Judge.from_pretrained({judge!r})
-generate = judge.engine.generate
-def slow(*args):
-    time.sleep(0.7)
-    return generate(*args)
-judge.engine.generate = slow
+generate, asked = judge.engine.generate, []
+def stuck(*args):
+    asked.append(args)
+    return generate(*args) if len(asked) < 3 else threading.Event().wait()
+judge.engine.generate = stuck
 generate_cot_dataset(judge, make_dataset(24, conversational=True), output_dir={out!r}, batch_size=2,
                      unfinished="force", max_new_tokens=60, max_retries=0, progress=False)
 """
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_dataset(judge, folder, tmp_path):
+def test_a_killed_run_goes_on_and_ends_with_the_same_dataset(judge, judge_folder, tmp_path):
+    """It is killed in its third batch, which it never finishes."""
     settings = {"batch_size": 2, "unfinished": "force", "max_retries": 0, **SETTINGS}
     dataset = make_dataset(24, conversational=True)
-    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), judge=str(folder), out=str(tmp_path / "killed"))
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]), judge=str(judge_folder), out=str(tmp_path / "killed"))
     process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "HF_HUB_OFFLINE": "1"})
     shard = tmp_path / "killed" / ".shards" / "process-00000.jsonl"
-    deadline = time.monotonic() + 300
-    while not (shard.is_file() and shard.read_bytes().count(b"\n") >= 4):
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+    while not (shard.is_file() and shard.read_bytes().count(b"\n") == 4):
+        assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    before = shard.read_bytes().count(b"\n")
-    assert 4 <= before < 24 and not (tmp_path / "killed" / "train.parquet").exists()
+    assert not (tmp_path / "killed" / "train.parquet").exists()
 
     resumed = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "killed", **settings)
     undisturbed = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "whole", **settings)

@@ -34,7 +34,7 @@ def launch(folder, processes=1, model="llama", sizes=None, scored="all", lora=Fa
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, text=True, **streams) as run:
         try:
-            _, errors = run.communicate(timeout=300)
+            _, errors = run.communicate(timeout=1800)
         except subprocess.TimeoutExpired:
             run.terminate()  # torchrun takes its workers with it, as it does not when it is killed
             raise

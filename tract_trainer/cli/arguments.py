@@ -192,6 +192,7 @@ class EvaluateArguments(AskArguments):
         default="evaluation",
         metadata={"help": "Folder of the results, or, for one benchmark, a .json file. Tables and pictures go beside."},
     )
+    overwrite: bool = field(default=False, metadata={"help": "Replace other files at the output and beside it."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,6 +227,7 @@ class ReportArguments:
     output: str | None = field(
         default=None, metadata={"help": "HTML file; by default report.html in the folder, or beside the result."}
     )
+    overwrite: bool = field(default=False, metadata={"help": "Replace another file at the output."})
 
 
 @dataclass

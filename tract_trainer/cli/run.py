@@ -30,7 +30,7 @@ from tract_trainer.data.records import Record, check_prompts, prompt_of
 from tract_trainer.data.settings import check_settings
 from tract_trainer.engines.base import checked, engine_class
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.evaluate import evaluate
+from tract_trainer.evaluation.evaluate import check_output, evaluate
 from tract_trainer.hub.card import add_results
 from tract_trainer.hub.pushing import push_judge
 from tract_trainer.judge_config import DEFAULT_TEMPLATE
@@ -61,6 +61,7 @@ def run_pipeline(
     _check_later_steps(args, draw, settings)
     held_out, training, dataset = _data(rows, eval_data, args, model, settings, source)
     folder = Path(str(args.output_dir))
+    check_output(folder / "evaluation.json")
     with file_lock(folder, ".lock") if PartialState().is_main_process else nullcontext():
         console = Console(quiet=not PartialState().is_main_process)
         steps = [folder / name for name in ("stage1", "cots", "stage2", "evaluation.json")]

@@ -8,25 +8,18 @@ A record is a mapping with `instruction`, `response`, `rubric` and optionally `r
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tract_trainer.data.templates import escape_control_tokens, rendered
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import DEFAULT_TEMPLATE
 from tract_trainer.scale import ScoreScale
 
-if TYPE_CHECKING:
-    pass
-
 Record = Mapping[str, Any]
-
 Prompt = str | list[dict[str, str]]
 
 SCORE_COLUMNS = ("score", "gpt4_score", "orig_score")
-
 RATIONALE_COLUMNS = ("rationale", "gpt4_feedback", "orig_feedback")
-
-LABEL_WORDS = 4  # "4 out of 5."
 
 
 def prompt_of(
@@ -121,16 +114,24 @@ def unanswered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
-def gold_score(record: Record) -> float | None:
-    """The record's gold score, the mean of several, or `None` where it has none."""
-    value = next((record[name] for name in SCORE_COLUMNS if record.get(name) is not None), None)
+def gold_scores(record: Record) -> list[float]:
+    """The record's gold scores: one, those of several raters, or none."""
+    value: Any = next((record[name] for name in SCORE_COLUMNS if record.get(name) is not None), None)
     if value is None:
-        return None
+        return []
     values = value if isinstance(value, list) else [value]
     try:
-        return sum(map(float, values)) / len(values)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+        if not values or any(isinstance(score, bool) for score in values):
+            raise TypeError("nothing, or a truth value")
+        return [float(score) for score in values]
+    except (TypeError, ValueError) as error:
         raise InputError(f"A gold score must be a number or a list of numbers, found {value!r}.") from error
+
+
+def gold_score(record: Record) -> float | None:
+    """The record's gold score, the mean of several, or `None` where it has none."""
+    scores = gold_scores(record)
+    return sum(scores) / len(scores) if scores else None
 
 
 def annotated_rationales(row: Record, prefix: str) -> list[str]:
@@ -154,11 +155,14 @@ def turn_text(turn: Mapping[str, Any]) -> str:
     return said if isinstance(said, str) else "".join(part.get("text") or "" for part in said)
 
 
+CLOSED = re.compile(r"""[\s"'*(]*([+-]?\d+([.,]\d+)?|[^\W\d]\w*[+-]?)[*"']*(\s*(/|out\s+of)\s*\d+)?[\s"'*).\]]*""")
+"""A label behind a closing phrase: a number or a word, perhaps `out of 5`, and nothing else."""
+
+
 def _unclosed(prefix: str, text: str) -> str:
-    """`text` without the prefix and the few words behind it, if it ends so; one that goes on mentions it only."""
-    before, _, label = text.rpartition(prefix)
-    goes_on = len(label.split()) > LABEL_WORDS or re.search(r"[.!?\n]\s*[^\W\d]", label.strip())
-    return before if prefix in text and not goes_on else text
+    """`text` without the prefix and the label at its end. A text that goes on, or has no label, only mentions them."""
+    before, found, label = text.rpartition(prefix)
+    return before if found and CLOSED.fullmatch(label) else text
 
 
 def training_examples(
@@ -171,24 +175,31 @@ def training_examples(
 ) -> Iterator[dict[str, Any]]:
     """
     One prompt-completion example for each annotated rationale of each record, with the gold score as `score`. The
-    label written is the nearest to it. An annotation's own closing phrase (`[RESULT] 4`, or the prefix) is cut off.
+    label written is the nearest to it. An annotation's own closing phrase (`[RESULT] 4`, or the prefix) is cut off, and
+    control tokens in it are escaped. Records without any rationale give the prefix and the label alone.
 
     Raises:
-        ValueError: a record lacks a gold score or a rationale, with its number.
+        InputError: a record lacks a gold score, or only some records have a rationale; with the record's number.
     """
+    separator, with_rationales = default_separator(prefix), None
     for number, record in enumerate(records):
         with numbered("Record", number):
             record = _given(record)
-            gold, known = gold_score(record), any(name in record for name in RATIONALE_COLUMNS)
-            rationales = annotated_rationales(record, prefix) if known else []
-            if gold is None or not rationales:
+            gold = gold_score(record)
+            if gold is None:
+                raise InputError(f"training takes a score, one of {list(SCORE_COLUMNS)}; found {_named(record)}.")
+            annotated = any(record.get(name) is not None for name in RATIONALE_COLUMNS)
+            with_rationales = annotated if with_rationales is None else with_rationales
+            if annotated != with_rationales:
                 raise InputError(
-                    f"training takes a score (one of {list(SCORE_COLUMNS)}) and a rationale (one of "
-                    f"{list(RATIONALE_COLUMNS)}); found {_named(record)}."
+                    f"{'no' if with_rationales else 'a'} rationale (one of {list(RATIONALE_COLUMNS)}), unlike the "
+                    f"records before; found {_named(record)}. Give every record one, or none."
                 )
+            rationales = annotated_rationales(record, prefix) if annotated else [""]
             prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
         for rationale in rationales:
-            completion = close(rationale, prefix, scale.nearest_label(gold))
+            text = rationale if controls is None else escape_control_tokens(rationale, controls)
+            completion = close(text, prefix, scale.nearest_label(gold), separator)
             yield {
                 "prompt": as_messages(prompt) if conversational else prompt,
                 "completion": [{"role": "assistant", "content": completion}] if conversational else completion,
@@ -196,9 +207,14 @@ def training_examples(
             }
 
 
-def close(rationale: str, prefix: str, label: str) -> str:
-    """The completion of a rationale: the rationale, white space if it ends in none, the prefix and the label."""
-    joint = "" if not rationale or rationale[-1].isspace() else " "
+def default_separator(prefix: str) -> str:
+    """A space before a prefix that begins with a letter, a digit or an opening mark, nothing before any other."""
+    return " " if re.match(r"[A-Za-z0-9\[({*#_\"']", prefix) else ""
+
+
+def close(rationale: str, prefix: str, label: str, separator: str = " ") -> str:
+    """The completion: the rationale, `separator` unless the rationale ends in white space, the prefix and the label."""
+    joint = "" if not rationale or rationale[-1].isspace() else separator
     return f"{rationale}{joint}{prefix}{label}"
 
 

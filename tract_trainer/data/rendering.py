@@ -1,10 +1,19 @@
-"""Tokenises prompts and rows as TRL tokenises them for training."""
+"""Renders a prompt, with or without an answer, into token ids.
 
+Training, judging, forced scores, rewards and stage 2 all read rows that are rendered here as TRL renders them. A judge
+is asked with the beginning of such a row, so it is never asked with a text it was not trained on. `T` tokens of a row.
+"""
+
+import functools
 import json
-from collections.abc import Mapping
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tract_trainer.data.records import Prompt, Record, as_messages, close, prompt_of
+from tract_trainer.data.records import Prompt, Record, as_messages, close, default_separator, prompt_of
 from tract_trainer.data.templates import control_pattern
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
@@ -13,20 +22,26 @@ from tract_trainer.scale import ScoreTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PROBES = ("A", "B")
+"""Two answers that no template treats differently: what their rows share is written before any answer."""
+WINDOW = 16  # tokens at the end of a prompt by which it is recognised
+SHOWN = 60  # characters of a rendering in an error
+DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
 
 def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Further arguments of the chat template, as TRL makes them of a record with a ready prompt, or `otherwise`; an empty
-    value, at which TRL stops, is none.
+    Further arguments of the chat template: `tools` and `chat_template_kwargs` of the record, as TRL reads them, over
+    `otherwise`.
     """
-    if not (record.get("prompt") or record.get("messages")):
-        return dict(otherwise)
-    tools = record.get("tools")
-    given = record["chat_template_kwargs"] or {} if "chat_template_kwargs" in record else otherwise
-    if not isinstance(given, Mapping):
+    given = record.get("chat_template_kwargs")
+    if given is not None and not isinstance(given, Mapping):
         raise InputError(f"`chat_template_kwargs` must be a mapping, found {given!r:.80}.")
+    # A record that has the column is rendered with it alone, as TRL does.
+    found = dict(otherwise) if "chat_template_kwargs" not in record else dict(given or {})
+    tools = record.get("tools") if record.get("prompt") or record.get("messages") else None
     try:
-        return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **given}
+        return found if tools is None else {"tools": json.loads(tools) if isinstance(tools, str) else tools, **found}
     except ValueError as error:
         raise InputError(f"`tools` must be a list of tools, or that as JSON; found {tools!r:.80}.") from error
 
@@ -34,30 +49,165 @@ def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, A
 def prompt_ids(
     prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", conversational: bool, **template_kwargs: Any
 ) -> list[int]:
-    """Tokens of a prompt, tokenised as TRL tokenises it for training."""
+    """
+    Tokens that a judge is asked with: the beginning of every row that answers `prompt`.
+
+    A generation prompt may open what the rows lack, such as a thinking block. That end of it is left out.
+
+    Raises:
+        InputError: the chat template renders the prompt itself differently before an answer.
+    """
     if not conversational and isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    if tokenizer.chat_template is None:
-        raise InputError("A prompt of messages needs a chat template, and the judge's tokenizer has none. Give text.")
-    encoded: Any = tokenizer.apply_chat_template(
-        as_messages(prompt), tokenize=True, add_generation_prompt=True, return_dict=True, **template_kwargs
-    )
-    return list(encoded["input_ids"])
+    messages = as_messages(prompt)
+    asked = _templated(messages, tokenizer, add_generation_prompt=True, **template_kwargs)
+    rows = [row_ids(messages, answer, tokenizer, True, **template_kwargs) for answer in PROBES]
+    shared = shared_length(asked, *rows)
+    if shared < len(asked):
+        bare = _templated(messages, tokenizer, **template_kwargs)
+        if shared < shared_length(asked, bare):
+            raise InputError(_parted(tokenizer, asked, rows[0], shared))
+    return asked[:shared]
 
 
 def row_ids(
     prompt: Prompt, completion: str, tokenizer: "PreTrainedTokenizerBase", conversational: bool, **template_kwargs: Any
 ) -> list[int]:
-    """Tokens of a prompt with its completion, tokenised as TRL tokenises the row for training."""
+    """Tokens of a prompt with its completion, as TRL tokenises the row for training."""
     if not conversational and isinstance(prompt, str):
         return list(tokenizer(prompt + completion)["input_ids"])
     messages = [*as_messages(prompt), {"role": "assistant", "content": completion}]
-    encoded: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **template_kwargs)
+    return _templated(messages, tokenizer, **template_kwargs)
+
+
+def asked_length(
+    prompt: Prompt, ids: Sequence[int], masked: int, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]
+) -> int | None:
+    """
+    Number of tokens that a judge is asked with, if they are the beginning of a training row; `None` if not.
+
+    Args:
+        prompt (`str` or `list`): the row's prompt.
+        ids (`Sequence[int]`): tokens of the row, `(T,)`.
+        masked (`int`): tokens at its start that TRL found to be the prompt's, or 0. They are the longest beginning that
+            the row shares with the prompt alone. Where the last of them are the end of the prompt, which stands nowhere
+            else in it, they are all that is asked, and nothing need be tokenised again.
+        kwargs (`Mapping`): arguments of the chat template.
+    """
+    if masked:
+        seen = str(tokenizer.decode(list(ids[max(0, masked - WINDOW) : masked]), clean_up_tokenization_spaces=False))
+        seen = seen.lstrip("\ufffd")  # a character of which the window has a part
+        if _is_end(seen, prompt, tokenizer, kwargs):
+            return masked
+    asked = prompt_ids(prompt, tokenizer, not isinstance(prompt, str), **kwargs)
+    return len(asked) if list(ids[: len(asked)]) == asked else None
+
+
+def _is_end(seen: str, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]) -> bool:
+    """Whether `seen` is the end of the text that is asked with, and nowhere else in it. A no may be too careful."""
+    if isinstance(prompt, str):
+        return bool(seen) and prompt.endswith(seen) and prompt.find(seen) == len(prompt) - len(seen)
+    content = prompt[-1].get("content")
+    if not isinstance(content, str) or any(turn["role"] == "assistant" for turn in prompt):
+        return False
+    header = _header(tokenizer, tokenizer.chat_template, json.dumps(kwargs, sort_keys=True, default=str))
+    alone = all(header not in str(turn.get("content")) for turn in prompt)
+    return (
+        bool(header)
+        and alone
+        and seen.endswith(header)
+        and len(seen) > len(header)
+        and (content + header).endswith(seen)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _header(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> str:
+    """What a prompt of one turn has behind its content, as far as rows have it, too."""
+    given, probe = json.loads(kwargs), "XQZ"
+    ids = prompt_ids(probe, tokenizer, True, **given)
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).rpartition(probe)[2]
+
+
+def _templated(
+    messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **template_kwargs: Any
+) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise InputError("A prompt of messages needs a chat template, and the judge's tokenizer has none. Give text.")
+    from jinja2 import TemplateError
+
+    try:
+        encoded: Any = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **template_kwargs)
+    except (TemplateError, TypeError, KeyError) as error:
+        roles = [str(turn.get("role")) for turn in messages]
+        raise InputError(f"The chat template refuses messages of the roles {roles}: {error}") from error
     return list(encoded["input_ids"])
+
+
+def shared_length(*sequences: Sequence[Any]) -> int:
+    """Number of leading items that all `sequences` have in common."""
+    pairs = enumerate(zip(*sequences, strict=False))
+    return next((i for i, items in pairs if any(item != items[0] for item in items)), min(map(len, sequences)))
+
+
+def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[int], shared: int) -> str:
+    start = max(0, shared - 8)
+    before, alone, answered = (
+        repr(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))[:SHOWN])
+        for ids in (asked[start:shared], asked[shared:], row[shared:])
+    )
+    return (
+        "The chat template renders a prompt differently alone and before an answer, so a judge would be asked with a "
+        f"text it was not trained on. After {before} there is\n"
+        f"  alone:            {alone}\n"
+        f"  before an answer: {answered}\n"
+        "Use a chat template that renders the prompt the same way in both cases (chat_template_path), or put the "
+        "system prompt into the first user turn."
+    )
+
+
+def check_reloaded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]) -> None:
+    """
+    Raises an InputError where a tokenizer, saved and loaded again, reads the text of one of `rows` differently: the
+    saved judge would be asked with other tokens than those it is trained on.
+    """
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        again = AutoTokenizer.from_pretrained(folder)
+    for row in rows:
+        text = tokenizer.decode(list(row), clean_up_tokenization_spaces=False)
+        ids, others = (found(text, add_special_tokens=False)["input_ids"] for found in (tokenizer, again))
+        if ids != others:
+            shared = shared_length(ids, others)
+            found, expected = (
+                reader.convert_ids_to_tokens(read[shared : shared + 8])
+                for reader, read in ((again, others), (tokenizer, ids))
+            )
+            raise InputError(
+                f"The tokenizer, saved and loaded again, reads the training rows as {found} where it read {expected}, "
+                "so a saved judge would be asked with other tokens than it is trained on. Load the tokenizer from a "
+                "folder that save_pretrained has written, and train with that one."
+            )
+
+
+def pin_date(template: str, now: datetime) -> str:
+    """`template` with the date of `now` in the place of each `strftime_now("...")`: today's prompts, every day."""
+    return DATE.sub(lambda call: repr(now.strftime(call[2])), template)
+
+
+def separator_of(texts: Sequence[str], prefix: str) -> str:
+    """What most of `texts`, which end with `prefix` and a label, have between the rationale and the prefix."""
+    before = [text.rpartition(prefix)[0] for text in texts]
+    found = Counter(text[len(text.rstrip()) :] for text in before if text.strip())
+    return found.most_common(1)[0][0] if found else default_separator(prefix)
 
 
 class RecordRows:
     """
+    The rows that a judge reads.
+
     Args:
         tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as the judge's tokenizer writes it.
         config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked.
@@ -68,22 +218,25 @@ class RecordRows:
         self.controls = control_pattern(tokens.tokenizer)
 
     def prompt(self, record: Record) -> Prompt:
-        """The prompt, with the control texts in the record's fields defused."""
+        """The prompt, with control tokens in the record's fields escaped."""
         config = self.config
         return prompt_of(record, config.scale, config.score_prefix, config.prompt_template, self.controls)
 
     def prompt_ids(self, record: Record) -> list[int]:
-        """Tokens of the record's prompt, up to where the judge starts to write."""
-        config = self.config
+        """Tokens of the record's prompt, `(T,)`, up to where the judge starts to write."""
+        config, prompt = self.config, self.prompt(record)
         given = template_kwargs(record, config.chat_template_kwargs)
-        return prompt_ids(self.prompt(record), self.tokens.tokenizer, config.conversational, **given)
+        ids = prompt_ids(prompt, self.tokens.tokenizer, config.conversational, **given)
+        if config.conversational and not record.get("prompt") and not record.get("messages"):
+            self._refuse_control_tokens(ids, given)
+        return ids
 
     def scored_ids(self, record: Record, rationale: str) -> list[int]:
-        """Tokens of the record's prompt, the rationale and the prefix, up to where the score is due."""
+        """Tokens of the record's prompt, the rationale and the prefix, `(T,)`, up to where the score is due."""
         config = self.config
         row = row_ids(
             self.prompt(record),
-            close(rationale, config.score_prefix, config.score_labels[0]),
+            close(rationale, config.score_prefix, config.score_labels[0], config.score_separator),
             self.tokens.tokenizer,
             config.conversational,
             **template_kwargs(record, config.chat_template_kwargs),
@@ -92,3 +245,16 @@ class RecordRows:
         if found is None:
             raise InputError(f"The chat template drops the closing phrase of a completion ending {rationale[-80:]!r}.")
         return row[: found.position]
+
+    def _refuse_control_tokens(self, ids: Sequence[int], given: Mapping[str, Any]) -> None:
+        """An InputError for a control token that the chat template did not write itself."""
+        tokenizer = self.tokens.tokenizer
+        known = set(tokenizer.all_special_ids)
+        plain = prompt_ids("A", tokenizer, True, **given)
+        extra = Counter(i for i in ids if i in known) - Counter(i for i in plain if i in known)
+        if extra:
+            texts = [str(tokenizer.decode([i])) for i in extra]
+            raise InputError(
+                f"The record's text becomes the control tokens {texts}, with which it could speak for the judge. "
+                "Remove them from the record."
+            )

@@ -16,6 +16,9 @@ from accelerate import PartialState
 from tract_trainer._distributed import file_lock
 from tract_trainer.errors import InputError
 
+MARK = "tract_trainer_version"
+"""Is near the start of every result, table, picture and page, so that a later command knows that it may replace it."""
+
 
 class Shards:
     """
@@ -117,11 +120,39 @@ def finished_rows(folder: Path, count: int) -> Iterator[dict[str, Any]]:
         yield row
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to beside `path`, which it replaces at the end: `path` is never half-written."""
+    part = path.with_name(f"{path.name}.part")
+    yield part
+    part.replace(path)
+
+
+def refuse_foreign(files: Iterable[Path], overwrite: bool = False) -> None:
+    """
+    Raises an InputError for the first of `files` that is there and was not written by this package: its first
+    kilobyte lacks `MARK`. With `overwrite`, only a folder in the place of a file is refused.
+    """
+    for path in files:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, and a file is to be written there. Give another output.")
+        if path.exists() and not overwrite and MARK.encode() not in _head(path):
+            raise InputError(
+                f"{path} exists and was not written by tract. Give another output, move the file away, or replace it "
+                "with --overwrite true (overwrite=True)."
+            )
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1024)
+
+
 def save_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """Writes results as JSON, which has no NaN: figures that are not defined become `null`."""
-    text, part = json.dumps(without_nan(results), indent=2, ensure_ascii=False), Path(f"{path}.part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    text = json.dumps(without_nan(results), indent=2, ensure_ascii=False)
+    with replacing(Path(path)) as part:
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def without_nan(value: Any) -> Any:

@@ -43,20 +43,25 @@ def template_text(template: str) -> str:
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> "Template":
     """The template, ready to render. What it holds cannot reach beyond the fields it is given."""
+    from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string(
-        template
-    )
+    class Missing(StrictUndefined):
+        """A field that a record lacks: `{% if field %}` is false, and to show it is an error."""
+
+        def __bool__(self) -> bool:  # type: ignore[override]
+            return False
+
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=Missing
+    ).from_string(template)
 
 
 def rendered(template: str, fields: dict[str, Any]) -> str:
-    """The prompt; an InputError where the template asks for what `fields` do not have."""
-    from jinja2 import TemplateError
-
+    """The prompt; an InputError where the template asks for what `fields` do not have, or computes what it cannot."""
     try:
         return compiled(template).render(fields)
-    except TemplateError as error:
+    except Exception as error:  # a template may raise anything: it holds expressions
         raise InputError(f"prompt_template cannot be rendered for a record with {sorted(fields)}: {error}.") from error
 
 
@@ -86,6 +91,8 @@ def escape_control_tokens(value: Any, controls: re.Pattern[str]) -> Any:
         return {
             escape_control_tokens(key, controls): escape_control_tokens(item, controls) for key, item in value.items()
         }
-    if isinstance(value, list):
+    if isinstance(value, list | tuple | set | frozenset):
         return [escape_control_tokens(item, controls) for item in value]
-    return value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return escape_control_tokens(value.decode(errors="replace") if isinstance(value, bytes) else str(value), controls)

@@ -4,7 +4,7 @@ An engine takes token ids and sampling settings and returns a `Rationale` for ea
 call it. Transformers and vLLM run in this process; `server` sends requests to a running `vllm serve`.
 """
 
-INTERNALS = {
+PRIVATE = {
     "transformers: DynamicLayer": "`RoomyLayer` replaces its `update`, and `shared_cache` selects rows of its keys and "
     "values. So a prompt is processed once for several rationales, and no step copies all keys and values.",
     "transformers: generation_config": "`generate` merges the model's own one into the one that it is given. So the "

@@ -123,8 +123,8 @@ def at_once(engine: Engine, num_cots: int = 1) -> int:
 
 def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Sampling:
     """The sampling settings, after `InputError` for settings that [`Judge.score`] does not accept."""
-    if as_int("num_cots", num_cots) < 1:
-        raise InputError(f"num_cots must be at least 1, got {num_cots}.")
+    if as_int("num_cots", num_cots) < 0:
+        raise InputError(f"num_cots must be at least 0, got {num_cots}.")
     if unfinished not in ("unscored", "force"):
         raise InputError(f"unfinished={unfinished!r} is not one of ['unscored', 'force'].")
     return Sampling(**sampling)

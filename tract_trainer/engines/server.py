@@ -13,6 +13,7 @@ import random
 import re
 import threading
 import time
+from asyncio import sleep
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -356,7 +357,7 @@ class Servers:
                         f"{self} gave no answer in {tries} tries: {self._said(error)} Is the server up? What is on "
                         "disk is kept: run the same again when it is."
                     ) from error
-                await asyncio.sleep(self._wait(error, tries))
+                await sleep(self._wait(error, tries))
             except openai.APIStatusError as error:
                 kind = RefusedError if error.status_code in REFUSED else InputError
                 raise kind(f"{_without_password(error.request.url)} refuses the request: {error}") from error

@@ -1,7 +1,7 @@
 """Turns records into judgments."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tract_trainer.data.hashing import derive_seed, digest
-from tract_trainer.data.records import Record
+from tract_trainer.data.records import Record, default_separator
 from tract_trainer.data.rendering import RecordRows
+from tract_trainer.data.templates import template_text
 from tract_trainer.engines.base import (
     Engine,
     Rationale,
@@ -23,11 +24,11 @@ from tract_trainer.engines.base import (
     refusing_unknown,
 )
 from tract_trainer.errors import InputError
-from tract_trainer.judge_config import JudgeConfig
+from tract_trainer.judge_config import DEFAULT_PREFIX, JudgeConfig
 from tract_trainer.judging.batching import in_order, in_pieces
 from tract_trainer.judging.judgment import Comparison, Judgment, comparison, judgment
 from tract_trainer.judging.reward import reward_func
-from tract_trainer.scale import ScoreTokens
+from tract_trainer.scale import ScoreScale, ScoreTokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,12 +70,17 @@ class Judge:
         revision: str | None = None,
         batch_size: int | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        scale: ScoreScale | None = None,
+        score_prefix: str | None = None,
+        prompt_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> "Judge":
         """
-        Loads a judge saved by [`RegressionAwareSFTTrainer`], a full model or an adapter.
+        Loads a judge saved by [`RegressionAwareSFTTrainer`], a full model or an adapter; or makes a judge of an
+        untrained instruct model, with `scale`.
 
         Args:
-            name_or_path (`str`): folder or Hub repository with a `judge_config.json`.
+            name_or_path (`str`): folder or Hub repository of the judge or model.
             engine (`str`, *optional*, defaults to `"transformers"`): what runs it. `"vllm"` runs in this process,
                 `"server"` asks a running `vllm serve`, or what speaks its protocol.
             revision (`str`, *optional*): Hub revision.
@@ -82,17 +88,29 @@ class Judge:
             model_kwargs (`dict`, *optional*):
                 Arguments of the model's `from_pretrained` (an adapter's base model's), of `vllm.LLM`, or of
                 [`~tract_trainer.engines.server.ServerEngine.from_pretrained`].
+            scale ([`ScoreScale`], *optional*): scale of a model without a `judge_config.json`, as are the next three.
+            score_prefix (`str`, *optional*): the text right before the score.
+            prompt_template (`str`, *optional*): Jinja template that renders a record, or its file.
+            chat_template_kwargs (`dict`, *optional*): further arguments of the chat template.
 
         Raises:
-            FileNotFoundError: there is no `judge_config.json`.
-            ValueError: the engine is not known or not installed.
+            FileNotFoundError: there is no `judge_config.json`, and no `scale` is given.
+            InputError: the engine is not known or not installed; or `scale` is given for a model that has the file.
         """
         from tract_trainer.engines.checkpoints import load_tokenizer
 
         kind = engine_class(engine)
-        config, kwargs = JudgeConfig.load(name_or_path, revision), dict(model_kwargs or {})
+        kwargs = dict(model_kwargs or {})
         trust = kwargs.get("trust_remote_code", False)
+        given = {
+            "score_prefix": score_prefix,
+            "prompt_template": prompt_template and template_text(prompt_template),
+            "chat_template_kwargs": None if chat_template_kwargs is None else dict(chat_template_kwargs),
+        }
+        config = _config(name_or_path, revision, scale, {name: v for name, v in given.items() if v is not None})
         tokenizer = load_tokenizer(name_or_path, revision, trust)
+        if scale is not None:
+            config = replace(config, conversational=tokenizer.chat_template is not None)
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
         with refusing_unknown(kwargs, engine):
             found = kind.from_pretrained(
@@ -136,7 +154,8 @@ class Judge:
         Args:
             records (`Mapping`, `Iterable[Mapping]` or [`~datasets.Dataset`]):
                 `instruction`, `response`, `rubric`, or a ready `prompt`.
-            num_cots (`int`, *optional*, defaults to `1`): rationales per record, whose scores are averaged.
+            num_cots (`int`, *optional*, defaults to `1`):
+                Rationales per record, whose scores are averaged; 0 reads the score right after the prompt.
             seed (`int`, *optional*, defaults to `42`):
                 Seed. A record's rationales depend on its prompt and this number, not on the records beside it.
             unfinished (`str`, *optional*, defaults to `"unscored"`):
@@ -170,9 +189,11 @@ class Judge:
         """Like [`stream`], but each with its record's number, in the order in which they come from a server."""
         num_cots, seed = as_int("num_cots", num_cots), as_int("seed", seed)
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
-        asked: Any = records if isinstance(records, Sized) else list(records)
-        size = at_once(self.engine, num_cots)
-        judged = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
+        asked = _listed(records)
+        size = at_once(self.engine, max(1, num_cots))
+        judged: Any = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
+        if num_cots == 0:
+            judged = self._without_rationales
         shown = len(asked) > size if progress is None else progress
         return in_pieces(judged, asked, size, self.engine.calls, "Judging", shown)
 
@@ -188,6 +209,9 @@ class Judge:
             rationales = self._forced([records[i] for i, _ in requests], rationales)
         of_record = {i: rationales[n * num_cots : (n + 1) * num_cots] for n, i in enumerate(fitting)}
         return [self.judgment(of_record.get(i, []), sampling.max_new_tokens, len(row)) for i, row in enumerate(rows)]
+
+    def _without_rationales(self, records: Sequence[Record]) -> list[Judgment]:
+        return self.rescore(records, [""] * len(records))
 
     def fits(self, row: Sequence[int]) -> bool:
         """Whether the model has room to write after the tokens of `row`."""
@@ -258,3 +282,38 @@ class Judge:
     def judgment(self, rationales: Sequence[Rationale], max_new_tokens: int = 0, prompt_length: int = 0) -> Judgment:
         """The judgment that the rationales of one record make together."""
         return judgment(rationales, self.config, max_new_tokens, prompt_length, self.engine.max_length)
+
+
+def _config(
+    name_or_path: str | Path, revision: str | None, scale: ScoreScale | None, given: Mapping[str, Any]
+) -> JudgeConfig:
+    """The saved config of a judge, or that of a model without one, from a scale and what else is `given`."""
+    if scale is None and not given:
+        return JudgeConfig.load(name_or_path, revision)
+    try:
+        JudgeConfig.load(name_or_path, revision)
+    except FileNotFoundError:
+        if scale is None:
+            raise
+    else:
+        raise InputError(
+            f"{str(name_or_path)!r} has a judge_config.json, which says how it was trained to be asked. Leave out "
+            f"{', '.join(['scale'] * (scale is not None) + list(given))}."
+        )
+    prefix = given.get("score_prefix", DEFAULT_PREFIX)
+    return JudgeConfig(
+        **{
+            "score_labels": list(scale.labels),
+            "score_values": list(scale.values),
+            "score_prefix": prefix,
+            "score_separator": default_separator(prefix),
+            **given,
+        }
+    )
+
+
+def _listed(records: Any) -> Any:
+    """Records that can be counted and taken by number."""
+    if hasattr(records, "to_dict") and hasattr(records, "columns"):  # a pandas DataFrame
+        return records.to_dict("records")
+    return records if isinstance(records, Sized) and hasattr(records, "__getitem__") else list(records)

@@ -15,6 +15,10 @@ from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.losses import expected_score
 
+MIN_MASS = 0.01
+"""Probability on the scale below which a rationale is unscored: its expected score would be off the scale, near 0."""
+SLACK = 1e-2  # above 1, for the rounding of bfloat16
+
 
 @dataclass(frozen=True)
 class Judgment:
@@ -28,7 +32,7 @@ class Judgment:
         mass (`float`): probability on the scale, the sum of `probs`.
         label (`str`, *optional*):
             The label the judge wrote at the end of the first finished rationale; the likeliest one where it was forced.
-        rationale (`str`): the first finished rationale.
+        rationale (`str`): the first finished rationale, as it was written, white space at its ends included.
         reason (`str`): why there is no score; empty if there is one.
         rationales (`tuple[Rationale, ...]`): every rationale with its own label and log-probabilities.
     """
@@ -54,14 +58,15 @@ def judgment(
     The judgment that the rationales of one record make together, written after a prompt of `prompt_length` tokens by a
     model that reads `max_length`.
     """
-    read = [rationale for rationale in rationales if rationale.log_probs is not None]
-    finished = [rationale for rationale in read if not any(map(math.isnan, rationale.log_probs or ()))]
-    if read and not finished:
-        reason = (
-            f"The model gives no numbers (NaN) for the labels of {len(read)} of {len(rationales)} rationales. Its "
-            "logits may overflow in float16: load it in bfloat16 or float32."
-        )
-        return unscored(reason, config, rationales)
+    flaws = [_flaw(rationale) for rationale in rationales]
+    rationales = [
+        rationale._replace(label=None, log_probs=None) if flaw else rationale
+        for rationale, flaw in zip(rationales, flaws, strict=True)
+    ]
+    finished = [rationale for rationale in rationales if rationale.log_probs is not None]
+    if not finished and any(flaws):
+        first = next(filter(None, flaws))
+        return unscored(f"{sum(map(bool, flaws))} of {len(flaws)} rationales: {first}", config, rationales)
     if not finished and any(rationale.error for rationale in rationales):
         return unscored(next(rationale.error for rationale in rationales if rationale.error), config, rationales)
     if not finished:
@@ -89,10 +94,30 @@ def judgment(
         std=math.sqrt(max(0.0, float(variance))),
         mass=float(probs.sum()),
         label=finished[0].label,
-        rationale=finished[0].text.strip(),
+        rationale=finished[0].text,
         reason="",
         rationales=tuple(rationales),
     )
+
+
+def _flaw(rationale: Rationale) -> str:
+    """Why the probabilities of the labels cannot be used; empty if they can, or if there are none."""
+    if rationale.log_probs is None:
+        return ""
+    mass = sum(math.exp(min(value, 1)) for value in rationale.log_probs)
+    if any(map(math.isnan, rationale.log_probs)):
+        return (
+            "the model gives no numbers (NaN) for the labels. Its logits may overflow in float16: load it in bfloat16 "
+            "or float32."
+        )
+    if mass > 1 + SLACK:
+        return f"the labels' probabilities add up to {mass:.3g}, so what the model or server returned are none."
+    if mass < MIN_MASS:
+        return (
+            f"the labels have a probability of only {mass:.2g} together, less than {MIN_MASS}: the model would write "
+            "something else there. Check the scale and score_prefix."
+        )
+    return ""
 
 
 def unscored(reason: str, config: JudgeConfig, rationales: Sequence[Rationale] = ()) -> Judgment:

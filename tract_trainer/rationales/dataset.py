@@ -1,6 +1,7 @@
 """Turns finished rationales into the stage-2 dataset, `train.parquet`, and a report of how they came out."""
 
 import math
+import re
 from array import array
 from collections.abc import Iterable
 from itertools import islice
@@ -54,8 +55,8 @@ class Request(NamedTuple):
         return template_kwargs({"prompt": self.prompt, **self.rendered}, {})
 
 
-def words(prompt: Prompt, rationale: str) -> str:
-    """The same for rationales of a prompt, of whatever row, that are alike in their words."""
+def same_words(prompt: Prompt, rationale: str) -> str:
+    """A key that rationales of the same prompt share if they differ in white space only."""
     return digest(prompt, rationale.split())
 
 
@@ -122,16 +123,16 @@ def write_stage2(
     partial.replace(folder / "train.parquet")
     report = tally.report()
     save_results(folder / "report.json", report)
-    by_heart, asked = report["by_heart"], report["rationales"]
+    verbatim, asked = report["verbatim"], report["rationales"]
     if report["kept"] < SHARE_KEPT * asked:
         logger.warning(
             f"Only {report['kept']:,} of {asked:,} rationales came to a score and make rows, and stage 2 is trained on "
             f"these. {report['share_finished_at_first_try']:.0%} did at the first draw: train stage 1 longer, raise "
             "max_new_tokens, or keep the others with unfinished='force'."
         )
-    if 2 * by_heart > asked:
+    if 2 * verbatim > asked:
         logger.warning(
-            f"{by_heart:,} of {asked:,} rationales are word for word an annotated one, so stage 2 would be trained on "
+            f"{verbatim:,} of {asked:,} rationales are word for word an annotated one, so stage 2 would be trained on "
             "what stage 1 was, and be no better. Either the model knows its training data by heart (train stage 1 for "
             "fewer epochs, or on more records), or the prompts leave nothing else to say."
         )
@@ -143,12 +144,12 @@ def summary(report: dict[str, Any]) -> str:
     counts = [f"{report['retried']:,} drawn again"]
     counts += [f"{report[name]:,} {said}" for name, said in LOST.items() if report[name]]
     pearson = report["discarded_score_agreement"]["pearson"]
-    by_heart = f" {report['by_heart']:,} are word for word an annotated one." if report["by_heart"] else ""
+    verbatim = f" {report['verbatim']:,} are word for word an annotated one." if report["verbatim"] else ""
     return (
         f"{report['rationales']:,} rationales for {report['rows']:,} rows: "
         f"{report['share_finished_at_first_try']:.1%} finished at the first try, "
         f"{', '.join(counts)}, so {report['kept']:,} make rows; {report['mean_tokens']:.0f} tokens on average. "
-        f"The scores they were drawn with, thrown away, agree with gold at r = {pearson:.3f}.{by_heart}"
+        f"The scores they were drawn with, thrown away, agree with gold at r = {pearson:.3f}.{verbatim}"
     )
 
 
@@ -158,7 +159,7 @@ class _Tally:
     def __init__(self, config: JudgeConfig, unfinished: str, annotated: set[str]) -> None:
         self.scale, self.unfinished, self.annotated = config.scale, unfinished, annotated
         self.rows = self.first_try = self.retried = self.too_long = self.open = self.tokens = self.longest = 0
-        self.by_heart = 0
+        self.verbatim = 0
         self.sampled, self.gold = array("d"), array("d")
 
     def add(self, request: Request, written: dict[str, Any]) -> bool:
@@ -170,7 +171,7 @@ class _Tally:
         fits = written["attempts"] > 0  # no attempt is made at a prompt that leaves no room
         self.too_long += not fits
         self.open += fits and label is None
-        self.by_heart += bool(written["text"].split()) and words(request.prompt, written["text"]) in self.annotated
+        self.verbatim += bool(written["text"].split()) and same_words(request.prompt, written["text"]) in self.annotated
         self.tokens += written["num_tokens"]
         self.longest = max(self.longest, written["num_tokens"])
         self.sampled.append(math.nan if label is None else self.scale.value(label))
@@ -178,7 +179,7 @@ class _Tally:
         return fits and (label is not None or self.unfinished == "force")
 
     def report(self) -> dict[str, Any]:
-        found = agreement(self.sampled, self.gold, n_resamples=0)
+        found = agreement(self.sampled, self.gold, intervals=False)
         return {
             "rows": self.rows,
             "rationales": len(self.gold),
@@ -189,7 +190,7 @@ class _Tally:
             "forced": self.open if self.unfinished == "force" else 0,
             "prompt_too_long": self.too_long,
             "kept": len(self.gold) - self.too_long - (self.open if self.unfinished == "drop" else 0),
-            "by_heart": self.by_heart,
+            "verbatim": self.verbatim,
             "mean_tokens": self.tokens / len(self.gold),
             "discarded_score_agreement": {
                 name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")
@@ -197,8 +198,20 @@ class _Tally:
         }
 
 
+def without_scores(text: str, config: JudgeConfig) -> str:
+    """A self-generated rationale up to the first score that it writes: a later one would follow from it."""
+    labels = "|".join(re.escape(label) for label in sorted(config.score_labels, key=len, reverse=True))
+    found = re.search(rf"{re.escape(config.score_prefix)}({labels})(?!\w)", text)
+    return text if found is None else text[: found.start()]
+
+
 def _example(request: Request, rationale: str, config: JudgeConfig) -> dict[str, Any]:
-    completion = close(rationale, config.score_prefix, config.scale.nearest_label(request.score))
+    completion = close(
+        without_scores(rationale, config),
+        config.score_prefix,
+        config.scale.nearest_label(request.score),
+        config.score_separator,
+    )
     prompt = as_messages(request.prompt) if config.conversational else request.prompt
     return {
         "prompt": prompt,

@@ -34,7 +34,7 @@ from tract_trainer.engines.base import Rationale, Sampling, as_int
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judging.batching import as_finished
 from tract_trainer.judging.judge import Judge
-from tract_trainer.rationales.dataset import RENDERED, Request, stage2_features, summary, words, write_stage2
+from tract_trainer.rationales.dataset import RENDERED, Request, same_words, stage2_features, summary, write_stage2
 
 
 def generate_cot_dataset(
@@ -159,7 +159,7 @@ class _Work:
                 _ = request.template_kwargs  # refused as well, where the chat template could not take them
             data.update(f"{request.key} {request.score} ".encode())
             texts = annotated_rationales(self.dataset[row], self.judge.config.score_prefix)
-            self.annotated.update(words(request.prompt, text) for text in texts)
+            self.annotated.update(same_words(request.prompt, text) for text in texts)
         return {
             **asdict(self.sampling),
             "num_cots": self.num_cots,

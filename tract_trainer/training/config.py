@@ -4,6 +4,7 @@ A saved judge is a plain model with this file beside it.
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from trl import SFTConfig
 
 from tract_trainer.data.templates import template_text
 from tract_trainer.errors import InputError
-from tract_trainer.judge_config import DEFAULT_TEMPLATE, JudgeConfig
+from tract_trainer.judge_config import DEFAULT_PREFIX, DEFAULT_TEMPLATE, JudgeConfig
 from tract_trainer.losses import SCORE_LOSSES
 from tract_trainer.scale import ScoreScale
 
@@ -25,9 +26,6 @@ class HubToken(str):
 
     def __deepcopy__(self, memo: object) -> "HubToken":
         return self
-
-
-DEFAULT_PREFIX = "So the overall score is "
 
 
 @dataclass
@@ -62,6 +60,9 @@ class RegressionAwareSFTConfig(SFTConfig):
         missing_score (`str`, *optional*, defaults to `"error"`):
             What to do with rows whose score cannot be found or used: `"error"`, `"drop"` them, or `"keep"` them for
             the cross-entropy alone. They are counted and logged, but for a stream's, which are not known beforehand.
+        chat_template_kwargs (`dict` or JSON `str`, *optional*):
+            Further arguments of the chat template, e.g. `{"enable_thinking": False}`, in training and for the judge. A
+            dataset's own column `chat_template_kwargs` takes precedence.
         prompt_template (`str`, *optional*):
             Jinja template that [`Judge`] renders records with, or the file of one, saved in `judge_config.json`. If
             `None`, the built-in one. Training reads the dataset's own prompts and does not use it.
@@ -107,6 +108,13 @@ class RegressionAwareSFTConfig(SFTConfig):
             "choices": ["error", "drop", "keep"],
         },
     )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Further arguments of the chat template as JSON, in training and judging, e.g. "
+            '{"enable_thinking": false}. A column of that name takes precedence.'
+        },
+    )
     prompt_template: str | None = field(
         default=None,
         metadata={"help": "Jinja template the judge renders records with, or its file. Defaults to the built-in one."},
@@ -126,6 +134,7 @@ class RegressionAwareSFTConfig(SFTConfig):
                 raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
         if not self.score_prefix:
             raise InputError("score_prefix is empty. Give the text right before the score, e.g. 'Score: '.")
+        self.chat_template_kwargs = _mapping("chat_template_kwargs", self.chat_template_kwargs)
         if self.prompt_template is not None:
             self.prompt_template = template_text(self.prompt_template)
         if self.score_loss_weight == 0 and self.ce_loss_weight == 0:
@@ -135,6 +144,11 @@ class RegressionAwareSFTConfig(SFTConfig):
                 "score_loss_type='wasserstein' pushes probability off the scale, where it costs nothing. Set "
                 "renormalize_scores=True."
             )
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """`chat_template_kwargs` as a mapping."""
+        return self.chat_template_kwargs if isinstance(self.chat_template_kwargs, dict) else {}
 
     @property
     def scale(self) -> ScoreScale:
@@ -161,3 +175,14 @@ class RegressionAwareSFTConfig(SFTConfig):
             f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name in names and f.init
         }
         return cls(**values)
+
+
+def _mapping(name: str, given: Any) -> dict[str, Any] | None:
+    """A mapping, given as such or as JSON."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        found = given
+    if not isinstance(found, dict | None):
+        raise InputError(f'{name} must be a mapping or JSON, e.g. {{"enable_thinking": false}}; found {given!r}.')
+    return found

@@ -45,6 +45,7 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
     row_counts: dict[str, RowCounts]
     _sample: dict[str, Any]
     _dataset_name: str | None = None
+    _score_separator: str = " "
 
     @property
     def judge_config(self) -> JudgeConfig:
@@ -54,8 +55,10 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
         else:
             messages = is_conversational(self._sample) or "conversations" in self._sample
             conversational = messages and self._formatting_func is None
-        template_kwargs = self._sample.get("chat_template_kwargs") or {}
-        return self.args.judge_config(conversational, chat_template_kwargs=template_kwargs)
+        template_kwargs = self._sample.get("chat_template_kwargs") or self.args.template_kwargs
+        return self.args.judge_config(
+            conversational, chat_template_kwargs=template_kwargs, score_separator=self._score_separator
+        )
 
     def create_model_card(  # type: ignore[override]  # TRL's arguments
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

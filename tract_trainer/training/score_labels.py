@@ -17,11 +17,16 @@ from datasets import Dataset, IterableDataset
 from trl import SFTConfig, pack_dataset
 
 from tract_trainer.data.datasets import AnyDataset
-from tract_trainer.data.records import completion_text
+from tract_trainer.data.hashing import digest
+from tract_trainer.data.records import completion_text, unanswered
+from tract_trainer.data.rendering import asked_length, template_kwargs
 from tract_trainer.errors import InputError
 from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
 
 COLUMNS = ["input_ids", "labels", "score_labels"]
+CHANNELS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a turn that chat templates write apart from its `content`."""
+SAMPLED_ROWS = 100  # whose text shows what stands before the prefix
 
 
 class Lost(NamedTuple):
@@ -53,14 +58,12 @@ class Cut(NamedTuple):
         return position > length - self.max_length if self.how == "keep_end" else position < self.max_length
 
 
-def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, made_by: str = "") -> dict[str, Any]:
+def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> dict[str, Any]:
     """
     Args:
         row (`dict`): see [`~tract_trainer.training.score_labels.gold_scores`].
         tokens ([`ScoreTokens`]): the scale as the row's tokenizer writes it.
         cut ([`Cut`]): how the row will be shortened.
-        made_by (`str`): unread. `datasets` does not see a change of this function, but one of its arguments, so the
-            version that is given here keeps rows apart that another version has cached.
 
     Returns:
         `dict` with `score_labels`, `(T,)` float32, and `score_problem`, a key of `PROBLEMS` or `""`.
@@ -97,6 +100,15 @@ PROBLEMS = {
     "labels_off_scale": (
         "have `score_labels` off the scale of {low:g} to {high:g}",
         "Correct that column, or set the settings score_labels and score_values to its scale",
+    ),
+    "asked": (
+        "do not begin with the tokens that a judge would be asked with",
+        "Use a chat template that renders a prompt alone as it does before an answer, and end prompts of plain text "
+        "with a line break",
+    ),
+    "ends_early": (
+        "hold an end-of-turn token before their score",
+        "Remove such tokens from the rationales",
     ),
     "mismatch": (
         "end with a label that is not the nearest to their `score`",
@@ -143,7 +155,7 @@ def add_score_labels(
         ValueError: with `missing_score="error"`, a row has no usable score; or no row is left. For an
             [`~datasets.IterableDataset`], when the row is read.
     """
-    kwargs: dict[str, Any] = {"fn_kwargs": {"tokens": tokens, "cut": cut, "made_by": version("tract-trainer")}}
+    kwargs: dict[str, Any] = {"fn_kwargs": {"tokens": tokens, "cut": cut}}
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(target_row, **kwargs)
         if missing_score == "error":
@@ -152,7 +164,9 @@ def add_score_labels(
             dataset = dataset.filter(_has_score)
         return dataset.remove_columns("score_problem"), []
 
-    dataset = dataset.map(target_row, desc=f"Finding the scores of the {name} dataset", num_proc=num_proc, **kwargs)
+    desc = f"Finding the scores of the {name} dataset"
+    fingerprint = _fingerprint(dataset, tokens, cut)
+    dataset = dataset.map(target_row, desc=desc, num_proc=num_proc, new_fingerprint=fingerprint, **kwargs)
     problems = dataset["score_problem"][:]
     lost: list[Lost] = [
         _lost(problem, count, problems, dataset, tokens, cut, name, missing_score)
@@ -166,6 +180,18 @@ def add_score_labels(
     if len(dataset) == 0:
         raise InputError("\n".join([f"No row of the {name} dataset is left to use.", *sentences]))
     return dataset.remove_columns("score_problem"), lost
+
+
+def _fingerprint(dataset: Dataset, tokens: ScoreTokens, cut: Cut) -> str:
+    """
+    What the rows of [`target_row`] depend on. `datasets` would pickle the tokenizer for it, which takes seconds where
+    the vocabulary is large. TRL's tokenised rows, whose fingerprint this includes, depend on it already.
+    """
+    tokenizer, scale = tokens.tokenizer, tokens.scale
+    of_tokenizer = tokenizer.name_or_path, len(tokenizer), tokenizer.chat_template, tokenizer.eos_token, tokens.ids
+    return digest(
+        dataset._fingerprint, scale.labels, scale.values, tokens.prefix, cut, of_tokenizer, version("tract-trainer")
+    )
 
 
 def _lost(
@@ -197,6 +223,20 @@ def _refuse(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, name: str) -> di
 
 def _has_score(row: dict[str, Any]) -> bool:
     return not row["score_problem"]
+
+
+def with_template_kwargs(dataset: AnyDataset, kwargs: dict[str, Any] | None) -> AnyDataset:
+    """`dataset` with the column `chat_template_kwargs`, as TRL reads it; rows that have their own keep them."""
+    columns = dataset.column_names or list(next(iter(dataset)))
+    if not kwargs or "chat_template_kwargs" in columns or "input_ids" in columns:
+        return dataset
+    if isinstance(dataset, Dataset):
+        return dataset.add_column("chat_template_kwargs", [kwargs] * len(dataset))
+    return dataset.map(_with_kwargs, fn_kwargs={"kwargs": kwargs})
+
+
+def _with_kwargs(row: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "chat_template_kwargs": kwargs}
 
 
 def uncut(args: SFTConfig) -> SFTConfig:
@@ -269,6 +309,8 @@ def gold_scores(row: dict[str, Any], tokens: ScoreTokens) -> Gold:
     if found is not None and not _in_last_turn(row, tokens):
         found = None
     problem = _problem_of(row, found, tokens.scale)
+    if found is not None and not problem:
+        problem = _rendering_problem(row, found.position, tokens)
     if found is None or problem:
         return Gold({}, problem)
     return Gold({found.position: row["score"] if "score" in row else tokens.scale.value(found.label)}, "")
@@ -293,6 +335,49 @@ def _in_last_turn(row: dict[str, Any], tokens: ScoreTokens) -> bool:
     if not turns or (alone and row["labels"][0] == IGNORE_INDEX):
         return True  # one text, or one turn after a prompt that is not trained on
     return tokens.find(tokens.tokenizer(completion_text(row), add_special_tokens=False)["input_ids"]) is not None
+
+
+def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) -> str:
+    """
+    What keeps a judge from writing the row: it would be asked with other tokens than the row begins with, or end its
+    turn before the score at `position`. Rows of text or tokens alone have no prompt to ask with.
+    """
+    prompt = _prompt(row)
+    if prompt is None:
+        return ""
+    ids: list[int] = row["input_ids"]
+    masked = next((i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX), 0)
+    asked = asked_length(prompt, ids, masked, tokens.tokenizer, template_kwargs(row, {}))
+    if asked is None:
+        return "asked"
+    return "ends_early" if tokens.tokenizer.eos_token_id in ids[asked:position] else ""
+
+
+def _prompt(row: dict[str, Any]) -> Any:
+    """What the row's answer was written for. Channels beside `content` are refused: no judge reads them again."""
+    turns = row.get("completion") or row.get("messages") or ()
+    channels = {name for turn in turns if isinstance(turn, dict) for name in CHANNELS if turn.get(name)}
+    if channels:
+        raise InputError(
+            f"An assistant's turn has text in {sorted(channels)}, which chat templates write as a channel of its own, "
+            "so the judge's rationale would be read without it. Put the rationale into `content`, before the score."
+        )
+    if row.get("prompt"):
+        return row["prompt"]
+    return unanswered(row["messages"]) if row.get("messages") else None
+
+
+def closed_texts(dataset: Dataset, tokens: ScoreTokens) -> list[str]:
+    """How the rationales of the first rows of a prepared dataset end: with the prefix and a label."""
+    texts = []
+    for row in dataset.take(SAMPLED_ROWS):
+        due = np.flatnonzero(~np.isnan(np.asarray(row["score_labels"], dtype=np.float32)))
+        if len(due):
+            trained = [
+                i for i, y in zip(row["input_ids"][: due[-1] + 1], row["labels"], strict=False) if y != IGNORE_INDEX
+            ]
+            texts.append(str(tokens.tokenizer.decode(trained[-tokens.window :], clean_up_tokenization_spaces=False)))
+    return texts
 
 
 def _problem_of(row: dict[str, Any], found: FoundScore | None, scale: ScoreScale) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +26,8 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.data.datasets import unformatted
+from tract_trainer.data.records import completion_text
+from tract_trainer.data.rendering import check_reloaded, pin_date, separator_of
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
@@ -33,10 +36,20 @@ from tract_trainer.training.figures import ScoreFigures
 from tract_trainer.training.limits import refuse_datasets, refuse_settings, refuse_topology
 from tract_trainer.training.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.training.score_head import add_score_head, first_output
-from tract_trainer.training.score_labels import COLUMNS, UNTRAINED, Cut, add_score_labels, cut_or_pack, uncut
+from tract_trainer.training.score_labels import (
+    COLUMNS,
+    UNTRAINED,
+    Cut,
+    add_score_labels,
+    closed_texts,
+    cut_or_pack,
+    uncut,
+    with_template_kwargs,
+)
 
 logger = get_logger(__name__)
 
+SAMPLED = 4  # rows that are read with the saved tokenizer before training
 Datasets: TypeAlias = Dataset | IterableDataset
 
 
@@ -141,6 +154,23 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         """The scale as the tokenizer writes it after the prefix."""
         return ScoreTokens.resolve(self._score_args.scale, self._score_args.score_prefix, self._tokenizer)
 
+    def _whole_rows(
+        self, dataset: Datasets, processing_class: Any, args: SFTConfig, formatting_func: Any, dataset_name: str
+    ) -> Datasets:
+        """`dataset` as TRL tokenises it, neither cut nor shuffled."""
+        self._pin_dates()
+        dataset = with_template_kwargs(unformatted(dataset), self._score_args.template_kwargs)
+        return super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
+
+    def _pin_dates(self) -> None:
+        """Writes today's date into chat templates that print it, so that the judge is asked with the same one later."""
+        now, tokenizer = datetime.now(), self._tokenizer
+        for owner in (tokenizer, self):
+            template = owner.chat_template
+            if isinstance(template, str) and (pinned := pin_date(template, now)) != template:
+                owner.chat_template = pinned
+                logger.warning(f"The chat template prints the date. The judge always reads today's, {now:%Y-%m-%d}.")
+
     def _prepare_dataset(
         self,
         dataset: Datasets,
@@ -154,9 +184,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         if {*COLUMNS, "seq_lengths"} <= columns:  # packed by an earlier call
             return dataset
         # The score is found on whole rows, in their order: what cuts, shuffles and packs comes afterwards.
-        dataset = super()._prepare_dataset(
-            unformatted(dataset), processing_class, uncut(args), False, formatting_func, dataset_name
-        )
+        dataset = self._whole_rows(dataset, processing_class, args, formatting_func, dataset_name)
         given = len(dataset) if isinstance(dataset, Dataset) else None
         with PartialState().local_main_process_first():  # the others read its cache
             dataset, lost = add_score_labels(
@@ -169,6 +197,10 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
             )
             for kind in lost:
                 logger.warning(f"missing_score={self._score_args.missing_score!r}: {kind.sentence}")
+            if dataset_name == "train":
+                known = isinstance(dataset, Dataset)  # of a stream, the first row as it came
+                texts = closed_texts(dataset, self.score_tokens) if known else [completion_text(self._sample)]
+                self._score_separator = separator_of(texts, self._score_args.score_prefix)
             left = len(dataset) if isinstance(dataset, Dataset) else None
             dataset = cut_or_pack(dataset, args, packing, dataset_name)
         if given is not None and left is not None:
@@ -236,6 +268,9 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._figures.begin_training()  # an attempt with batches too large may have left some
+        rows = self.train_dataset
+        if isinstance(rows, Dataset) and "input_ids" in rows.column_names and self.accelerator.is_main_process:
+            check_reloaded(self._tokenizer, rows[:SAMPLED]["input_ids"])
         return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

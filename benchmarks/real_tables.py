@@ -1,0 +1,212 @@
+"""Turns the judgments that `real_model.py` kept into tables with intervals, and paired differences of judges.
+
+Correlations are means over folds: each fold has judges of its own, and how high their scores lie is no agreement.
+Intervals are of 95 %, from resampled instructions; a difference is taken of the same resamples, on the folds that both
+judges have finished. `n` records, `R` resamples, `K` labels.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from real_text import CONSTANT, FIGURES, RESAMPLES, Run, figure_with_interval
+from real_text import TRIVIAL as PREDICTORS
+
+Floats = NDArray[np.float64]
+VALUES = np.arange(1.0, 6.0)
+TRIVIAL = "trivial and ceiling"
+CEILING = "one run of GPT-4 (gold: the mean of the other two)"
+GREEDY, SAMPLED, SEVERAL, RAIL, RAIL_SEVERAL = "greedy", "sampled", "mean of sampled", "RAIL", "RAIL, several"
+ANNOTATED = "RAIL after the annotated rationale"
+LOSSES = ("ce_loss", "score_loss")
+METHODS = (GREEDY, SAMPLED, SEVERAL, RAIL, RAIL_SEVERAL, ANNOTATED)
+
+
+class Side(NamedTuple):
+    """Whose scores, read by which method."""
+
+    name: str
+    method: str = RAIL
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.method}" if self.method else self.name
+
+
+CONTRASTS = (
+    (Side("TRACT"), Side("CE", SAMPLED)),
+    (Side("TRACT"), Side("CE", GREEDY)),
+    (Side("TRACT", RAIL_SEVERAL), Side("CE", SEVERAL)),
+    (Side("TRACT"), Side("CE")),
+    (Side("TRACT", RAIL_SEVERAL), Side("CE", RAIL_SEVERAL)),
+    (Side("TRACT"), Side("stage 1")),
+    (Side("TRACT"), Side("CE in both stages")),
+    (Side("TRACT"), Side("RAFT, score only")),
+    (Side("TRACT"), Side("untrained")),
+    (Side("TRACT", RAIL_SEVERAL), Side("length of response", "")),
+    (Side("CE"), Side("CE", SAMPLED)),
+    (Side("CE in both stages"), Side("CE")),
+    (Side("stage 1"), Side("CE")),
+    (Side("RAFT, score only"), Side("CE, score only")),
+    (Side("TRACT, lambda 0.1"), Side("TRACT")),
+    (Side("TRACT, lambda 0.1"), Side("CE in both stages")),
+    (Side("TRACT, renormalised"), Side("TRACT")),
+    (Side("TRACT, renormalised"), Side("CE in both stages")),
+)
+
+
+class Fold(NamedTuple):
+    """The held-out records of a fold of a seed: gold scores and instructions, `(n,)`, GPT-4's runs `(n, 3)`."""
+
+    seed: int
+    fold: int
+    gold: Floats
+    groups: NDArray[np.str_]
+    runs: Floats
+    scores: dict[Side, Floats]  # (n,) each
+    judgments: dict[str, dict[str, Any]]  # by arm
+
+    @classmethod
+    def read(cls, folder: Path) -> "Fold":
+        files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        first, (_, seed, _, fold) = files[TRIVIAL], folder.name.split("-")
+        scores = {Side(name, ""): np.array(row, float) for name, row in first["references"].items()}
+        judgments = {arm: found for arm, found in files.items() if arm != TRIVIAL}
+        for arm, found in judgments.items():
+            scores |= {Side(arm, method): row for method, row in by_method(found).items()}
+        return cls(
+            int(seed), int(fold), *map(np.array, (first["gold"], first["groups"], first["scores"])), scores, judgments
+        )
+
+
+def by_method(found: Mapping[str, Any]) -> dict[str, Floats]:
+    """Scores, `(n,)`, in each way that they can be read off the judgments of an arm."""
+    labels, probs = {}, {}
+    for kind, records in found["judgments"].items():  # (n, C), (n, C, K) of C rationales
+        labels[kind] = np.array([[float(one["label"]) for one in of_record] for of_record in records])
+        probs[kind] = np.array([[one["probs"] for one in of_record] for of_record in records])
+    if found["renormalized"]:
+        probs = {kind: rows / rows.sum(-1, keepdims=True) for kind, rows in probs.items()}
+    expected = {kind: rows @ VALUES for kind, rows in probs.items()}  # (n, C)
+    if "sampled" not in labels:
+        return {GREEDY: labels["greedy"][:, 0], RAIL: expected["greedy"][:, 0]}
+    return {
+        GREEDY: labels["greedy"][:, 0],
+        SAMPLED: labels["sampled"][:, 0],
+        SEVERAL: labels["sampled"].mean(1),
+        RAIL: expected["sampled"][:, 0],
+        RAIL_SEVERAL: expected["sampled"].mean(1),
+        ANNOTATED: expected["annotated"][:, 0],
+    }
+
+
+def figures(folds: Sequence[Fold], side: Side) -> dict[str, Floats]:
+    """Figures `(1 + R,)`: of all records, then of each resample; means over the folds and over the seeds."""
+    groups = np.unique(np.concatenate([fold.groups for fold in folds]))  # (G,)
+    drawn = np.random.default_rng(0).multinomial(len(groups), [1 / len(groups)] * len(groups), RESAMPLES).T
+    drawn = np.hstack([np.ones((len(groups), 1)), drawn])  # (G, 1 + R)
+    found = []
+    for seed in sorted({fold.seed for fold in folds}):
+        own = [fold for fold in folds if fold.seed == seed]
+        names = np.concatenate([fold.groups for fold in own])
+        of_fold = np.repeat([fold.fold for fold in own], [len(fold.gold) for fold in own])
+        weights = drawn[np.searchsorted(groups, names)]  # (n, 1 + R)
+        for pairs in zip(*(readings(fold, side) for fold in own), strict=True):
+            scores, gold = (np.concatenate(of_folds) for of_folds in zip(*pairs, strict=True))
+            found.append(Run({"": scores}, gold, names, of_fold).figures("", weights))
+    return {name: np.mean([one[name] for one in found], 0) for name in FIGURES}
+
+
+def readings(fold: Fold, side: Side) -> Iterator[tuple[Floats, Floats]]:
+    """Scores and gold, `(n,)` each, of a judge; or of each run of GPT-4 against the other two."""
+    if side.name != CEILING:
+        yield fold.scores[side], fold.gold
+        return
+    for run in range(fold.runs.shape[1]):
+        yield fold.runs[:, run], np.delete(fold.runs, run, 1).mean(1)
+
+
+def cell(found: Floats) -> str:
+    return figure_with_interval(float(found[0]), np.quantile(found[1:], [0.025, 0.975]).tolist())
+
+
+def arms_of(folds: Sequence[Fold], order: Sequence[str]) -> list[str]:
+    return [arm for arm in order if any(arm in fold.judgments for fold in folds)]
+
+
+def figure_table(folds: Sequence[Fold], arms: Sequence[str], figure: str) -> str:
+    """A row for each judge, a column for each method, on the folds that the judge has finished."""
+    rows = []
+    for arm in arms:
+        own = [fold for fold in folds if arm in fold.judgments]
+        sides = [Side(arm, method) for method in METHODS]
+        cells = [cell(figures(own, side)[figure]) if side in own[0].scores else "" for side in sides]
+        rows.append([arm, *cells, str(sum(len(fold.gold) for fold in own))])
+    return table([FIGURES[figure], *METHODS, "records"], rows)
+
+
+def reference_table(folds: Sequence[Fold]) -> str:
+    """What needs no judge: the trivial predictors, and how far GPT-4 agrees with itself."""
+    rows = []
+    for side in [*(Side(name, "") for name in PREDICTORS), Side(CEILING, "")]:
+        found = figures(folds, side)
+        shown = ("rmse",) if side.name == CONSTANT else FIGURES
+        rows.append([side.name, *(cell(found[name]) if name in shown else "-" for name in FIGURES)])
+    return table(["no judge", *FIGURES.values()], rows)
+
+
+def contrast_table(folds: Sequence[Fold]) -> str:
+    """Differences of figures, on the folds that both judges have finished."""
+    rows = []
+    for more, less in CONTRASTS:
+        own = [fold for fold in folds if more in fold.scores and less in fold.scores]
+        if own:
+            a, b = figures(own, more), figures(own, less)
+            cells = [cell(a[name] - b[name]) for name in FIGURES]
+            rows.append([f"{more} - {less}", *cells, str(sum(len(fold.gold) for fold in own))])
+    return table(["difference", *FIGURES.values(), "records"], rows)
+
+
+def state_table(folds: Sequence[Fold], arms: Sequence[str]) -> str:
+    """How the sampled rationales came out, and what each judge took."""
+    rows = []
+    for arm in arms:
+        found = [fold.judgments[arm] for fold in folds if arm in fold.judgments]
+        kind = "sampled" if "sampled" in found[0]["judgments"] else "greedy"
+        of_all = [one for of_fold in found for record in of_fold["judgments"][kind] for one in record]
+        mass = float(np.mean([sum(one["probs"]) for one in of_all]))
+        ended = "" if kind == "greedy" else f"{np.mean([not one['forced'] for one in of_all]):.1%}"
+        tokens = "" if kind == "greedy" else f"{np.mean([one['num_tokens'] for one in of_all]):.0f}"
+        logs = [[line for line in one["training"].get("log", ()) if "ce_loss" in line] for one in found]
+        last = [figure_with_interval(np.mean([log[-1][name] for log in logs])) if all(logs) else "" for name in LOSSES]
+        minutes = [np.mean([one["training"].get("seconds", 0) for one in found]) / 60]
+        minutes.append(np.mean([one["seconds"] for one in found]) / 60)
+        rows.append([arm, f"{mass:.2f}", ended, tokens, *last, *(f"{one:.1f}" for one in minutes)])
+    heads = [
+        "",
+        "probability on the scale",
+        "ended by themselves",
+        "tokens",
+        "last cross-entropy",
+        "last squared error",
+    ]
+    return table([*heads, "minutes to train", "minutes to read"], rows)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def summary(folder: Path, order: Sequence[str]) -> str:
+    """Tables of what is finished in `folder`, in Markdown."""
+    folds = [Fold.read(path.parent) for path in sorted(folder.glob(f"seed-*/{TRIVIAL}.json"))]
+    if not folds:
+        raise SystemExit(f"Nothing is finished in {folder}.")
+    arms = arms_of(folds, order)
+    n, groups = sum(len(fold.gold) for fold in folds), {name for fold in folds for name in fold.groups}
+    about = f"{n} held-out records of {len(groups)} instructions, in {len(folds)} folds."
+    tables = [figure_table(folds, arms, figure) for figure in FIGURES]
+    return "\n\n".join([about, reference_table(folds), *tables, contrast_table(folds), state_table(folds, arms)])
