@@ -234,7 +234,7 @@ def _not_one_token(label: str, pieces: list[str], prefix: str) -> str:
     found = f"{len(pieces)} tokens {tuple(pieces)}" if len(pieces) > 1 else f"written as {pieces[0]!r}"
     text = "".join(pieces)
     merged = text.removesuffix(label) if text.endswith(label) else ""
-    if merged and prefix.endswith(merged):
+    if merged.strip() and prefix.endswith(merged):
         remedy = (
             f"The end of score_prefix, {merged!r}, merges with some labels and not with others. End it with other "
             "characters, e.g. a space or a line break."
