@@ -1,4 +1,4 @@
-"""What stands around a training step: import, preparation of the data, collation; and a bootstrap interval.
+"""What stands around a training step: import, preparation of the data, collation; and confidence intervals.
 
     python benchmarks/overheads.py
 
@@ -93,8 +93,8 @@ def collators(folder: str) -> Ways:
     return {name: collate(name) for name in made}
 
 
-def bootstraps(n: int) -> Ways:
-    """10,000 resamples: SciPy's interval of one figure, and ours of all nine and the worst cases."""
+def intervals(n: int) -> Ways:
+    """SciPy's bootstrap interval of one figure, of 10,000 resamples; our jackknife of all nine, and the worst cases."""
     draw = np.random.default_rng(0)
     gold = draw.integers(1, 6, n).astype(float)
     scores = gold + draw.standard_normal(n)
@@ -108,7 +108,7 @@ def bootstraps(n: int) -> Ways:
 
     return {
         "scipy.stats.bootstrap, Pearson alone": scipy,
-        "agreement, nine figures": lambda: agreement(scores, gold, values=range(1, 6), n_resamples=10_000),
+        "agreement, nine figures": lambda: agreement(scores, gold, values=range(1, 6)),
     }
 
 
@@ -127,7 +127,7 @@ def groups(folder: str) -> Iterator[tuple[str, Ways, bool]]:
         yield f"a trainer with {count:,} rows of 600 words", trainers_of(make_rows(count), folder), True
     yield f"100 batches of 8 rows of {TOKENS:,} words", collators(folder), True
     for n in (500, 2000, 8000):
-        yield f"intervals, {n:,} records", bootstraps(n), True
+        yield f"intervals, {n:,} records", intervals(n), True
     yield "import", importing("import trl", "import tract_trainer"), False
     trainers = "from trl import SFTTrainer", "from tract_trainer import RegressionAwareSFTTrainer"
     yield "import of the trainer", importing(*trainers), False

@@ -10,7 +10,7 @@ from tract_trainer.judging.judge import Judge
 from tract_trainer.scale import ScoreScale, ScoreTokens
 from tract_trainer.training.config import DEFAULT_PREFIX
 
-TINY = DemoSize(facts=640, facts_epochs=2, records=160, epochs=12, held_out=24, resamples=20)
+TINY = DemoSize(facts=640, facts_epochs=2, records=160, epochs=12, held_out=24)
 
 
 def verdict_of_each_source(record):

@@ -1,4 +1,4 @@
-"""Two results of the same records become differences, a table and a picture."""
+"""Differences of two judges on the same records, as a table and as a picture."""
 
 import json
 
@@ -13,6 +13,7 @@ from tract_trainer.data.pairs import read_pairs
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.comparison import compare, load_result
 from tract_trainer.evaluation.evaluate import evaluate
+from tract_trainer.evaluation.methods import METHODS
 from tract_trainer.evaluation.tables import comparison_markdown, comparison_table
 from tract_trainer.metrics import paired_difference
 
@@ -69,7 +70,8 @@ def test_the_differences_are_those_of_the_scores_that_both_gave(folder):
     for name in ("pearson", "rmse", "qwk"):
         expected = paired_difference(*scores, GOLD, figure=name, values=range(1, 6))
         assert found["figures"][name]["difference"] == pytest.approx(expected["difference"], abs=1e-6)
-        assert found["figures"][name]["p_value"] == pytest.approx(expected["p_value"], abs=1e-2)
+        assert found["figures"][name]["p_value"] == pytest.approx(expected["p_value"], abs=1e-6)
+        assert found["figures"][name]["difference_ci"] == pytest.approx(expected["difference_ci"], abs=1e-6)
     decoded = compare(a, b, "decoded")["figures"]["mae"]["a"]
     labels = [int(row["label"]) for row in a["judgments"] if number_of(row["prompt"]) != 3]
     gold = [score for number, score in enumerate(GOLD) if number != 3]
@@ -87,6 +89,33 @@ def test_the_accuracies_of_pairs_are_compared(folder, tmp_path):
     always = {**right, "judgments": [*right["judgments"][:2], *wrong["judgments"][2:]]}  # won, won, tied, unscored
     assert compare(always, right)["figures"]["accuracy"]["difference"] == pytest.approx(1 / 3)
     assert list(found["figures"]) == ["accuracy"]
+
+
+def test_the_groups_of_records_and_pairs_count_in_a_comparison(folder):
+    a, b = results(folder, "noisy", "vague")
+    (few,) = results(folder, "pairs")
+    pairs = {
+        **few,
+        "judgments": [{**row, "group": i} for i in range(0, 24, 2) for row in few["judgments"][i % 8 :][:2]],
+    }
+    always = {**pairs, "judgments": few["judgments"][:2] * 12}  # wins all
+    for name, first, second in (("rmse", a, b), ("accuracy", pairs, always)):
+        known = compare(first, second)["figures"][name]
+        given = first["judgments"]
+        rows = [{**row, "group": place * 6 // len(given)} for place, row in enumerate(given)]
+        grouped = compare({**first, "judgments": rows}, second)["figures"][name]
+        assert grouped["difference"] == known["difference"] and np.isfinite(grouped["p_value"])
+        assert grouped["p_value"] != known["p_value"]
+        without = [{key: value for key, value in row.items() if key != "group"} for row in first["judgments"]]
+        assert compare({**first, "judgments": without}, second)["figures"][name]["p_value"] == known["p_value"]
+
+
+def test_a_record_without_probability_on_the_scale_is_left_out(folder):
+    a, b = results(folder, "noisy", "vague")
+    rationales = [{**one, "probs": [0.0] * 5} for one in a["judgments"][0]["rationales"]]
+    rows = [{**a["judgments"][0], "rationales": rationales}, *a["judgments"][1:]]
+    for method in METHODS:
+        assert compare({**a, "judgments": rows}, b, method)["unscored"] == 2  # and record 3 of b
 
 
 def test_other_records_are_refused_with_both_named(folder):

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 from scipy import stats
 from tiny import train_judge
 
-from tract_trainer.data.benchmarks import load_benchmark
+from tract_trainer.data.benchmarks import load_benchmark, own_benchmark
 from tract_trainer.data.pairs import pair_records, read_pairs
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.calibration import calibration
@@ -113,7 +113,7 @@ def test_the_figures_are_those_of_the_saved_judgments(records, tmp_path):
     assert result["calibration"]["counts"] == again["counts"]
 
 
-def test_fewer_rationales_are_the_first_that_came_to_a_score(records, tmp_path):
+def test_fewer_rationales_are_the_first_that_have_a_score(records, tmp_path):
     def say(prompt):  # the first of record 0 and the second of record 1 come to none
         said = noisy(prompt)[:5]
         return [None, *said[1:]] if number_of(prompt) == 0 else [said[0], None, *said[2:]]
@@ -151,11 +151,34 @@ def test_a_judge_that_scores_nothing_has_figures_that_are_not_defined_and_pictur
     assert len(list(tmp_path.glob("r-*.png"))) == 4
 
 
-def test_probability_that_is_all_off_the_scale_leaves_rail_alone(records, tmp_path):
+def test_without_probability_on_the_scale_no_method_has_a_score(records, tmp_path):
     result = evaluate(fake_judge(lambda prompt: [("3", [0.0] * 5)]), records, "mine", tmp_path / "r.json")
-    methods = result["methods"]
-    assert methods["RAIL"]["unscored"] == methods["decoded"]["unscored"] == 0 and methods["RAIL"]["mass"] == 0
-    assert methods["RAIL renormalised"]["unscored"] == methods["median"]["unscored"] == 12
+    assert [figures["unscored"] for figures in result["methods"].values()] == [12] * 5
+    assert result["methods"]["RAIL"]["mass"] is None and result["calibration"]["error"] is None
+
+
+def test_several_ratings_are_kept_and_calibration_is_of_each(tmp_path):
+    """A judge whose probabilities are the shares of the ratings is calibrated; against their mean it would not be."""
+    ratings = [[1, 1, 2], [5, 3, 4], [2, 2, 5], [4, 4, 4]]
+    rows = [{"instruction": f"Record {i} is worth 1.", "gpt4_score": of} for i, of in enumerate(ratings)]
+    (tmp_path / "mt_bench_eval.json").write_text(json.dumps(rows))
+    (tmp_path / "own.json").write_text(
+        json.dumps([{"prompt": r["instruction"], "score": r["gpt4_score"]} for r in rows])
+    )
+    shares = [np.bincount(of, minlength=6)[1:] / 3 for of in ratings]
+    judge = fake_judge(
+        lambda prompt: [(str(shares[number_of(prompt)].argmax() + 1), shares[number_of(prompt)].tolist())]
+    )
+    for name, records in (
+        ("mt_bench", load_benchmark("mt_bench", tmp_path)),
+        ("own", own_benchmark(tmp_path / "own.json")),
+    ):
+        result = evaluate(judge, records, name, tmp_path / f"{name}-result.json")
+        assert [row["gold_ratings"] for row in result["judgments"]] == ratings
+        assert result["judgments"][0]["gold"] == pytest.approx(4 / 3)
+        assert result["calibration"]["error"] == pytest.approx(0, abs=1e-6)
+        gold = [row["gold"] for row in result["judgments"]]
+        assert calibration(shares, gold, range(1, 6))["error"] > 0.05
 
 
 def test_a_judge_that_renormalises_has_its_rail_score_renormalised(records, tmp_path):
@@ -239,7 +262,7 @@ def test_pairs_have_accuracies(tmp_path, drawn):
     ]
     assert result["benchmark"]["records"] == 4
     assert (tmp_path / "r-accuracy.png").stat().st_size > 1000 and (tmp_path / "r-rationales.png").is_file()
-    assert "| subset a | .500 [.03, .97] |" in (tmp_path / "r.md").read_text()
+    assert "| subset a | .500 [.09, .91] |" in (tmp_path / "r.md").read_text()
 
 
 def test_pairs_are_asked_with_the_general_rubric(tmp_path):
@@ -422,7 +445,20 @@ def test_responses_to_one_instruction_alone_are_told_from_each_other(tmp_path):
     assert None not in result["methods"]["RAIL"]["rmse_ci"]
 
 
-def test_a_benchmark_groups_the_responses_to_a_question(tmp_path):
+def test_the_same_file_has_the_same_groups_as_a_benchmark_and_as_data(tmp_path):
     rows = [{"instruction": f"Record {i} is worth 3.", "gpt4_score": [3], "idx": 80 + i // 2} for i in range(4)]
     (tmp_path / "mt_bench_eval.json").write_text(json.dumps(rows))
-    assert [record["group"] for record in load_benchmark("mt_bench", tmp_path)] == [80, 80, 81, 81]
+    judge = fake_judge(lambda prompt: [sure(worth(prompt))])
+    for name, records in (
+        ("benchmark", load_benchmark("mt_bench", tmp_path)),
+        ("data", own_benchmark(tmp_path / "mt_bench_eval.json")),
+    ):
+        result = evaluate(judge, records, name, tmp_path / f"{name}.json")
+        assert [row["group"] for row in result["judgments"]] == [0, 0, 2, 2]
+
+
+def test_pairs_of_one_instruction_are_a_group(tmp_path):
+    asked = [{**pair, "instruction": "PQQR"[number]} for number, pair in enumerate(PAIRS)]
+    result = evaluate(fake_judge(of_response), read_pairs(asked), "mine", tmp_path / "r.json", 2)
+    assert [row["group"] for row in result["judgments"]] == [0, 0, 1, 1, 1, 1, 3, 3]
+    assert result["methods"]["RAIL"]["accuracy_ci"] == [None, None]  # three groups are too few

@@ -104,7 +104,7 @@ def make_result(judgments=None, **changes):
         "settings": {"num_cots": 2, "seed": 42},
         "methods": {"RAIL": figures, "decoded": {"n": 3, "unscored": 0, "pearson": None, "rmse": 1.25}},
         "by_rationales": {"1": {"RAIL": figures}},
-        "calibration": {"error": 0.05, "error_ci": [0.01, 0.09], "error_by_chance": 0.02},
+        "calibration": {"error": 0.05, "error_by_chance": 0.02},
         "judgments": [judgment(), judgment(2.0, None), judgment(1.0, 4.0)] if judgments is None else judgments,
     }
     return {**result, **changes}
@@ -231,7 +231,7 @@ def test_figures_stand_with_their_interval_and_their_worst_case(tmp_path):
     )
     decoded = re.search(r'<th scope="row" dir="auto">decoded</th>(.*)</tr>', page)[1]
     assert decoded == "<td>-</td><td>1.250</td><td>-</td><td>3</td><td>0</td>"
-    assert "Calibration error: <strong>.050</strong> [.01, .09]; a calibrated judge would have .020 by chance." in page
+    assert "Calibration error: <strong>.050</strong>; a calibrated judge would have .020 by chance." in page
     assert "3 judgments of <bdi>judge</bdi> on <bdi>mt_bench</bdi>" in page
 
 

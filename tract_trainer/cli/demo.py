@@ -90,8 +90,8 @@ def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | N
         histories = _train(folder, size, seed, console)
         with _step(console, 6, f"Each judge scores {size.held_out:,} held-out records"):
             scores = _judge(folder, held_out, seed)
-            results = {name: agreement(row, gold, n_resamples=size.resamples) for name, row in scores.items()}
-            differences = _differences(scores, gold, size.resamples)
+            results = {name: agreement(row, gold) for name, row in scores.items()}
+            differences = _differences(scores, gold)
     shown = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "TRACT, RAIL")
     plot_predictions(folder / "predictions.png", {name: (scores[name], gold) for name in shown}, range(1, 6))
     plot_curves(folder / "curves.png", histories)
@@ -175,12 +175,10 @@ def _judge(folder: Path, records: Sequence[dict[str, Any]], seed: int) -> dict[s
     return scores
 
 
-def _differences(scores: dict[str, list[float]], gold: list[float], resamples: int) -> dict[str, dict[str, Any]]:
+def _differences(scores: dict[str, list[float]], gold: list[float]) -> dict[str, dict[str, Any]]:
     """Pearson's r of TRACT minus that of the others, on the records that both scored, with a paired 95 % interval."""
     others = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "Stage 1, RAIL")
-    return {
-        name: paired_difference(scores["TRACT, RAIL"], scores[name], gold, n_resamples=resamples) for name in others
-    }
+    return {name: paired_difference(scores["TRACT, RAIL"], scores[name], gold) for name in others}
 
 
 def _report(console: Console, outcome: dict[str, Any], folder: Path) -> None:

@@ -91,8 +91,7 @@ def _prometheus_record(row: Record, number: int) -> dict[str, Any]:
     if not isinstance(row.get("instruction"), str):
         raise InputError(f"Record {number} has no prompt in `instruction`; found {sorted(row)}.")
     kept = {name: value for name, value in row.items() if name != "messages"}  # of the Hub; would be asked instead
-    group = row.get("idx", row.get("orig_instruction"))  # of the question that several responses were given to
-    return {"group": group, **kept, "instruction": ready_prompt(row["instruction"])}
+    return {**kept, "instruction": ready_prompt(row["instruction"])}
 
 
 def own_benchmark(
@@ -151,7 +150,7 @@ def _missing(names: set[str]) -> list[str]:
 
 
 def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """`records`, each with its gold score as `score`."""
+    """`records`, each with its gold score as `score`; if that is a mean of several, with these as `gold_ratings`."""
     scored = []
     for number, record in enumerate(records):
         try:
@@ -160,7 +159,9 @@ def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
             raise InputError(f"Record {number}: {error}") from error
         if gold is None or not math.isfinite(gold):
             raise InputError(f"Record {number} has no gold score to compare with, but {gold}; found {sorted(record)}.")
-        scored.append({**record, "score": gold})
+        given = next(record[name] for name in SCORE_COLUMNS if record.get(name) is not None)
+        ratings = {"gold_ratings": list(map(float, given))} if isinstance(given, list) and len(given) > 1 else {}
+        scored.append({**record, "score": gold, **ratings})
     return scored
 
 

@@ -24,6 +24,7 @@ from tract_trainer.engines.base import at_once, checked
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.artifacts import SCHEMA_VERSION
 from tract_trainer.evaluation.calibration import calibration
+from tract_trainer.evaluation.groups import pair_groups, record_groups
 from tract_trainer.evaluation.methods import mean_mass, rationale_counts, scores_by_method
 from tract_trainer.evaluation.pairwise import pair_figures
 from tract_trainer.evaluation.pictures import draw
@@ -135,8 +136,8 @@ def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: in
     scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
     mass = mean_mass(rows, count)
     if "gold" not in rows[0]:
-        subsets = [row["subset"] for row in rows[::2]]
-        return {method: {**pair_figures(found, subsets), "mass": mass} for method, found in scores.items()}
+        subsets, groups = ([row[name] for row in rows[::2]] for name in ("subset", "group"))
+        return {method: {**pair_figures(found, subsets, groups), "mass": mass} for method, found in scores.items()}
     known: Any = {
         "gold": [row["gold"] for row in rows],
         "values": config.score_values,
@@ -162,7 +163,8 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
         return found
     probs = np.array([row["probs"] for row in rows], dtype=np.float64)  # (n, K)
     probs[probs.sum(1) == 0] = np.nan  # all probability is off the scale, and no distribution on it left
-    return found | {"calibration": calibration(probs, [row["gold"] for row in rows], config.score_values)}
+    ratings = [row.get("gold_ratings", [row["gold"]]) for row in rows]
+    return found | {"calibration": calibration(probs, ratings, config.score_values)}
 
 
 def _finished(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -209,19 +211,18 @@ def _digest(records: Sequence[Record]) -> str:
 
 
 def _of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Gold scores and groups: the number of the first record that is of the same `group`, or instruction."""
-    first: dict[str, int] = {}
-    keys = [record.get("group", record.get("instruction") if "response" in record else None) for record in records]
-    groups = [i if key is None else first.setdefault(digest(key), i) for i, key in enumerate(keys)]
-    if len(set(groups)) == 1:  # all of one instruction: nothing is to be said of others, and the records differ
-        groups = list(range(len(groups)))
-    return [{"gold": record["score"], "group": group} for record, group in zip(records, groups, strict=True)]
+    """Gold score and group of each record, and the ratings that the gold score is the mean of, if there are several."""
+    return [
+        {"gold": record["score"], "group": group}
+        | {name: record[name] for name in ("gold_ratings",) if record.get(name)}
+        for record, group in zip(records, record_groups(records), strict=True)
+    ]
 
 
 def _of_pairs(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     return [
-        {"id": str(pair.get("id", number)), "subset": pair["subset"], "side": side}
-        for number, pair in enumerate(pairs)
+        {"id": str(pair.get("id", number)), "subset": pair["subset"], "group": group, "side": side}
+        for number, (pair, group) in enumerate(zip(pairs, pair_groups(pairs), strict=True))
         for side in ("chosen", "rejected")
     ]
 

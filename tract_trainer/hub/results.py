@@ -45,8 +45,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         markdown_table([["", *methods], *_rows(methods)]),
     ]
     if calibration := result.get("calibration"):
-        error = figure_with_interval(calibration["error"], calibration["error_ci"])
-        chance = figure_with_interval(calibration["error_by_chance"])
+        error, chance = (figure_with_interval(calibration[name]) for name in ("error", "error_by_chance"))
         page.append(
             f"Calibration error of the distribution: {error}; a calibrated judge would have {chance} by chance."
         )
