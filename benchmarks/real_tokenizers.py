@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import trl
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, disable_caching, disable_progress_bars
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -104,8 +104,13 @@ def make_rows(count: int, prefix: str, system: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def compare(tokenizer: PreTrainedTokenizerBase, prefix: str, system: bool, count: int) -> tuple[int, int]:
-    """Rows, and those of them whose tokens differ anywhere, for a judge that is trained, saved and loaded again."""
+def compare(
+    tokenizer: PreTrainedTokenizerBase, again: PreTrainedTokenizerBase, prefix: str, system: bool, count: int
+) -> tuple[int, int]:
+    """
+    Rows, and those of them whose tokens differ anywhere between training and a judge with the saved config and `again`,
+    the tokenizer that was saved and loaded.
+    """
     rows = make_rows(count, prefix, system)
     size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size))
@@ -115,8 +120,8 @@ def compare(tokenizer: PreTrainedTokenizerBase, prefix: str, system: bool, count
         dataset = Dataset.from_list(rows)
         trainer = RegressionAwareSFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
         trainer.judge_config.save(folder)
-        tokenizer.save_pretrained(folder)
-        config, again = JudgeConfig.load(folder), AutoTokenizer.from_pretrained(folder)
+        config = JudgeConfig.load(folder)
+    again.chat_template = tokenizer.chat_template  # in which the trainer may have pinned the date
     judge = RecordRows(ScoreTokens.resolve(config.scale, prefix, again), config)
     differ = 0
     for given, row in zip(rows, trainer.train_dataset, strict=True):
@@ -132,6 +137,13 @@ def compare(tokenizer: PreTrainedTokenizerBase, prefix: str, system: bool, count
     return len(rows), differ
 
 
+def saved(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, saved and loaded again."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
@@ -143,15 +155,17 @@ def main() -> None:
     if not folders:
         parser.error("give folders of tokenizers, or --fetch")
     disable_progress_bars()
+    disable_caching()  # which pickles the tokenizer
     transformers_logging.set_verbosity_error()
     bad = 0
     print("| tokenizer or template | system turns | prefix | rows | different |\n|---|---|---|---:|---:|")
     for name, tokenizer in tokenizers_in(folders):
+        again = saved(tokenizer)
         for system in (False, True):
             for prefix in PREFIXES:
                 try:
                     with contextlib.redirect_stderr(io.StringIO()):
-                        count, differ = compare(tokenizer, prefix, system, args.rows)
+                        count, differ = compare(tokenizer, again, prefix, system, args.rows)
                     cells = f"{count} | {differ}"
                     bad += differ
                 except InputError as error:

@@ -49,6 +49,11 @@ class ScoreScale:
     values: tuple[float, ...]
 
     def __init__(self, labels: Sequence[str], values: Sequence[float] | None = None) -> None:
+        if any(isinstance(label, bool) for label in labels):
+            raise InputError(
+                f"Labels must be text, found {list(labels)}. YAML reads Yes and No as truth values: quote them, e.g. "
+                'score_labels: ["No", "Yes"].'
+            )
         labels = tuple(str(label) for label in labels)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "values", _values_of(labels) if values is None else tuple(map(float, values)))

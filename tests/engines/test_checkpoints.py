@@ -92,6 +92,14 @@ def test_the_identity_is_of_the_weights_alone(folder):
     assert SavedJudge.find(shutil.copytree(folder, folder.parent / "copy")).identity == identity
 
 
+def test_the_identity_of_an_adapter_changes_with_its_base(folder, tmp_path):
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig()).save_pretrained(tmp_path / "adapter")
+    identity = SavedJudge.find(tmp_path / "adapter").identity
+    assert SavedJudge.find(tmp_path / "adapter").identity == identity
+    change(folder / "model.safetensors", "lm_head.weight", lambda tensor: tensor + 1e-3)
+    assert SavedJudge.find(tmp_path / "adapter").identity != identity
+
+
 # Missing weights
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -141,7 +143,7 @@ def test_unscored_records_count_in_no_figure_and_at_their_worst_in_the_worst_cas
     assert row["score"] is None and row["probs"] == [None] * 5 and row["rationales"][0]["probs"] is None
     assert row["reason"].endswith("1 were cut at max_new_tokens=9.")
     page = (tmp_path / "r.md").read_text()
-    assert "n = 12, 2 unscored (16.7 %)" in page and "| MAE, if the unscored were worst | .667 |" in page
+    assert "n = 12, 2 unscored (16.7 %)" in page and "| MAE, unscored at worst | .667 |" in page
 
 
 def test_a_judge_that_scores_nothing_has_figures_that_are_not_defined_and_pictures(records, tmp_path, drawn):
@@ -308,7 +310,20 @@ def test_the_result_says_what_was_done(records, tmp_path):
         "engine": "FakeEngine",
     }
     assert set(result["judgments"][0]) == {
-        *("gold", "group", "score", "probs", "std", "mass", "label", "rationale", "reason", "prompt", "rationales"),
+        *(
+            "gold",
+            "group",
+            "record",
+            "score",
+            "probs",
+            "std",
+            "mass",
+            "label",
+            "rationale",
+            "reason",
+            "prompt",
+            "rationales",
+        ),
     }
 
 
@@ -325,9 +340,44 @@ def test_the_digest_is_of_questions_and_gold_scores(records, tmp_path):
 
 
 def test_messages_are_joined_to_a_text(tmp_path):
-    records = [{"prompt": [{"role": "user", "content": f"Record {i} is worth {i}."}], "score": i} for i in (1, 2)]
-    result = evaluate(fake_judge(noisy), records, "mine", tmp_path / "r.json")
-    assert result["judgments"][0]["prompt"] == "Record 1 is worth 1."
+    parts = [{"type": "text", "text": "Record 1 is "}, {"type": "text", "text": "worth 1."}]
+    called = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    asked = [{"role": "user", "content": "Record 2 is worth 2."}, called, {"role": "user", "content": "And?"}]
+    records = [{"prompt": [{"role": "user", "content": parts}], "score": 1}, {"prompt": asked, "score": 2}]
+    judge = fake_judge(lambda prompt: [sure(1)])
+    result = evaluate(judge, records, "mine", tmp_path / "r.json")
+    assert [row["prompt"] for row in result["judgments"]] == [
+        "Record 1 is worth 1.",
+        "Record 2 is worth 2.\n\n\n\nAnd?",
+    ]
+
+
+def test_short_columns_of_a_record_are_kept_for_breakdowns(records, tmp_path):
+    rows = [
+        {
+            **record,
+            "category": ["writing", "math"][i % 2],
+            "capability": {"name": "grounding", "level": math.nan},
+            "day": date(2024, 1, 2),
+            "orig_response": "x" * (10 if i else 301),  # long in one record
+            "rationale": "Good.",
+            "id": 7,
+        }
+        for i, record in enumerate(records)
+    ]
+    result = evaluate(fake_judge(noisy), rows, "mine", tmp_path / "r.json")
+    kept = {"category": "math", "capability": {"name": "grounding", "level": None}, "day": "2024-01-02", "id": 7}
+    assert result["judgments"][1]["record"] == kept and strict(tmp_path / "r.json") == result
+
+
+def test_short_columns_of_a_pair_are_kept_on_both_sides(tmp_path):
+    pairs = read_pairs([{**pair, "source_model": f"m{i}"} for i, pair in enumerate(PAIRS)])
+    result = evaluate(fake_judge(of_response), pairs, "mine", tmp_path / "r.json")
+    assert [row["record"] for row in result["judgments"][:3]] == [
+        {"source_model": "m0"},
+        {"source_model": "m0"},
+        {"source_model": "m1"},
+    ]
 
 
 def test_what_cannot_be_evaluated_is_refused(records, tmp_path):
@@ -365,6 +415,63 @@ def test_an_interrupted_evaluation_goes_on_and_is_not_mixed_with_another(records
     assert not list(tmp_path.glob("*unfinished*"))
 
 
+def test_every_record_is_checked_before_one_is_judged(records, tmp_path):
+    bad = {"prompt": "Record 12 is worth 3.", "tools": "{", "score": 3.0}
+    judge = fake_judge(noisy)
+    judge.engine.batch_size = 1
+    with pytest.raises(InputError, match=r"^Record 12: `tools` must be a list of tools"):
+        evaluate(judge, [*records, bad], "mine", tmp_path / "out" / "r.json")
+    assert judge.engine.generated == 0 and not (tmp_path / "out").exists()
+
+
+def test_files_of_others_are_refused_before_any_work_and_kept(records, tmp_path, drawn):
+    judge, path = fake_judge(noisy), tmp_path / "r.json"
+    for name in ("r.md", "r-predictions.png", "r-accuracy.png", "r.json"):
+        mine = tmp_path / name
+        mine.write_text("Mine.")
+        with pytest.raises(InputError, match=rf"{re.escape(name)} exists, and tract did not write it\. Give another"):
+            evaluate(judge, records, "mine", path)
+        assert mine.read_text() == "Mine." and judge.engine.generated == 0
+        mine.unlink()
+    (tmp_path / "r.md").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"r\.md is a folder, and a file is to be written there"):
+            evaluate(judge, records, "mine", path, overwrite=overwrite)
+    (tmp_path / "r.md").rmdir()
+    for name in ("r.md", "r-confusion.png", "r.json"):
+        (tmp_path / name).write_text("Mine.")
+    result = evaluate(judge, records, "mine", path, overwrite=True)
+    assert strict(path) == result and "# mine: judge" in (tmp_path / "r.md").read_text()
+    path.unlink()  # the table and the pictures are known as ours, and made anew
+    assert evaluate(judge, records, "mine", path) == result
+    other = evaluate(judge, records, "mine", path, seed=7, overwrite=True)
+    assert other["settings"]["seed"] == 7 and strict(path) == other
+    with pytest.raises(InputError, match=r"^Expected a \.json file for the result, got '.*r'\."):
+        evaluate(judge, records, "mine", tmp_path / "r")
+
+
+def test_files_of_others_in_the_folder_of_the_work_are_kept(records, tmp_path):
+    mine = tmp_path / "r.unfinished" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("Mine.")
+    evaluate(fake_judge(noisy), records, "mine", tmp_path / "r.json")
+    assert mine.read_text() == "Mine." and [path.name for path in mine.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_no_other_call_begins_until_the_result_is_there_and_the_work_is_deleted(records, tmp_path, monkeypatch):
+    path, moments = tmp_path / "r.json", []
+
+    def start_another(*_):
+        moments.append(path.exists())
+        with pytest.raises(InputError, match="Another run is writing to"):
+            evaluate(fake_judge(noisy), records, "mine", tmp_path / "r.json")
+
+    monkeypatch.setattr("tract_trainer.evaluation.evaluate.draw", start_another)  # all is judged, no result written
+    result = evaluate(fake_judge(noisy), records, "mine", path)
+    assert moments == [False] and strict(path) == result and not (tmp_path / "r.unfinished").exists()
+    assert evaluate(fake_judge(noisy), records, "mine", path) == result
+
+
 def test_a_finished_result_is_kept_and_not_made_again(records, tmp_path):
     path, judge = tmp_path / "r.json", fake_judge(noisy)
     result = evaluate(judge, records, "mine", str(path), judge_name="judge")
@@ -382,14 +489,14 @@ def test_a_finished_result_is_kept_and_not_made_again(records, tmp_path):
             evaluate(*given)
     assert path.read_text() == older
     path.write_text('{"score": 3}')
-    with pytest.raises(InputError, match="It is no result of `tract evaluate`"):
+    with pytest.raises(InputError, match=r"r\.json exists, and tract did not write it"):
         evaluate(judge, records, "mine", path)
 
 
 def test_names_of_strangers_are_text_and_nothing_else(records, tmp_path, drawn):
     name = "a|b [red]*x* $x^{$ <script>\n# heading"
     result = evaluate(fake_judge(noisy), records, name, tmp_path / "r.json", 2, judge_name=name)
-    head, *_ = (tmp_path / "r.md").read_text().splitlines()
+    _, head, *_ = (tmp_path / "r.md").read_text().splitlines()
     escaped = r"a\|b \[red\]\*x\* $x^{$ \<script\> \# heading"
     assert head == f"# {escaped}: {escaped}"
     assert len(list(tmp_path.glob("r-*.png"))) == 4
@@ -414,7 +521,7 @@ def test_a_rationale_without_numbers_is_left_out_and_the_rest_is_not_lost(record
     assert result["methods"]["RAIL"]["rmse"] == 0 and result["methods"]["RAIL"]["unscored"] == 0
     one = evaluate(judge, records, "mine", tmp_path / "one.json", 1)
     assert one["methods"]["RAIL"]["unscored"] == len(records)
-    assert one["judgments"][0]["reason"].startswith("The model gives no numbers (NaN)")
+    assert one["judgments"][0]["reason"].startswith("1 of 1 rationales: the model gives no numbers (NaN)")
 
 
 def test_responses_to_one_instruction_are_a_group_and_others_are_alone(tmp_path):
@@ -424,7 +531,7 @@ def test_responses_to_one_instruction_are_a_group_and_others_are_alone(tmp_path)
     judge = fake_judge(lambda prompt: [sure(worth(prompt))])
     result = evaluate(judge, own, "own", tmp_path / "own.json", 1)
     assert [row["group"] for row in result["judgments"]] == [0, 1, 0, 3]
-    assert "Intervals are of 95 %, of 3 groups of records." in (tmp_path / "own.md").read_text()
+    assert "Intervals are 95 %, over 3 groups of records." in (tmp_path / "own.md").read_text()
     scores = [row["score"] for row in result["judgments"]]
     alone = agreement(scores, [1, 2, 3, 4], values=FIVE.score_values)
     assert result["methods"]["RAIL"]["within_one_ci"] != list(alone["within_one_ci"])
