@@ -165,7 +165,7 @@ def draw(path: Path, runs: Runs) -> None:
             np.arange(len(runs)) + 0.2 * number - 0.1,
             xerr=[0 if len(row) < 2 else half(row) for row in values],
             fmt=MARKERS[number],
-            color=COLORS[number],
+            color=COLORS[1 - number],  # the colours of the methods on every page
             markersize=4,
             label="expected score (RAIL)" if method == "RAIL" else "decoded score",
         )

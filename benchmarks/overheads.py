@@ -1,4 +1,4 @@
-"""What stands around a training step: import, preparation of the data, collation; and a bootstrap interval.
+"""What stands around a training step: import, preparation of the data, collation; and confidence intervals.
 
     python benchmarks/overheads.py
 
@@ -9,6 +9,7 @@ medians, with the quartiles of the ratios within a round.
 import argparse
 import contextlib
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -30,17 +31,25 @@ from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer, a
 
 Ways = dict[str, Callable[[], Any]]
 PHRASE = "the answer names most of what was asked for and is clear but it lacks one example of a case that fails"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TOKENS = 1024  # a row of the collator
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer that knows the words the rows are made of."""
+def make_tokenizer(vocab_size: int = 0) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that knows the words the rows are made of, with unused tokens up to `vocab_size`."""
     bytewise = Tokenizer(models.BPE())
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(special_tokens=["<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False)
     bytewise.train_from_iterator([PHRASE], trainer)
+    state = json.loads(bytewise.to_str())
+    vocab = state["model"]["vocab"]
+    vocab.update({f"unused{number}": number for number in range(len(vocab), vocab_size)})
+    bytewise = Tokenizer.from_str(json.dumps(state))
     return PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="<pad>", eos_token="</s>")
 
 
@@ -56,9 +65,18 @@ def make_rows(count: int, words: int = 600) -> Dataset:
     )
 
 
-def trainers_of(rows: Dataset, folder: str) -> Ways:
+def make_messages(count: int) -> Dataset:
+    """The same rows as conversations."""
+    roles = {"prompt": "user", "completion": "assistant"}
+    return make_rows(count).map(
+        lambda row: {name: [{"role": role, "content": row[name]}] for name, role in roles.items()}
+    )
+
+
+def trainers_of(rows: Dataset, folder: str, vocab_size: int = 0) -> Ways:
     """`SFTTrainer` and ours, made over and over: most of it is the preparation of the rows."""
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(vocab_size)
+    tokenizer.chat_template = CHATML
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
@@ -93,8 +111,8 @@ def collators(folder: str) -> Ways:
     return {name: collate(name) for name in made}
 
 
-def bootstraps(n: int) -> Ways:
-    """10,000 resamples: SciPy's interval of one figure, and ours of all nine and the worst cases."""
+def intervals(n: int) -> Ways:
+    """SciPy's bootstrap interval of one figure, of 10,000 resamples; our jackknife of all nine, and the worst cases."""
     draw = np.random.default_rng(0)
     gold = draw.integers(1, 6, n).astype(float)
     scores = gold + draw.standard_normal(n)
@@ -108,7 +126,7 @@ def bootstraps(n: int) -> Ways:
 
     return {
         "scipy.stats.bootstrap, Pearson alone": scipy,
-        "agreement, nine figures": lambda: agreement(scores, gold, values=range(1, 6), n_resamples=10_000),
+        "agreement, nine figures": lambda: agreement(scores, gold, values=range(1, 6)),
     }
 
 
@@ -123,11 +141,13 @@ def importing(*statements: str) -> Ways:
 
 def groups(folder: str) -> Iterator[tuple[str, Ways, bool]]:
     """What is compared with what, and whether in this process."""
-    for count in (500, 2000):
-        yield f"a trainer with {count:,} rows of 600 words", trainers_of(make_rows(count), folder), True
+    for vocab_size in (150_000, 260_000):
+        for kind, rows in (("text", make_rows(2000)), ("messages", make_messages(2000))):
+            name = f"a trainer with 2,000 rows of 600 words, {kind}, a vocabulary of {vocab_size:,}"
+            yield name, trainers_of(rows, folder, vocab_size), True
     yield f"100 batches of 8 rows of {TOKENS:,} words", collators(folder), True
     for n in (500, 2000, 8000):
-        yield f"intervals, {n:,} records", bootstraps(n), True
+        yield f"intervals, {n:,} records", intervals(n), True
     yield "import", importing("import trl", "import tract_trainer"), False
     trainers = "from trl import SFTTrainer", "from tract_trainer import RegressionAwareSFTTrainer"
     yield "import of the trainer", importing(*trainers), False

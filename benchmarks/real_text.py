@@ -11,7 +11,7 @@ model is a language model of the prompts with their rationales, without scores.
 
 Judges are asked briefly: the rubric's question, the last turn of the dialogue, the response. A model this small could
 not use the descriptions of the five scores, the reference answer and the earlier turns, and would read them for hours.
-No setting was chosen by held-out figures. Expect poor ones. `n` records, `G` instructions, `R` resamples.
+No setting was chosen by held-out figures. Expect poor ones. `n` records, `G` instructions.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from tract_trainer.data.records import prompt_of, training_examples
 from tract_trainer.data.settings import check_settings
 from tract_trainer.data.templates import control_pattern
 from tract_trainer.hub.results import figure_with_interval
-from tract_trainer.metrics import Agreement
+from tract_trainer.metrics import PLAIN, interval, standard_errors
 from tract_trainer.training.config import DEFAULT_PREFIX
 
 Floats = NDArray[np.float64]
@@ -60,7 +60,6 @@ TEMPLATE = "### Question\n{{ rubric }}\n### Request\n{{ instruction }}\n### Resp
 CONSTANT, TRACT = "constant", "TRACT, RAIL"
 FIGURES = {"pearson": "Pearson", "spearman": "Spearman", "rmse": "RMSE"}
 WITHIN = ("pearson", "spearman")
-RESAMPLES = 2000
 Rows = dict[str, dict[str, tuple[float, list[float]]]]
 TRIVIAL = (CONSTANT, "length of response", "words of response", "words of question, request and response")
 ROWS = (
@@ -230,47 +229,47 @@ class Run(NamedTuple):
         there = np.isfinite(list(predictions.values())).all(0)
         return cls({row: of[there] for row, of in predictions.items()}, gold[there], groups[there], of_fold[there])
 
-    def figures(self, row: str, weights: Floats) -> dict[str, Floats]:
+    def figures(self, row: str, kept: NDArray[np.bool_]) -> dict[str, float]:
         """
-        Figures of a row, `(1 + R,)`, under each column of `weights`, `(n, 1 + R)`. Correlations are means over the
-        folds: each has a judge of its own, and how high its scores lie is no agreement. Scores that are all the same
-        have a correlation of 0.
+        Figures of a row over the records that are kept, `(n,)`. Correlations are means over the folds: each has a judge
+        of its own, and how high its scores lie is no agreement. Scores that are all the same have a correlation of 0.
         """
-        scores, parts = self.predictions[row], [self.folds == fold for fold in np.unique(self.folds)]
-        records = [weights[part].sum(0) for part in parts]
-        drawn = [weights[part] + (count == 0) for part, count in zip(parts, records, strict=True)]  # none counts as 0
-        found = [
-            Agreement(scores[part], self.gold[part]).figures(WITHIN, w) for part, w in zip(parts, drawn, strict=True)
-        ]
-        within = {name: np.average([np.nan_to_num(f[name]) for f in found], 0, records) for name in WITHIN}
-        return within | Agreement(scores, self.gold).figures(("rmse",), weights)
+        scores, gold = self.predictions[row], self.gold
+        parts = [part for fold in np.unique(self.folds) if (part := kept & (self.folds == fold)).any()]
+        found = {name: [PLAIN[name](scores[part], gold[part]) for part in parts] for name in WITHIN}
+        within = {name: np.average(np.nan_to_num(of), weights=np.sum(parts, 1)) for name, of in found.items()}
+        return within | {"rmse": PLAIN["rmse"](scores[kept], gold[kept])}
 
 
-def compare(runs: Sequence[Run], seed: int = 0) -> tuple[Rows, dict[str, float]]:
+def compare(runs: Sequence[Run]) -> tuple[Rows, dict[str, float]]:
     """
-    Figures of each row, and those of TRACT less them (`tract_less_...`), with 95 % intervals from resampled
-    instructions: means over the seeds, the same instructions for all rows and seeds. And the standard deviation of
-    Pearson's r over the seeds.
+    Figures of each row, and those of TRACT less them (`tract_less_...`), means over the seeds, with 95 % intervals:
+    each instruction is left out in turn, in all rows and seeds. And the standard deviation of Pearson's r over seeds.
     """
     groups = np.unique(np.concatenate([run.groups for run in runs]))  # (G,)
-    drawn = np.random.default_rng(seed).multinomial(len(groups), [1 / len(groups)] * len(groups), RESAMPLES).T
-    drawn = np.hstack([np.ones((len(groups), 1)), drawn])  # (G, 1 + R), each once, then the resamples
-    weights = [drawn[np.searchsorted(groups, run.groups)] for run in runs]
+    numbers = [np.searchsorted(groups, run.groups) for run in runs]
     names = list(runs[0].predictions)
-    of_runs = {row: [run.figures(row, drawn) for run, drawn in zip(runs, weights, strict=True)] for row in names}
-    means = {
-        row: {name: np.mean([run[name] for run in found], 0) for name in FIGURES} for row, found in of_runs.items()
-    }
-    rows: Rows = {}
-    for row, own in means.items():
-        known = {figure: own[figure] for figure in (("rmse",) if row == CONSTANT else FIGURES)}
-        less = {f"tract_less_{figure}": means[TRACT][figure] - known[figure] for figure in known if row != TRACT}
-        rows[row] = {
-            name: (found[0], np.quantile(found[1:], [0.025, 0.975]).tolist()) for name, found in (known | less).items()
+
+    def means(kept: NDArray[np.bool_]) -> dict[tuple[str, str], float]:
+        of_runs = {row: [run.figures(row, kept[of]) for run, of in zip(runs, numbers, strict=True)] for row in names}
+        found = {(row, name): float(np.mean([run[name] for run in of_runs[row]])) for row in names for name in FIGURES}
+        known = [(row, name) for row, name in found if row != CONSTANT or name == "rmse"]
+        less = {
+            (row, f"tract_less_{name}"): found[TRACT, name] - found[row, name] for row, name in known if row != TRACT
         }
+        return {key: found[key] for key in known} | less
+
+    everything = np.ones(len(groups), dtype=bool)
+    errors, folds = standard_errors(lambda kept: list(means(kept).values()), np.arange(len(groups)))
+    rows: Rows = {row: {} for row in names}
+    for ((row, name), figure), error in zip(means(everything).items(), errors, strict=True):
+        rows[row][name] = figure, list(interval(figure, float(error), folds, 0.95))
     if len(runs) == 1:
         return rows, {}
-    return rows, {row: float(np.std([run["pearson"][0] for run in found], ddof=1)) for row, found in of_runs.items()}
+    return rows, {
+        row: float(np.std([run.figures(row, np.ones(len(run.gold), bool))["pearson"] for run in runs], ddof=1))
+        for row in names
+    }
 
 
 def table(rows: Rows, spread: Mapping[str, float]) -> str:
@@ -299,7 +298,7 @@ def page(seeds: Sequence[Sequence[Mapping[str, Any]]], size: Size) -> str:
 
 n = {given}, {len(seeds)} seeds of {len(seeds[0])} folds; {unscored} of {given * len(seeds)} unscored (by a judge, and \
 left out of every row).
-Correlations are means over folds and seeds. Intervals are of 95 %, from {RESAMPLES:,} resamples of instructions.
+Correlations are means over folds and seeds. Intervals are of 95 %, from a jackknife over instructions.
 Probability on the scale, mean: {mass}.
 Training rows left out since longer than {size.max_length} tokens: {too_long:,} of {lines:,}, over all folds.
 Judgments that came to a score within {size.new_tokens} tokens: {closed}; the others were closed by force.

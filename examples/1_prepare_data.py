@@ -2,12 +2,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer"]
 # ///
-"""Annotated records become training rows, and you see what would be trained on before anything is.
+"""Step 1: turn annotated records into training rows, and look at them before training.
 
     python examples/1_prepare_data.py --config examples/training.yaml
 
-`record_of` knows the columns of Feedback Collection; for data of yours, this is the function to change. Leaves
-`rows.parquet` for the stages and `held_out.jsonl` for the evaluation. Only the tokenizer of the model is loaded.
+`record_of` reads the columns of Feedback Collection; change this function for your own data. Writes `rows.parquet` for
+training and `held_out.jsonl` for the evaluation. Loads only the model's tokenizer.
 """
 
 import json
@@ -30,12 +30,12 @@ class DataArguments:
     data: str = field(
         default="prometheus-eval/Feedback-Collection", metadata={"help": "A Hub data set, or a folder with files."}
     )
-    split: str = field(default="train[:2000]", metadata={"help": "Split of it, or a slice of one."})
-    held_out: int = field(default=200, metadata={"help": "Records at the end that no stage is trained on."})
+    split: str = field(default="train[:2000]", metadata={"help": "Split of the data set, or a slice of one."})
+    held_out: int = field(default=200, metadata={"help": "Number of records at the end that are not trained on."})
 
 
 def record_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked and answered, what to go by, and what an annotator said of it."""
+    """A judging record: the task, the response, the rubric, and an annotator's rationale and score."""
     levels = {str(score): row[f"orig_score{score}_description"] for score in range(1, 6)}
     return {
         "instruction": row["orig_instruction"],
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, args, model = parser.parse_args_and_config(argv)
     records = [record_of(row) for row in load_dataset(data.data, split=data.split)]
     training, held_out = records[: -data.held_out], records[-data.held_out :]
-    rows = training_data(training, args, model)  # prompt, completion and score, as chat messages where the model chats
+    rows = training_data(training, args, model)  # prompt, completion, score
     Console().print(view(inspect_dataset(rows, args, model), count=2))
     folder = Path(args.output_dir)
     rows.to_parquet(folder / "rows.parquet")

@@ -2,12 +2,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer"]
 # ///
-"""Stage 1: the seed model learns from the annotators' rationales, and their scores as numbers.
+"""Step 2, stage 1: train the seed model on the annotated rationales and scores.
 
     python examples/2_stage1.py --config examples/training.yaml
 
-All settings of SFTTrainer work; with LoRA: `--use_peft --lora_target_modules all-linear`. For several GPUs, put
-`accelerate launch` in the place of `python`.
+All settings of SFTTrainer work. LoRA: `--use_peft --lora_target_modules all-linear`. Several GPUs: replace `python`
+with `accelerate launch`.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         peft_config=get_peft_config(model),
     )
     trainer.train()
-    trainer.save_model()  # the model or adapter, its tokenizer, and judge_config.json: what Judge.from_pretrained loads
+    trainer.save_model()  # model or adapter, tokenizer and judge_config.json
     trainer.save_state()  # the training log
 
 

@@ -2,12 +2,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer"]
 # ///
-"""The stage-1 judge writes its own rationale for every training row; its score is thrown away, the gold one attached.
+"""Step 3: the stage-1 judge writes its own rationale for every training row. The gold score replaces its score.
 
     python examples/3_rationales.py --config examples/rationales.yaml
 
-This is the long step: `--engine vllm` (with `pip install 'tract-trainer[vllm]'`) is faster on a GPU. Killed and called
-again, it goes on where it stopped. Leaves `train.parquet` and `report.json` in the folder of the rationales.
+This step takes longest. On a GPU, `--engine vllm` is faster (`pip install -e '.[vllm]'`). Run it again to resume.
+Writes `train.parquet` and `report.json` to the output folder.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ class RationaleArguments:
     model: str = field(default="runs/example/stage1", metadata={"help": "The stage-1 judge, from step 2."})
     rows: str = field(default="runs/example/rows.parquet", metadata={"help": "Training rows, from step 1."})
     output_dir: str = field(default="runs/example/cots", metadata={"help": "Folder of the rationales."})
-    engine: str = field(default="transformers", metadata={"help": "What runs the judge: transformers or vllm."})
+    engine: str = field(default="transformers", metadata={"help": "Engine that runs the judge: transformers or vllm."})
     temperature: float = field(default=1.0, metadata={"help": "0 takes the most likely token at each step."})
-    top_p: float = field(default=0.9, metadata={"help": "Probability mass that is kept at each step."})
-    repetition_penalty: float = field(default=1.03, metadata={"help": "Penalty on tokens that stand there already."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Most tokens of a rationale with its score."})
+    top_p: float = field(default=0.9, metadata={"help": "Nucleus sampling: probability mass kept at each step."})
+    repetition_penalty: float = field(default=1.03, metadata={"help": "Penalty on tokens already in the text."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Maximum tokens per rationale, including the score."})
     num_cots: int = field(default=1, metadata={"help": "Rationales per row."})
 
 
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = Dataset.from_parquet(settings.pop("rows"))
     own = generate_cot_dataset(dataset=rows, **settings)
     for name, text in (
-        ("An annotator wrote", rows[0]["completion"]),
-        ("The judge itself writes", own[0]["completion"]),
+        ("Annotated rationale", rows[0]["completion"]),
+        ("Own rationale", own[0]["completion"]),
     ):
         print(f"{name}:\n{text if isinstance(text, str) else text[-1]['content']}\n")
 

@@ -2,12 +2,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer"]
 # ///
-"""Stage 2: the seed model, not stage 1, learns from the self-written rationales with the gold scores.
+"""Step 4, stage 2: train the seed model again, on the rationales that stage 1 wrote, with the gold scores.
 
     python examples/4_stage2.py --config examples/training.yaml
 
-While it trains, it judges a few held-out records every so often, with rationales of its own, and logs how well:
-`judge_rail_pearson` and the like. If you choose settings by these figures, evaluate on other records.
+During training, it regularly judges a few held-out records and logs `judge_rail_pearson` and other figures. If you
+choose settings by these figures, evaluate on other records.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from tract_trainer.data.reading import read_rows
 @dataclass
 class DataArguments:
     rows: str = field(default="runs/example/cots/train.parquet", metadata={"help": "Training rows, from step 3."})
-    watched: str = field(default="runs/example/held_out.jsonl", metadata={"help": "Records judged while it trains."})
-    watched_records: int = field(default=16, metadata={"help": "How many of them."})
-    watched_steps: int = field(default=100, metadata={"help": "Optimizer steps from one time to the next."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Most tokens of a rationale with its score."})
+    watched: str = field(default="runs/example/held_out.jsonl", metadata={"help": "Records judged during training."})
+    watched_records: int = field(default=16, metadata={"help": "Number of these records."})
+    watched_steps: int = field(default=100, metadata={"help": "Optimizer steps between two evaluations."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Maximum tokens per rationale, including the score."})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,12 +2,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer"]
 # ///
-"""Both judges score the held-out records: figures with intervals, pictures, and whether stage 2 is the better one.
+"""Step 5: evaluate both judges on the held-out records and compare them.
 
     python examples/5_evaluate.py --config examples/rationales.yaml
 
-Judgments and figures of a judge are in `NAME.json` of the output folder, a table and pictures beside it. The judgments
-are on disk as they are made: killed and called again, it goes on. `tract report runs/example` makes a page of all.
+Writes `stage1.json` and `stage2.json` with figures and judgments, tables and pictures. Run it again to resume.
+`tract report runs/example` makes an HTML page of everything.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from tract_trainer.evaluation.tables import comparison_table, results_table
 @dataclass
 class EvaluationArguments:
     judge: str = field(default="runs/example/stage2", metadata={"help": "A judge, from step 4."})
-    other: str = field(default="runs/example/stage1", metadata={"help": "The one to compare it with, from step 2."})
+    other: str = field(default="runs/example/stage1", metadata={"help": "The judge to compare it with, from step 2."})
     data: str = field(default="runs/example/held_out.jsonl", metadata={"help": "Scored records, from step 1."})
     output_dir: str = field(default="runs/example", metadata={"help": "Folder of the results."})
     temperature: float = field(default=1.0, metadata={"help": "0 takes the most likely token at each step."})
-    top_p: float = field(default=0.9, metadata={"help": "Probability mass that is kept at each step."})
-    repetition_penalty: float = field(default=1.03, metadata={"help": "Penalty on tokens that stand there already."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Most tokens of a rationale with its score."})
-    num_cots: int = field(default=1, metadata={"help": "Rationales per record, whose scores are averaged."})
+    top_p: float = field(default=0.9, metadata={"help": "Nucleus sampling: probability mass kept at each step."})
+    repetition_penalty: float = field(default=1.03, metadata={"help": "Penalty on tokens already in the text."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Maximum tokens per rationale, including the score."})
+    num_cots: int = field(default=1, metadata={"help": "Rationales per record; their scores are averaged."})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

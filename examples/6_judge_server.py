@@ -2,12 +2,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer[server]"]
 # ///
-"""A judge on a server: many records at a time, judgments as they are ready, and two responses against each other.
+"""Step 6: judge many records on a server, and compare two responses.
 
     vllm serve runs/example/stage2 --served-model-name judge
     python examples/6_judge_server.py --base_url http://localhost:8000/v1
 
-Several addresses share the work. An adapter is served on its base: `--enable-lora --lora-modules judge=PATH`.
+Several addresses share the requests. Serve an adapter with its base model: `--enable-lora --lora-modules judge=PATH`.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from tract_trainer.data.reading import read_rows
 class ServerArguments:
     judge: str = field(default="runs/example/stage2", metadata={"help": "The judge, from step 4, for its tokenizer."})
     base_url: list[str] = field(
-        default_factory=lambda: ["http://localhost:8000/v1"], metadata={"help": "Servers of that judge."}
+        default_factory=lambda: ["http://localhost:8000/v1"], metadata={"help": "Servers that run this judge."}
     )
     data: str = field(default="runs/example/held_out.jsonl", metadata={"help": "Records to judge, from step 1."})
-    num_cots: int = field(default=5, metadata={"help": "Rationales per record, whose scores are averaged."})
-    max_new_tokens: int = field(default=1024, metadata={"help": "Most tokens of a rationale with its score."})
+    num_cots: int = field(default=5, metadata={"help": "Rationales per record; their scores are averaged."})
+    max_new_tokens: int = field(default=1024, metadata={"help": "Maximum tokens per rationale, including the score."})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge = Judge.from_pretrained(args.judge, engine="server", model_kwargs={"base_url": args.base_url})
     settings = {"max_new_tokens": args.max_new_tokens, "progress": False}
     for record, judgment in zip(records, judge.stream(records, args.num_cots, **settings), strict=True):
-        said = judgment.reason or f"{judgment.score:.2f}, undecided by {judgment.std:.2f}"
+        said = judgment.reason or f"{judgment.score:.2f} (std {judgment.std:.2f})"
         print(f"gold {record['score']:g}, judged {said}")
 
     asked = {"instruction": "Name a prime number above 6.", "rubric": "Is the answer correct and justified?"}

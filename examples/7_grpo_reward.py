@@ -2,12 +2,12 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer[server]"]
 # ///
-"""The judge as a reward: a policy learns to write what it scores high, with TRL's GRPO trainer.
+"""Step 7: use the judge as the reward of TRL's GRPO trainer.
 
     python examples/7_grpo_reward.py --max_steps 200
     python examples/7_grpo_reward.py --max_steps 200 --base_url http://localhost:8000/v1  # the judge of step 6
 
-The reward is the expected score: fractions of a label count, so that two answers seldom tie.
+The reward is the expected score. It is a fraction, so two answers seldom tie.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from tract_trainer import Judge
 @dataclass
 class RewardArguments:
     judge: str = field(default="runs/example/stage2", metadata={"help": "The judge, from step 4."})
-    base_url: list[str] | None = field(default=None, metadata={"help": "Servers of it; without, it runs in here."})
+    base_url: list[str] | None = field(default=None, metadata={"help": "Servers of the judge. Default: this process."})
     rubric: str = field(
-        default="Is the answer correct, complete and to the point?", metadata={"help": "What the judge is to go by."}
+        default="Is the answer correct, complete and to the point?", metadata={"help": "Rubric of the judge."}
     )
-    judge_tokens: int = field(default=512, metadata={"help": "Most tokens of a rationale; then it is scored as it is."})
+    judge_tokens: int = field(default=512, metadata={"help": "Maximum tokens per rationale."})
     prompts: str = field(
         default="trl-lib/ultrafeedback-prompt", metadata={"help": "Data set with a column `prompt`, split train."}
     )

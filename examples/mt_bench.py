@@ -2,13 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer"]
 # ///
-"""Real judging records from a file to a judge and its figures, with a model small enough for a CPU.
+"""`tract run` on real judging records, with a model small enough for a CPU.
 
     python examples/mt_bench.py mt_bench_eval.json
 
-The file is `mt_bench_eval.json` of the Prometheus benchmarks: 320 records, three GPT-4 scores and rationales each. A
-tokenizer is trained on it and a seed model made from a config, so nothing is downloaded; then `tract run` takes over
-with `examples/mt_bench.yaml`. A model of this size learns the form, not the judging: expect poor figures.
+The file is `mt_bench_eval.json` of the Prometheus benchmarks: 320 records with three GPT-4 scores and rationales each.
+Nothing is downloaded: the script trains a tokenizer on the file, makes a seed model with random weights, and calls
+`tract run` with `examples/mt_bench.yaml`. Such a model learns the format, not judging. Expect poor figures.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Both stages of TRACT on all GPUs of a machine: stage 1, its own rationales, stage 2 again from the seed model.
+# Both stages of TRACT on all GPUs of a machine.
 #
 #     examples/multi_gpu.sh Qwen/Qwen3-8B records.jsonl runs/judge [any setting of `tract sft`]
 #
-# TRAIN is how training is launched (FSDP2; another file of examples/accelerate for DeepSpeed), GENERATE how rationales
-# are: there each process has a whole model and a share of the rows.
+# TRAIN launches training: FSDP2 by default, or DeepSpeed with another file of examples/accelerate. GENERATE launches the
+# generation of rationales, where each process loads the whole model and takes a share of the rows.
 set -euo pipefail
 model=$1 data=$2 output=$3
 shift 3
@@ -13,7 +13,7 @@ accelerate="accelerate launch --num_processes $processes"
 TRAIN=${TRAIN:-$accelerate --config_file $(dirname "$0")/accelerate/fsdp2.yaml}
 GENERATE=${GENERATE:-$accelerate --multi_gpu}
 
-stage() { # data, folder, settings: TRACT's hyperparameters, eight rows a step where the GPUs divide eight
+stage() { # data, folder, settings: the paper's, with eight rows a step if the number of GPUs divides eight
     $TRAIN -m tract_trainer sft --model_name_or_path "$model" --data "$1" --output_dir "$2" \
         --learning_rate 1e-5 --lr_scheduler_type cosine --warmup_steps 0.1 --num_train_epochs 2 --max_length 3000 \
         --per_device_train_batch_size 1 --gradient_accumulation_steps $((processes < 8 ? 8 / processes : 1)) \

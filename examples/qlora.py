@@ -2,14 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["tract-trainer[quantization]"]
 # ///
-"""One stage on one GPU: a 4-bit seed model with LoRA adapters, with the hyperparameters of the TRACT paper.
+"""Train one stage on one GPU: 4-bit weights, a LoRA adapter, and the hyperparameters of the TRACT paper.
 
     python examples/qlora.py --model_name_or_path Qwen/Qwen3-8B --data rows.jsonl --output_dir stage1
 
-The rows have `prompt` and `completion`, the latter ending with "So the overall score is 4", and optionally `score`. For
-stage 2, have `tract generate --model stage1 --data rows.jsonl` write the model's own rationales and train on those:
-`--data cots/train.parquet --output_dir judge`, with the same seed model. All settings of SFTTrainer work, on a CPU too:
-`--use_cpu --bf16 false`.
+A row has `prompt`, `completion` (ending with "So the overall score is 4") and optionally `score`. For stage 2, run
+`tract generate --model stage1 --data rows.jsonl`, then train the same seed model again with
+`--data cots/train.parquet --output_dir judge`. All settings of SFTTrainer work. On a CPU: `--use_cpu --bf16 false`.
 """
 
 from collections.abc import Sequence
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         peft_config=get_peft_config(model),
     )
     trainer.train()
-    trainer.save_model()  # the adapter, the tokenizer and judge_config.json: what Judge.from_pretrained loads
+    trainer.save_model()  # adapter, tokenizer and judge_config.json
 
 
 if __name__ == "__main__":

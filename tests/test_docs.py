@@ -15,6 +15,7 @@ from tract_trainer.cli import commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
+OTHER_PAGES = ("README.md", "CONTRIBUTING.md", "examples/README.md")
 MODELS = ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B")
 
 
@@ -56,30 +57,47 @@ def test_the_page_of_the_commands_is_up_to_date(generate):
     assert text == generate.command_line(), "run python docs/generate.py"
 
 
-def test_the_page_of_the_errors_is_up_to_date(generate):
-    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    assert text == generate.error_messages(), "run python docs/generate.py"
+def test_the_page_shows_what_its_memory_estimate_prints(capsys):
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    exec(blocks(ROOT / "docs" / "performance.md")[0], {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4 and all(line in page.splitlines() for line in printed)
 
 
-def test_every_error_that_is_raised_has_its_message_on_the_page(generate):
-    """A message that the page cannot show is one made by other code: an error passed on, or sentences joined."""
-    silent = set()
-    for path in Path(tract_trainer.__file__).parent.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            call = node.exc if isinstance(node, ast.Raise) else None
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in generate.RAISED and call.args:
-                text = generate._plain(generate._text(call.args[0], tree))
-                silent |= set() if text else {ast.unparse(call.args[0])}
-    joined = ["sentences", "[f'No row of the {name} dataset is left to use.', *sentences]"]
-    assert silent <= {"str(error)", *(f"'\\n'.join({sentences})" for sentences in joined)}
+def sentences(path):
+    """The texts in a module, with `...` for what is not constant in them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
-def test_relative_links_lead_to_files(page):
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_package():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `([^`]+)` \|", page, flags=re.M)
+    assert len(shown) == 10
+    known = [
+        text.replace("`", "") for path in Path(tract_trainer.__file__).parent.rglob("*.py") for text in sentences(path)
+    ]
+    for message in shown:
+        for part in filter(None, (part.strip() for part in message.split("..."))):
+            assert any(part in text for text in known), f"{message}: {part!r} is in no message"
+
+
+def anchors(page):
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in OTHER_PAGES)], ids=lambda page: page.stem)
+def test_relative_links_lead_to_files_and_headings(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if "://" not in link and not link.startswith("#"):
-            assert (page.parent / link.partition("#")[0]).exists(), link
+        if "://" not in link:
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_no_placeholder_was_left():

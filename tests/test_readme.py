@@ -1,29 +1,47 @@
-"""The README's Python blocks run as printed, with a tiny model in the place of the one they name."""
+"""The README's Python blocks run as printed, with a tiny model in place of the one they name."""
 
+import json
 import re
 from pathlib import Path
 
+import pytest
+from datasets import Dataset
 from tiny import train_judge
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_blocks_run(tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 2
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def rows():
+    """The row that the README shows, and one with another score."""
+    (shown,) = (json.loads(text) for text in blocks("json"))
+    other = [{"role": "assistant", "content": "It is right. So the overall score is 5"}]
+    return [shown, {**shown, "prompt": [{"role": "user", "content": "Rate 7."}], "completion": other, "score": 5.0}]
+
+
+def test_the_blocks_run(rows, tmp_path, monkeypatch, capsys):
+    train, judge = blocks("python")
     monkeypatch.chdir(tmp_path)
-    seed = tmp_path / "seed"
-    example: dict = {}
-    exec(blocks[0].split("\n\n\ndef train")[0], example)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     # Ends with a score by itself, as a large model would.
-    train_judge(seed, dataset=example["dataset"], score_loss_weight=0.0).save_model()
+    train_judge(tmp_path / "seed", dataset=Dataset.from_list(rows), score_loss_weight=0.0).save_model()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert "Qwen/Qwen3-8B" in blocks[0]
-    for block in blocks:
-        block = block.replace("Qwen/Qwen3-8B", str(seed)).replace("max_length=3000", "use_cpu=True, report_to='none'")
+    assert "Qwen/Qwen3-8B" in train and "max_length=3000" in train
+    train = train.replace("Qwen/Qwen3-8B", str(tmp_path / "seed"))
+    for block in (train.replace("max_length=3000", "use_cpu=True, report_to='none'"), judge):
         exec(compile(block, str(README), "exec"), {})
     assert (tmp_path / "judge" / "judge_config.json").is_file()
     assert "'pearson'" in capsys.readouterr().out
+
+
+def test_ten_lines_train_and_ten_judge():
+    for block in blocks("python"):
+        lines = [line for line in block.splitlines() if line and not line.startswith(("from ", "import "))]
+        assert len(lines) <= 10, block
 
 
 def test_the_tree_names_every_file():

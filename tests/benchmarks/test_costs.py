@@ -82,7 +82,7 @@ def test_every_preset_has_every_size_and_takes_the_flags_of_growth(script, sizes
 
 
 def test_intervals_are_compared_over_all_nine_figures():
-    assert set(overheads.bootstraps(50)) == {"scipy.stats.bootstrap, Pearson alone", "agreement, nine figures"}
+    assert set(overheads.intervals(50)) == {"scipy.stats.bootstrap, Pearson alone", "agreement, nine figures"}
 
 
 def test_a_step_is_measured_from_end_to_end(monkeypatch, capsys):

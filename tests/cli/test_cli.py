@@ -27,6 +27,13 @@ DRAW = ["--max_new_tokens", "60", "--repetition_penalty", "1.0", "--top_p", "0.5
 # Start-up
 
 
+def refused(capsys, *argv):
+    """The message that a mistake ends with."""
+    assert main([str(argument) for argument in argv]) == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    return message[-1] if len(message) == 1 else "\n".join(message)
+
+
 def test_importing_the_package_loads_no_torch():
     def loaded(statement):
         code = f"import sys; {statement}; print('torch' in sys.modules)"
@@ -239,7 +246,7 @@ def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tm
     assert main([str(argument) for argument in [*argv, "--num_cots", "0", "--output", tmp_path / "out"]]) == 0
     result = json.loads((tmp_path / "out" / "mine-1.json").read_text())
     assert [row["gold"] for row in result["judgments"]] == [1, 2, 3, 4, 5]
-    assert (tmp_path / "out" / "mine-1.yaml").is_file()
+    assert (tmp_path / "out" / "mine-1-model-index.yaml").is_file()
 
 
 def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, records_file, tmp_path, refused):
@@ -479,9 +486,46 @@ def test_judgments_made_otherwise_are_named_with_all_that_must_go(judge_folder, 
 def test_an_unscored_judgment_is_json(judge_folder, tmp_path, capsys):
     (tmp_path / "r.json").write_text('{"prompt": "Rate the response from 1 to 5. The response names 0 facts.\\n"}')
     record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2"]
-    assert main([str(word) for word in ["judge", "--model", judge_folder, *record]]) == 0
-    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert main([str(word) for word in ["judge", "--model", judge_folder, *record]]) == 2
+    captured = capsys.readouterr()
+    shown = json.loads(captured.out, parse_constant=pytest.fail)
     assert shown["score"] is None and set(shown["probs"].values()) == {None} and "max_new_tokens" in shown["reason"]
+    assert captured.err.endswith(f"tract judge: error: The record has no score. {shown['reason']}\n")
+
+
+def test_a_file_of_records_without_a_score_is_an_error_after_it_is_written(judge_folder, tmp_path, capsys):
+    data, output = tmp_path / "data.json", tmp_path / "out.json"
+    data.write_text(json.dumps([{"prompt": f"Rate {i}.", "score": 1 + i} for i in range(3)]))
+    short = ["--model", judge_folder, "--max_new_tokens", "2", "--output", output]
+    assert main([str(word) for word in ["judge", "--input", data, *short]]) == 2
+    captured = capsys.readouterr()
+    assert f"3 judgments are in {output}, 3 of them unscored. The first: " in captured.out
+    assert captured.err.endswith("tract judge: error: No record has a score.\n")
+    assert len(output.read_text().splitlines()) == 3
+    output.unlink()
+    for _ in range(2):  # a finished result, too
+        assert main([str(word) for word in ["evaluate", "--data", data, *short]]) == 2
+        captured = capsys.readouterr()
+        assert captured.out.startswith(f"{data}: No score: all 3 records are unscored, so there are no figures. The f")
+        assert captured.err.endswith(f"tract evaluate: error: No record of {data} has a score.\n")
+    assert len(json.loads(output.read_text())["judgments"]) == 3
+
+
+def test_an_evaluation_keeps_its_config_and_the_files_of_others(judge_folder, tmp_path, capsys):
+    data, config, entries = (tmp_path / name for name in ("d.json", "eval.yaml", "eval-model-index.yaml"))
+    data.write_text(json.dumps([{"prompt": f"Rate {i}.", "score": 1 + i} for i in range(3)]))
+    config.write_text(f"model: {judge_folder}\ndata: {data}\nnum_cots: 0\n")
+    argv = ["evaluate", "--config", config, "--output", tmp_path / "eval.json"]
+    entries.write_text("mine: true\n")
+    assert "eval-model-index.yaml exists, and tract did not write it." in refused(capsys, *argv)
+    assert entries.read_text() == "mine: true\n" and not (tmp_path / "eval.json").exists()
+    entries.unlink()
+    for _ in range(2):
+        assert main([str(word) for word in argv]) == 0
+        assert config.read_text().startswith("model: ") and "model-index" in yaml.safe_load(entries.read_text())
+    (tmp_path / "README.md").write_text("Mine.")
+    assert "README.md exists" in refused(capsys, *argv[:-1], tmp_path / "README.json")
+    assert main([str(word) for word in [*argv[:-1], tmp_path / "README.json", "--overwrite", "true"]]) == 0
 
 
 def test_a_home_folder_in_a_yaml_is_found(tmp_path, refused, monkeypatch):

@@ -270,3 +270,14 @@ def test_control_tokens_in_any_container_become_text(value):
     record = {"instruction": "Name a prime.", "response": "7", "rubric": "Right?", "reference": value}
     ends = rows.prompt_ids(record).count(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     assert ends == rows.prompt_ids({**record, "reference": "x"}).count(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
+
+def test_a_tokenizer_that_reads_otherwise_once_it_is_saved_is_refused_before_training(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, make_tokenizer("qwen"), rows_with(PREFIX), max_steps=1)
+    load = AutoTokenizer.from_pretrained
+    # As Llama-2's, of which a setting is dropped when it is saved.
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder: load(folder) and make_tokenizer("llama3"))
+    with pytest.raises(InputError, match=r"saved and loaded again, reads the training rows as .* where it read"):
+        trainer.train()
+    monkeypatch.undo()
+    trainer.train()

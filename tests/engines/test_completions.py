@@ -44,7 +44,8 @@ def kept(tokenizer, text):
 
 def read(tokens, prompt, written):
     """The rationale, with the place of the label as the only log-probability."""
-    return read_written(tokens, prompt, written, [], lambda place: [place] * 5, lead(tokens, CONFIG))
+    stop = [tokens.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    return read_written(tokens, prompt, written, stop, lambda place: [place] * 5, lead(tokens, CONFIG))
 
 
 @pytest.mark.parametrize("opening", OPENINGS)
@@ -60,7 +61,8 @@ def test_a_rationale_is_what_was_trained_as_one_without_what_the_template_puts_b
         found = read(tokens, row[:begun], row[begun:])
         position = tokens.find(row).position
         assert (found.text.strip(), found.label) == (rationale, "4")
-        assert found.num_tokens == len(row) - begun and set(found.log_probs) == {position - begun}
+        assert found.num_tokens == position + 1 - begun and set(found.log_probs) == {position - begun}
+        assert not found.truncated
         record = {"prompt": PROMPT}
         assert RecordRows(tokens, CONFIG).scored_ids(record, found.text) == row[:position]
 
@@ -96,3 +98,112 @@ def test_a_judge_of_plain_text_has_no_lead():
     tokens.tokenizer.chat_template = None
     plain = JudgeConfig(**{**vars(CONFIG), "conversational": False})
     assert lead(tokens, plain) == ""
+
+
+# Which score is the judgment
+
+FOUR = f"Clear. {PREFIX}4"
+ENDINGS = {
+    # What a model wrote, the score that is read, the rationale before it, and whether it ran to its limit.
+    "it ends": (f"{FOUR}<|im_end|>", "4", "Clear. ", False),
+    "it ends after a few words": (f"{FOUR} of 5.<|im_end|>", "4", "Clear. ", False),
+    "an earlier score is quoted": (
+        f"{PREFIX}2 at first sight. {FOUR}<|im_end|>",
+        "4",
+        f"{PREFIX}2 at first sight. Clear. ",
+        False,
+    ),
+    "another line goes before": (f"{PREFIX}2\n\nBut: {FOUR}<|im_end|>", "4", f"{PREFIX}2\n\nBut: Clear. ", False),
+    "it never ends": (f"{FOUR}\n\nRate the next. {PREFIX}2\n\nRate the next. {PREFIX}1\n\nRate", "4", "Clear. ", True),
+    "it repeats itself": (FOUR + f"\n{PREFIX}3" * 9, "4", "Clear. ", True),
+    "it begins another turn": (f"{FOUR}<|im_start|>user\nAgain. {PREFIX}2<|im_end|>", "4", "Clear. ", False),
+    "it begins two others": (f"{FOUR}<|im_start|>a {PREFIX}2<|im_start|>b {PREFIX}1<|im_end|>", "4", "Clear. ", False),
+    "a turn begins before any score": (f"Weak.<|im_start|>a {FOUR}<|im_end|>", "4", "Weak.a Clear. ", False),
+    "it is cut before a score": ("The answer is cl", None, "The answer is cl", True),
+    "it ends without a score": ("Clear.<|im_end|>", None, "Clear.", False),
+    "after a think block": (
+        f"<think>{PREFIX}2</think>{FOUR}<|im_end|>",
+        "4",
+        f"<think>{PREFIX}2</think>Clear. ",
+        False,
+    ),
+    "only in a think block": (
+        f"<think>{PREFIX}2</think>\nIt is clear.<|im_end|>",
+        None,
+        f"<think>{PREFIX}2</think>\nIt is clear.",
+        False,
+    ),
+    "a think block is named": (
+        f"The response has <think> and no </think>. {FOUR}<|im_end|>",
+        "4",
+        "The response has <think> and no </think>. Clear. ",
+        False,
+    ),
+    "a think block is named behind it": (f"{FOUR} (</think> is left.)<|im_end|>", "4", "Clear. ", False),
+    "in a think block without an end": (
+        f"<think>Hm. {PREFIX}2, or not? {PREFIX}3",
+        None,
+        f"<think>Hm. {PREFIX}2, or not? {PREFIX}3",
+        True,
+    ),
+    "after the think block, without an end": (
+        f"<think>{PREFIX}2</think>{FOUR}\n{PREFIX}1\n",
+        "4",
+        f"<think>{PREFIX}2</think>Clear. ",
+        True,
+    ),
+    "only in other kinds of think blocks": (
+        f"[THINK]{PREFIX}2[/THINK]Clear.<|im_end|>",
+        None,
+        f"[THINK]{PREFIX}2[/THINK]Clear.",
+        False,
+    ),
+    "a channel": (
+        f"<|channel|>analysis<|message|>{PREFIX}2<|channel|>final<|message|>{FOUR}<|im_end|>",
+        "4",
+        f"analysis{PREFIX}2finalClear. ",
+        False,
+    ),
+    "a channel without a score": (
+        f"<|channel|>analysis<|message|>{PREFIX}2<|channel|>final<|message|>Clear.<|im_end|>",
+        None,
+        f"analysis{PREFIX}2finalClear.",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["qwen", "gpt2", "llama3"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_score_that_ends_the_turn_is_the_judgment(family, ending):
+    text, label, rationale, truncated = ENDINGS[ending]
+    tokens = scored(family, "no lead")
+    prompt = prompt_ids(PROMPT, tokens.tokenizer, True)
+    found = read(tokens, prompt, tokens.tokenizer(text)["input_ids"])
+    assert (found.label, found.text, found.truncated) == (label, rationale, truncated)
+    assert (found.log_probs is None) is (label is None)
+
+
+@pytest.mark.parametrize("block", [("<think>\n", "</think>\n"), ("[THINK]", "[/THINK]")])
+def test_a_score_in_a_think_block_that_the_prompt_begins_does_not_count(block):
+    tokens = scored("qwen", "no lead")
+    begins, ends = block
+    prompt = tokens.tokenizer(f"Rate it.{begins}")["input_ids"]
+    for text, label in ((f"{PREFIX}2{ends}Clear.", None), (f"{PREFIX}2{ends}{FOUR}", "4"), (FOUR, "4")):
+        assert read(tokens, prompt, tokens.tokenizer(f"{text}<|im_end|>")["input_ids"]).label == label
+
+
+def test_the_log_probabilities_are_those_of_the_score_that_is_read():
+    tokens = scored("qwen", "no lead")
+    ids = tokens.tokenizer(f"{FOUR}\n\nRate the next. {PREFIX}2\n\n")["input_ids"]
+    found = read(tokens, prompt_ids(PROMPT, tokens.tokenizer, True), ids)
+    assert set(found.log_probs) == {len(tokens.tokenizer(FOUR)["input_ids"]) - 1}
+
+
+def test_a_prefix_and_labels_that_are_special_tokens_begin_no_turn():
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<score>", *(f"<s{i}>" for i in range(1, 6))]})
+    config = JudgeConfig([f"<s{i}>" for i in range(1, 6)], [1, 2, 3, 4, 5], "<score>")
+    tokens = ScoreTokens.resolve(config.scale, "<score>", tokenizer)
+    ids = tokenizer("It seems <score><s2> and <score><s3> but is <score><s4><|im_end|>")["input_ids"]
+    assert read(tokens, [5, 6], ids).label == "<s4>"

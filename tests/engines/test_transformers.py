@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,33 @@ def test_a_long_prompt_takes_no_room_from_the_prompts_beside_it(kind):
     assert together[0].num_tokens == 1 < together[1].num_tokens
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("max_new_tokens", [8, 60])
+def test_prompts_near_the_limit_share_a_batch_and_each_stops_at_its_own(kind, max_new_tokens, caplog, monkeypatch):
+    monkeypatch.setattr(transformers_engine.REMINDER, "handlers", [caplog.handler])
+    logging.Logger.warning_once.cache_clear()
+    model = make_model(kind, len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id, max_position_embeddings=64)
+    engine = TransformersEngine(model, TOKENS, CONFIG)
+    engine.stop_ids = [1]
+    text = TOKENIZER("1 2 3 4 5 " * 12)["input_ids"]
+    prompts = [text[: 63 - i] for i in range(32)]
+    batches = []
+
+    def never_ending(module, args, output):
+        output.logits[..., 1] = -torch.inf
+
+    model.register_forward_hook(never_ending)
+    engine._left_padded = lambda rows, own=engine._left_padded: batches.append(len(rows)) or own(rows)
+    sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
+    together = engine.generate(prompts, range(32), sampling)
+    assert transformers_engine.REMINDER.name not in {record.name for record in caplog.records}
+    assert batches == [16, 16, 16, 16]  # each batch is padded twice: without its last token, and with it
+    assert [rationale.num_tokens for rationale in together] == [min(1 + i, max_new_tokens) for i in range(32)]
+    assert all(rationale.truncated for rationale in together)
+    alone = [engine.generate([prompt], [i], sampling)[0] for i, prompt in enumerate(prompts)]
+    assert [rationale.text for rationale in alone] == [rationale.text for rationale in together]
+
+
 def test_the_seed_and_nothing_else_decides_the_draw(engine):
     sampling = Sampling(max_new_tokens=12)
     torch.manual_seed(0)
@@ -360,29 +388,69 @@ def test_a_model_with_a_recurrent_state_reads_each_prompt_and_gives_what_each_gi
 # Memory
 
 
+LIMITED = f"""
+import resource, sys
+sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
+import torch
+from test_transformers import CONFIG, TOKENS, PROMPTS, TOKENIZER, make_model
+from tract_trainer.engines.transformers import TransformersEngine
+model = make_model(vocab_size=400_000, eos_token_id=TOKENIZER.eos_token_id)
+engine = TransformersEngine(model, TOKENS, CONFIG, batch_size=512)
+few = TransformersEngine(model, TOKENS, CONFIG, batch_size=4).score(PROMPTS)
+used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, -1))
+many = engine.score(PROMPTS * 100)
+torch.testing.assert_close(torch.tensor(many), torch.tensor(few).repeat(100, 1))
+print(engine.batch_size, engine.batch_tokens)
+"""
+
+
 @pytest.mark.slow
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path):
+def test_a_batch_that_does_not_fit_into_memory_is_divided():
     """In a process that may not have more memory than it has plus 400 MB: 512 rows of logits need 800 MB a copy."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import resource, sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        "import torch\n"
-        "from test_transformers import CONFIG, TOKENS, PROMPTS, TOKENIZER, make_model\n"
-        "from tract_trainer.engines.transformers import TransformersEngine\n"
-        "model = make_model(vocab_size=400_000, eos_token_id=TOKENIZER.eos_token_id)\n"
-        "engine = TransformersEngine(model, TOKENS, CONFIG, batch_size=512)\n"
-        "free = TransformersEngine(model, TOKENS, CONFIG, batch_size=4)\n"
-        "few = free.score(PROMPTS)\n"
-        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, -1))\n"
-        "many = engine.score(PROMPTS * 100)\n"
-        "assert engine.batch_size < 256, engine.batch_size\n"
-        "torch.testing.assert_close(torch.tensor(many), torch.tensor(few).repeat(100, 1))\n"
-    )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "Out of memory with 512 rows; going on with batch_size=256." in done.stderr
+    assert "Out of memory with a batch of 512 rows; going on with 256." in done.stderr
+    batch_size, tokens = map(float, done.stdout.split())
+    assert batch_size == 512 and tokens < 300 * max(map(len, PROMPTS))
+
+
+def sizes_of_batches(engine, monkeypatch, fits):
+    """Rows of each batch that the engine tries, of which those fit into memory that `fits` (rows, tokens) says do."""
+    tried, score = [], engine._score_batch
+
+    def limited(rows):
+        tried.append(len(rows))
+        if not fits(len(rows), max(map(len, rows))):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return score(rows)
+
+    monkeypatch.setattr(engine, "_score_batch", limited)
+    return tried
+
+
+def test_out_of_memory_with_long_rows_leaves_the_batches_of_short_rows(engine, monkeypatch):
+    long, short = [PROMPTS[0] * 4] * 16, [PROMPTS[0]] * 32
+    tried = sizes_of_batches(engine, monkeypatch, lambda rows, tokens: rows * tokens <= 10 * len(long[0]))
+    expected = logits_after(engine.model, [long[0], short[0]]).log_softmax(-1)[:, list(TOKENS.ids)]
+    found = torch.tensor(engine.score([*short, *long]))
+    torch.testing.assert_close(found, expected[[1] * 32 + [0] * 16], rtol=0, atol=1e-5)
+    assert tried == [16, 8, 8, 16, 16]
+    assert engine.batch_size == 16
+
+
+def test_a_batch_for_which_memory_ran_out_once_is_whole_again_later(engine, monkeypatch):
+    tried = sizes_of_batches(engine, monkeypatch, lambda rows, tokens: len(tried) != 1)
+    engine.score(PROMPTS[:1] * 2000)
+    assert tried[:3] == [16, 8, 8] and tried[-2] == 16 and sum(tried) == 2000 + 16
+    assert tried[1:-1] == sorted(tried[1:-1])
+
+
+def test_a_row_that_does_not_fit_into_memory_by_itself_is_an_error(engine, monkeypatch):
+    tried = sizes_of_batches(engine, monkeypatch, lambda rows, tokens: False)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.score(PROMPTS)
+    assert tried == [6, 3, 1]
 
 
 def test_an_error_that_is_no_lack_of_memory_is_raised(engine, monkeypatch):
@@ -430,7 +498,7 @@ def test_the_model_is_left_as_it_was_found(engine, training):
     before = copy.deepcopy(own.to_dict())
     engine.generate(PROMPTS, range(6), Sampling(max_new_tokens=2))
     engine.score(PROMPTS)
-    assert model.training is training
+    assert model.training is training and not model._forward_pre_hooks
     assert model.generation_config is own and own.to_dict() == before
     assert not any(p.is_inference() for p in model.parameters())
 
@@ -565,12 +633,41 @@ def test_the_draw_needs_no_float64_where_there_is_none(top_p):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"repetition_penalty": 0}, {"max_new_tokens": 0}],
+    [
+        {"temperature": -1},
+        {"temperature": 1e-300},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"repetition_penalty": 0},
+        {"repetition_penalty": float("inf")},
+        {"max_new_tokens": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     ((name, value),) = settings.items()
     with pytest.raises(ValueError, match=rf"^{name}={value} is out of range\.$"):
         Sampling(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": "hot"}, "temperature must be a number, found 'hot'."),
+        ({"top_p": None}, "top_p must be a number, found None."),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, found 2.5."),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number, found True."),
+    ],
+)
+def test_settings_of_another_type_are_refused(settings, message):
+    with pytest.raises(InputError) as raised:
+        Sampling(**settings)
+    assert str(raised.value) == message
+
+
+def test_the_least_temperature_takes_the_most_likely_token(engine):
+    coldest, greedy = (Sampling(temperature=t, max_new_tokens=8, **PLAIN) for t in (1e-3, 0))
+    assert engine.generate(PROMPTS, range(6), coldest) == engine.generate(PROMPTS, range(6), greedy)
 
 
 def test_a_batch_of_nothing_is_refused():
@@ -583,3 +680,13 @@ def test_the_identity_names_the_weights(engine):
     other = TransformersEngine(make_model(vocab_size=len(TOKENIZER), seed=1), TOKENS, CONFIG)
     assert engine.identity == same.identity != other.identity
     assert engine.identity.startswith("llama-")
+
+
+def test_the_identity_changes_with_any_parameter_wherever_it_changes(engine):
+    found = {engine.identity}
+    for parameter in engine.model.parameters():
+        for part in parameter.detach().flatten().chunk(8):
+            part += 0.1
+            found.add(engine.identity)
+            part -= 0.1
+    assert len(found) == 1 + 8 * len(list(engine.model.parameters()))

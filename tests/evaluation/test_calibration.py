@@ -1,22 +1,119 @@
-"""What chance adds to the calibration error. The error itself is tested with the other figures."""
+"""Reliability and calibration error, against naive loops and hand arithmetic, and what chance adds to the error."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from tract_trainer.evaluation.calibration import calibration, calibration_error
+from tract_trainer.errors import InputError
+from tract_trainer.evaluation.calibration import calibration, calibration_error, reliability_curve
 
 SCALE = [1, 2, 3, 4, 5]
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
+def naive_error(probs, gold, values, n_bins):
+    total = 0.0
+    for threshold in sorted(values)[:-1]:
+        bins = {}
+        for row, score in zip(probs, gold, strict=True):
+            below = sum(p for p, value in zip(row, values, strict=True) if value <= threshold) / sum(row)
+            bins.setdefault(min(int(below * n_bins), n_bins - 1), []).append((below, score <= threshold))
+        gaps = [abs(sum(below for below, _ in rows) - sum(reached for _, reached in rows)) for rows in bins.values()]
+        total += sum(gaps) / len(gold)
+    return total / (len(values) - 1)
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3, 4, 5], [5, 1, 4, 2, 3]])
+def test_the_calibration_error_is_that_of_naive_loops(values):
+    rng = np.random.default_rng(0)
+    probs, gold = rng.dirichlet(np.ones(5), 300), rng.integers(3, 16, 300) / 3
+    for n_bins in (1, 10, 17):
+        expected = naive_error(probs, gold, values, n_bins)
+        assert calibration_error(probs, gold, values, n_bins) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_calibration_error_by_hand():
+    # Values 1 2 3, two bins. P(<= 1) = .2 .4 .9 and gold <= 1 is 0 1 1: bin 1 means .3 and 1/2, bin 2 .9 and 1:
+    # 2/3 * .2 + 1/3 * .1 = 1/6. P(<= 2) = .4 .8 1 and gold <= 2 is 0 1 1 (2.5 is not): bin 1 .4 and 0, bin 2 .9 and 1:
+    # 1/3 * .4 + 2/3 * .1 = 1/5. Their mean is 11/60.
+    probs, gold = [[2, 2, 6], [0.4, 0.4, 0.2], [0.9, 0.1, 0.0]], [2.5, 1, 1]
+    curve = reliability_curve(probs, gold, [1, 2, 3], n_bins=2)
+    np.testing.assert_allclose(curve.predicted, [[0.3, 0.9], [0.4, 0.9]], atol=1e-12)
+    np.testing.assert_allclose(curve.observed, [[0.5, 1], [0, 1]], atol=1e-12)
+    np.testing.assert_array_equal(curve.counts, [[2, 1], [1, 2]])
+    np.testing.assert_array_equal(curve.thresholds, [1, 2])
+    assert calibration_error(probs, gold, [1, 2, 3], n_bins=2) == pytest.approx(11 / 60, abs=1e-12)
+
+
+def test_a_judge_that_is_the_distribution_of_the_ratings_is_calibrated():
+    """The mean of three ratings is no rating: scored against it, such a judge looks as if it were not."""
+    ratings = np.random.default_rng(0).integers(1, 6, (200, 3))
+    probs = np.array([[np.mean(of == value) for value in SCALE] for of in ratings])
+    assert calibration_error(probs, ratings, SCALE) == pytest.approx(0, abs=1e-12)
+    assert calibration_error(probs, ratings.mean(1), SCALE) > 0.1
+    found = calibration(probs, ratings.tolist(), SCALE)
+    assert found["error"] == pytest.approx(0, abs=1e-12) and np.sum(found["counts"]) == 4 * 200
+
+
+def test_each_rating_of_a_record_has_its_share_of_it_by_hand():
+    # P(<= 1) = .75 .75, one bin; ratings 1 1 2 and 2: the shares at 1 are 2/3 and 0. |.75 - (2/3 + 0) / 2| = 5/12.
+    probs, ratings = [[0.75, 0.25]] * 2, [[1, 1, 2], [2]]
+    assert calibration_error(probs, ratings, [1, 2]) == pytest.approx(5 / 12)
+    assert reliability_curve(probs, ratings, [1, 2], n_bins=1).observed.tolist() == [[pytest.approx(1 / 3)]]
+    mixed = calibration_error(probs, [[1, 1, 2], 2], [1, 2])
+    assert mixed == pytest.approx(5 / 12)
+
+
+def test_one_rating_a_record_is_a_gold_score():
+    probs, gold = drawn(50)
+    found = [calibration(probs, of, SCALE) for of in (gold, [[score] for score in gold])]
+    assert json.dumps(found[0]) == json.dumps(found[1])
+
+
+def test_a_judge_that_is_sure_and_wrong_has_the_largest_error():
+    assert calibration_error([[1, 0, 0]] * 4, [3] * 4, [1, 2, 3]) == 1
+    assert calibration_error([[0, 0, 1], [1, 0, 0]], [3, 1], [1, 2, 3]) == 0
+
+
+def test_rows_of_probabilities_are_normalised_and_the_unscored_left_out():
+    rng = np.random.default_rng(0)
+    probs, gold = rng.dirichlet(np.ones(4), 50), rng.integers(1, 5, 50)
+    expected = calibration_error(probs, gold, [1, 2, 3, 4])
+    with_holes = np.concatenate([probs * rng.uniform(0.1, 3, (50, 1)), np.full((2, 4), math.nan)])
+    assert calibration_error(with_holes, [*gold, 1, 4], [1, 2, 3, 4]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_calibration_of_nothing_is_nan_and_empty_bins_are():
+    assert math.isnan(calibration_error([], [], [1, 2]))
+    assert math.isnan(calibration_error([[math.nan, 0.5]], [1], [1, 2]))
+    assert np.isnan(reliability_curve([], [], [1, 2, 3]).predicted).all()
+    curve = reliability_curve([[0.25, 0.75]], [1], [1, 2], n_bins=4)
+    np.testing.assert_array_equal(curve.observed, [[math.nan, 1, math.nan, math.nan]])
+    for probs in ([], [[math.nan] * 5] * 3):
+        found = calibration(probs, [3.0] * len(probs), SCALE)
+        assert all(map(math.isnan, (found["error"], found["error_by_chance"]))) and np.sum(found["counts"]) == 0
+
+
+def test_what_is_no_probability_or_gold_score_is_refused():
+    with pytest.raises(InputError, match=r"^Expected a row for each gold score, shape \(2, 3\), got shape \(2, 2\)\.$"):
+        calibration_error([[0.5, 0.5]] * 2, [1, 2], [1, 2, 3])
+    for row in ([-0.1, 1.1], [0, 0], [math.inf, 0]):
+        message = r"^Expected probabilities or NaN \(unscored\), got \[.*\] in row 1\.$"
+        with pytest.raises(InputError, match=message):
+            calibration_error([[0.5, 0.5], row], [1, 2], [1, 2])
+    for bad in (math.nan, [1, math.inf], []):
+        with pytest.raises(InputError, match=r"^Gold scores must be finite numbers; number 1 is .*\. Leave such"):
+            calibration_error([[1, 0], [0, 1]], [1, bad], [1, 2])
+
+
 def drawn(n, power=1.0, seed=0):
     """Distributions raised to `power`, and gold scores drawn from them as they were before."""
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.ones(5), n)
-    gold = np.array([rng.choice(SCALE, p=row) for row in probs])
+    gold = 1 + (rng.random((n, 1)) > np.cumsum(probs, axis=1)[:, :-1]).sum(1)
     sharpened = probs**power
     return sharpened / sharpened.sum(1, keepdims=True), gold
 
@@ -26,44 +123,14 @@ def test_a_calibrated_judge_has_the_error_of_chance_and_another_has_more():
     found = calibration(probs, gold, SCALE)
     assert found["error"] == calibration_error(probs, gold, SCALE)
     assert found["error"] == pytest.approx(found["error_by_chance"], rel=0.3)
+    assert calibration_error(*drawn(50_000), SCALE) < 0.005
     overconfident = calibration(*drawn(2000, power=3), SCALE)
     assert overconfident["error"] > 3 * overconfident["error_by_chance"]
-
-
-def test_the_interval_covers_the_error_of_many_records():
-    # Percentiles of resamples would lie above it in most of these. tests/test_intervals.py counts more closely.
-    truth = calibration_error(*drawn(100_000, power=2), SCALE)
-    covered = 0
-    for seed in range(1, 41):
-        low, high = calibration(*drawn(320, 2, seed), SCALE, n_resamples=200)["error_ci"]
-        covered += low <= truth <= high
-    assert covered >= 35
-
-
-def test_the_interval_begins_at_zero_where_chance_alone_explains_the_error():
-    found = [calibration(*drawn(200, 1, seed), SCALE, n_resamples=50) for seed in range(40)]
-    assert sum(each["error_ci"][0] == 0 for each in found) >= 35  # 38 are expected
-    assert calibration(*drawn(2000, 3), SCALE)["error_ci"][0] > 0
-
-
-def test_with_many_records_and_a_large_error_the_interval_is_that_of_a_mean():
-    # One bin at each threshold, with a gap far from 0: the error is the mean of .9 - (gold <= 1), 40 % of 5,000 right.
-    gold = np.repeat([1, 2], [2000, 3000])
-    low, high = calibration(np.tile([0.9, 0.1], (5000, 1)), gold, [1, 2])["error_ci"]
-    reach = 1.96 * math.sqrt(0.4 * 0.6 / 5000)
-    assert (low, high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=0.1 * reach)
-
-
-def test_no_bound_is_below_zero_and_without_records_nothing_is_defined():
-    low, high = calibration(*drawn(30), SCALE)["error_ci"]
-    assert 0 <= low <= high
-    for probs in ([], [[math.nan] * 5] * 3):
-        found = calibration(probs, [3.0] * len(probs), SCALE, n_resamples=20)
-        assert all(map(math.isnan, (found["error"], *found["error_ci"], found["error_by_chance"])))
-        assert np.sum(found["counts"]) == 0
+    assert json.dumps(calibration(probs, gold, SCALE)) == json.dumps(found)  # NaN is not itself
 
 
 def test_the_lists_are_plain_and_of_every_threshold():
-    found = calibration(*drawn(50), SCALE, n_resamples=10)
+    found = calibration(*drawn(50), SCALE)
+    assert set(found) == {"error", "error_by_chance", "thresholds", "predicted", "observed", "counts"}
     assert found["thresholds"] == [1, 2, 3, 4] and np.shape(found["predicted"]) == (4, 10)
     assert sum(map(sum, found["counts"])) == 4 * 50 and type(found["counts"][0][0]) is int

@@ -1,4 +1,4 @@
-"""Two results of the same records become differences, a table and a picture."""
+"""Differences of two judges on the same records, as a table and as a picture."""
 
 import json
 
@@ -11,8 +11,10 @@ from test_evaluate import GOLD, PAIRS, noisy, number_of, of_response, worth
 from tract_trainer.cli.main import main
 from tract_trainer.data.pairs import read_pairs
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.comparison import compare, load_result
+from tract_trainer.evaluation.comparison import compare, draw_comparison, load_result
 from tract_trainer.evaluation.evaluate import evaluate
+from tract_trainer.evaluation.methods import METHODS
+from tract_trainer.evaluation.pictures import METHOD_COLORS
 from tract_trainer.evaluation.tables import comparison_markdown, comparison_table
 from tract_trainer.metrics import paired_difference
 
@@ -69,7 +71,8 @@ def test_the_differences_are_those_of_the_scores_that_both_gave(folder):
     for name in ("pearson", "rmse", "qwk"):
         expected = paired_difference(*scores, GOLD, figure=name, values=range(1, 6))
         assert found["figures"][name]["difference"] == pytest.approx(expected["difference"], abs=1e-6)
-        assert found["figures"][name]["p_value"] == pytest.approx(expected["p_value"], abs=1e-2)
+        assert found["figures"][name]["p_value"] == pytest.approx(expected["p_value"], abs=1e-6)
+        assert found["figures"][name]["difference_ci"] == pytest.approx(expected["difference_ci"], abs=1e-6)
     decoded = compare(a, b, "decoded")["figures"]["mae"]["a"]
     labels = [int(row["label"]) for row in a["judgments"] if number_of(row["prompt"]) != 3]
     gold = [score for number, score in enumerate(GOLD) if number != 3]
@@ -87,6 +90,33 @@ def test_the_accuracies_of_pairs_are_compared(folder, tmp_path):
     always = {**right, "judgments": [*right["judgments"][:2], *wrong["judgments"][2:]]}  # won, won, tied, unscored
     assert compare(always, right)["figures"]["accuracy"]["difference"] == pytest.approx(1 / 3)
     assert list(found["figures"]) == ["accuracy"]
+
+
+def test_the_groups_of_records_and_pairs_count_in_a_comparison(folder):
+    a, b = results(folder, "noisy", "vague")
+    (few,) = results(folder, "pairs")
+    pairs = {
+        **few,
+        "judgments": [{**row, "group": i} for i in range(0, 24, 2) for row in few["judgments"][i % 8 :][:2]],
+    }
+    always = {**pairs, "judgments": few["judgments"][:2] * 12}  # wins all
+    for name, first, second in (("rmse", a, b), ("accuracy", pairs, always)):
+        known = compare(first, second)["figures"][name]
+        given = first["judgments"]
+        rows = [{**row, "group": place * 5 // len(given)} for place, row in enumerate(given)]
+        grouped = compare({**first, "judgments": rows}, second)["figures"][name]
+        assert grouped["difference"] == known["difference"] and np.isfinite(grouped["p_value"])
+        assert grouped["p_value"] != known["p_value"]
+        without = [{key: value for key, value in row.items() if key != "group"} for row in first["judgments"]]
+        assert compare({**first, "judgments": without}, second)["figures"][name]["p_value"] == known["p_value"]
+
+
+def test_a_record_without_probability_on_the_scale_is_left_out(folder):
+    a, b = results(folder, "noisy", "vague")
+    rationales = [{**one, "probs": [0.0] * 5} for one in a["judgments"][0]["rationales"]]
+    rows = [{**a["judgments"][0], "rationales": rationales}, *a["judgments"][1:]]
+    for method in METHODS:
+        assert compare({**a, "judgments": rows}, b, method)["unscored"] == 2  # and record 3 of b
 
 
 def test_other_records_are_refused_with_both_named(folder):
@@ -124,6 +154,31 @@ def test_the_command_prints_and_draws(a, b, folder, tmp_path, capsys):
     assert main([str(argument) for argument in argv]) == 0
     assert "A - B" in capsys.readouterr().out
     assert (output / "comparison.md").is_file() and (output / "comparison.png").stat().st_size > 1000
+
+
+def test_a_table_of_somebody_else_is_kept(folder, tmp_path, capsys):
+    (tmp_path / "comparison.md").write_text("Mine.")
+    argv = ["compare", str(folder / "noisy.json"), str(folder / "vague.json"), "--output", str(tmp_path)]
+    assert main(argv) == 2
+    assert "comparison.md exists" in capsys.readouterr().err
+    assert (tmp_path / "comparison.md").read_text() == "Mine." and not (tmp_path / "comparison.png").exists()
+    for flags in (["--overwrite", "true"], []):
+        assert main([*argv, *flags]) == 0
+
+
+def test_the_picture_names_the_judges_their_figures_and_has_the_colour_of_the_method(folder, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("tract_trainer.evaluation.comparison.save_png", lambda figure, path: drawn.append(figure))
+    a, b = results(folder, "noisy", "vague")
+    found = compare(a, b, "median")
+    draw_comparison(found, a, b, tmp_path / "x.png")
+    _, of_a, of_b = drawn[0].get_suptitle().split("\n")
+    r, rmse = (found["figures"][name]["a"] for name in ("pearson", "rmse"))
+    assert of_a == f"A: noisy, r = {r:.3f}, RMSE = {rmse:.3f}".replace("= 0.", "= .") and of_b.startswith(
+        "B: va|gue $x^{$, r = "
+    )
+    bars = [ax.containers[0] for ax in drawn[0].axes if ax.containers]
+    assert {bar.lines[0].get_color() for bar in bars} == {METHOD_COLORS["median"]}
 
 
 def test_what_is_no_result_is_refused(folder, tmp_path, capsys):

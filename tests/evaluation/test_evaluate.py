@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from huggingface_hub import ModelCardData
 from scipy import stats
 from tiny import train_judge
 
-from tract_trainer.data.benchmarks import load_benchmark
+from tract_trainer.data.benchmarks import load_benchmark, own_benchmark
 from tract_trainer.data.pairs import pair_records, read_pairs
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.calibration import calibration
@@ -113,7 +115,7 @@ def test_the_figures_are_those_of_the_saved_judgments(records, tmp_path):
     assert result["calibration"]["counts"] == again["counts"]
 
 
-def test_fewer_rationales_are_the_first_that_came_to_a_score(records, tmp_path):
+def test_fewer_rationales_are_the_first_that_have_a_score(records, tmp_path):
     def say(prompt):  # the first of record 0 and the second of record 1 come to none
         said = noisy(prompt)[:5]
         return [None, *said[1:]] if number_of(prompt) == 0 else [said[0], None, *said[2:]]
@@ -141,7 +143,7 @@ def test_unscored_records_count_in_no_figure_and_at_their_worst_in_the_worst_cas
     assert row["score"] is None and row["probs"] == [None] * 5 and row["rationales"][0]["probs"] is None
     assert row["reason"].endswith("1 were cut at max_new_tokens=9.")
     page = (tmp_path / "r.md").read_text()
-    assert "n = 12, 2 unscored (16.7 %)" in page and "| MAE, if the unscored were worst | .667 |" in page
+    assert "n = 12, 2 unscored (16.7 %)" in page and "| MAE, unscored at worst | .667 |" in page
 
 
 def test_a_judge_that_scores_nothing_has_figures_that_are_not_defined_and_pictures(records, tmp_path, drawn):
@@ -151,11 +153,34 @@ def test_a_judge_that_scores_nothing_has_figures_that_are_not_defined_and_pictur
     assert len(list(tmp_path.glob("r-*.png"))) == 4
 
 
-def test_probability_that_is_all_off_the_scale_leaves_rail_alone(records, tmp_path):
+def test_without_probability_on_the_scale_no_method_has_a_score(records, tmp_path):
     result = evaluate(fake_judge(lambda prompt: [("3", [0.0] * 5)]), records, "mine", tmp_path / "r.json")
-    methods = result["methods"]
-    assert methods["RAIL"]["unscored"] == methods["decoded"]["unscored"] == 0 and methods["RAIL"]["mass"] == 0
-    assert methods["RAIL renormalised"]["unscored"] == methods["median"]["unscored"] == 12
+    assert [figures["unscored"] for figures in result["methods"].values()] == [12] * 5
+    assert result["methods"]["RAIL"]["mass"] is None and result["calibration"]["error"] is None
+
+
+def test_several_ratings_are_kept_and_calibration_is_of_each(tmp_path):
+    """A judge whose probabilities are the shares of the ratings is calibrated; against their mean it would not be."""
+    ratings = [[1, 1, 2], [5, 3, 4], [2, 2, 5], [4, 4, 4]]
+    rows = [{"instruction": f"Record {i} is worth 1.", "gpt4_score": of} for i, of in enumerate(ratings)]
+    (tmp_path / "mt_bench_eval.json").write_text(json.dumps(rows))
+    (tmp_path / "own.json").write_text(
+        json.dumps([{"prompt": r["instruction"], "score": r["gpt4_score"]} for r in rows])
+    )
+    shares = [np.bincount(of, minlength=6)[1:] / 3 for of in ratings]
+    judge = fake_judge(
+        lambda prompt: [(str(shares[number_of(prompt)].argmax() + 1), shares[number_of(prompt)].tolist())]
+    )
+    for name, records in (
+        ("mt_bench", load_benchmark("mt_bench", tmp_path)),
+        ("own", own_benchmark(tmp_path / "own.json")),
+    ):
+        result = evaluate(judge, records, name, tmp_path / f"{name}-result.json")
+        assert [row["gold_ratings"] for row in result["judgments"]] == ratings
+        assert result["judgments"][0]["gold"] == pytest.approx(4 / 3)
+        assert result["calibration"]["error"] == pytest.approx(0, abs=1e-6)
+        gold = [row["gold"] for row in result["judgments"]]
+        assert calibration(shares, gold, range(1, 6))["error"] > 0.05
 
 
 def test_a_judge_that_renormalises_has_its_rail_score_renormalised(records, tmp_path):
@@ -239,7 +264,7 @@ def test_pairs_have_accuracies(tmp_path, drawn):
     ]
     assert result["benchmark"]["records"] == 4
     assert (tmp_path / "r-accuracy.png").stat().st_size > 1000 and (tmp_path / "r-rationales.png").is_file()
-    assert "| subset a | .500 [.03, .97] |" in (tmp_path / "r.md").read_text()
+    assert "| subset a | .500 [.09, .91] |" in (tmp_path / "r.md").read_text()
 
 
 def test_pairs_are_asked_with_the_general_rubric(tmp_path):
@@ -285,7 +310,20 @@ def test_the_result_says_what_was_done(records, tmp_path):
         "engine": "FakeEngine",
     }
     assert set(result["judgments"][0]) == {
-        *("gold", "group", "score", "probs", "std", "mass", "label", "rationale", "reason", "prompt", "rationales"),
+        *(
+            "gold",
+            "group",
+            "record",
+            "score",
+            "probs",
+            "std",
+            "mass",
+            "label",
+            "rationale",
+            "reason",
+            "prompt",
+            "rationales",
+        ),
     }
 
 
@@ -302,9 +340,44 @@ def test_the_digest_is_of_questions_and_gold_scores(records, tmp_path):
 
 
 def test_messages_are_joined_to_a_text(tmp_path):
-    records = [{"prompt": [{"role": "user", "content": f"Record {i} is worth {i}."}], "score": i} for i in (1, 2)]
-    result = evaluate(fake_judge(noisy), records, "mine", tmp_path / "r.json")
-    assert result["judgments"][0]["prompt"] == "Record 1 is worth 1."
+    parts = [{"type": "text", "text": "Record 1 is "}, {"type": "text", "text": "worth 1."}]
+    called = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    asked = [{"role": "user", "content": "Record 2 is worth 2."}, called, {"role": "user", "content": "And?"}]
+    records = [{"prompt": [{"role": "user", "content": parts}], "score": 1}, {"prompt": asked, "score": 2}]
+    judge = fake_judge(lambda prompt: [sure(1)])
+    result = evaluate(judge, records, "mine", tmp_path / "r.json")
+    assert [row["prompt"] for row in result["judgments"]] == [
+        "Record 1 is worth 1.",
+        "Record 2 is worth 2.\n\n\n\nAnd?",
+    ]
+
+
+def test_short_columns_of_a_record_are_kept_for_breakdowns(records, tmp_path):
+    rows = [
+        {
+            **record,
+            "category": ["writing", "math"][i % 2],
+            "capability": {"name": "grounding", "level": math.nan},
+            "day": date(2024, 1, 2),
+            "orig_response": "x" * (10 if i else 301),  # long in one record
+            "rationale": "Good.",
+            "id": 7,
+        }
+        for i, record in enumerate(records)
+    ]
+    result = evaluate(fake_judge(noisy), rows, "mine", tmp_path / "r.json")
+    kept = {"category": "math", "capability": {"name": "grounding", "level": None}, "day": "2024-01-02", "id": 7}
+    assert result["judgments"][1]["record"] == kept and strict(tmp_path / "r.json") == result
+
+
+def test_short_columns_of_a_pair_are_kept_on_both_sides(tmp_path):
+    pairs = read_pairs([{**pair, "source_model": f"m{i}"} for i, pair in enumerate(PAIRS)])
+    result = evaluate(fake_judge(of_response), pairs, "mine", tmp_path / "r.json")
+    assert [row["record"] for row in result["judgments"][:3]] == [
+        {"source_model": "m0"},
+        {"source_model": "m0"},
+        {"source_model": "m1"},
+    ]
 
 
 def test_what_cannot_be_evaluated_is_refused(records, tmp_path):
@@ -342,6 +415,63 @@ def test_an_interrupted_evaluation_goes_on_and_is_not_mixed_with_another(records
     assert not list(tmp_path.glob("*unfinished*"))
 
 
+def test_every_record_is_checked_before_one_is_judged(records, tmp_path):
+    bad = {"prompt": "Record 12 is worth 3.", "tools": "{", "score": 3.0}
+    judge = fake_judge(noisy)
+    judge.engine.batch_size = 1
+    with pytest.raises(InputError, match=r"^Record 12: `tools` must be a list of tools"):
+        evaluate(judge, [*records, bad], "mine", tmp_path / "out" / "r.json")
+    assert judge.engine.generated == 0 and not (tmp_path / "out").exists()
+
+
+def test_files_of_others_are_refused_before_any_work_and_kept(records, tmp_path, drawn):
+    judge, path = fake_judge(noisy), tmp_path / "r.json"
+    for name in ("r.md", "r-predictions.png", "r-accuracy.png", "r.json"):
+        mine = tmp_path / name
+        mine.write_text("Mine.")
+        with pytest.raises(InputError, match=rf"{re.escape(name)} exists, and tract did not write it\. Give another"):
+            evaluate(judge, records, "mine", path)
+        assert mine.read_text() == "Mine." and judge.engine.generated == 0
+        mine.unlink()
+    (tmp_path / "r.md").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"r\.md is a folder, and a file is to be written there"):
+            evaluate(judge, records, "mine", path, overwrite=overwrite)
+    (tmp_path / "r.md").rmdir()
+    for name in ("r.md", "r-confusion.png", "r.json"):
+        (tmp_path / name).write_text("Mine.")
+    result = evaluate(judge, records, "mine", path, overwrite=True)
+    assert strict(path) == result and "# mine: judge" in (tmp_path / "r.md").read_text()
+    path.unlink()  # the table and the pictures are known as ours, and made anew
+    assert evaluate(judge, records, "mine", path) == result
+    other = evaluate(judge, records, "mine", path, seed=7, overwrite=True)
+    assert other["settings"]["seed"] == 7 and strict(path) == other
+    with pytest.raises(InputError, match=r"^Expected a \.json file for the result, got '.*r'\."):
+        evaluate(judge, records, "mine", tmp_path / "r")
+
+
+def test_files_of_others_in_the_folder_of_the_work_are_kept(records, tmp_path):
+    mine = tmp_path / "r.unfinished" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("Mine.")
+    evaluate(fake_judge(noisy), records, "mine", tmp_path / "r.json")
+    assert mine.read_text() == "Mine." and [path.name for path in mine.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_no_other_call_begins_until_the_result_is_there_and_the_work_is_deleted(records, tmp_path, monkeypatch):
+    path, moments = tmp_path / "r.json", []
+
+    def start_another(*_):
+        moments.append(path.exists())
+        with pytest.raises(InputError, match="Another run is writing to"):
+            evaluate(fake_judge(noisy), records, "mine", tmp_path / "r.json")
+
+    monkeypatch.setattr("tract_trainer.evaluation.evaluate.draw", start_another)  # all is judged, no result written
+    result = evaluate(fake_judge(noisy), records, "mine", path)
+    assert moments == [False] and strict(path) == result and not (tmp_path / "r.unfinished").exists()
+    assert evaluate(fake_judge(noisy), records, "mine", path) == result
+
+
 def test_a_finished_result_is_kept_and_not_made_again(records, tmp_path):
     path, judge = tmp_path / "r.json", fake_judge(noisy)
     result = evaluate(judge, records, "mine", str(path), judge_name="judge")
@@ -359,14 +489,14 @@ def test_a_finished_result_is_kept_and_not_made_again(records, tmp_path):
             evaluate(*given)
     assert path.read_text() == older
     path.write_text('{"score": 3}')
-    with pytest.raises(InputError, match="It is no result of `tract evaluate`"):
+    with pytest.raises(InputError, match=r"r\.json exists, and tract did not write it"):
         evaluate(judge, records, "mine", path)
 
 
 def test_names_of_strangers_are_text_and_nothing_else(records, tmp_path, drawn):
     name = "a|b [red]*x* $x^{$ <script>\n# heading"
     result = evaluate(fake_judge(noisy), records, name, tmp_path / "r.json", 2, judge_name=name)
-    head, *_ = (tmp_path / "r.md").read_text().splitlines()
+    _, head, *_ = (tmp_path / "r.md").read_text().splitlines()
     escaped = r"a\|b \[red\]\*x\* $x^{$ \<script\> \# heading"
     assert head == f"# {escaped}: {escaped}"
     assert len(list(tmp_path.glob("r-*.png"))) == 4
@@ -391,7 +521,7 @@ def test_a_rationale_without_numbers_is_left_out_and_the_rest_is_not_lost(record
     assert result["methods"]["RAIL"]["rmse"] == 0 and result["methods"]["RAIL"]["unscored"] == 0
     one = evaluate(judge, records, "mine", tmp_path / "one.json", 1)
     assert one["methods"]["RAIL"]["unscored"] == len(records)
-    assert one["judgments"][0]["reason"].startswith("The model gives no numbers (NaN)")
+    assert one["judgments"][0]["reason"].startswith("1 of 1 rationales: the model gives no numbers (NaN)")
 
 
 def test_responses_to_one_instruction_are_a_group_and_others_are_alone(tmp_path):
@@ -401,7 +531,7 @@ def test_responses_to_one_instruction_are_a_group_and_others_are_alone(tmp_path)
     judge = fake_judge(lambda prompt: [sure(worth(prompt))])
     result = evaluate(judge, own, "own", tmp_path / "own.json", 1)
     assert [row["group"] for row in result["judgments"]] == [0, 1, 0, 3]
-    assert "Intervals are of 95 %, of 3 groups of records." in (tmp_path / "own.md").read_text()
+    assert "Intervals are 95 %, over 3 groups of records." in (tmp_path / "own.md").read_text()
     scores = [row["score"] for row in result["judgments"]]
     alone = agreement(scores, [1, 2, 3, 4], values=FIVE.score_values)
     assert result["methods"]["RAIL"]["within_one_ci"] != list(alone["within_one_ci"])
@@ -422,7 +552,20 @@ def test_responses_to_one_instruction_alone_are_told_from_each_other(tmp_path):
     assert None not in result["methods"]["RAIL"]["rmse_ci"]
 
 
-def test_a_benchmark_groups_the_responses_to_a_question(tmp_path):
+def test_the_same_file_has_the_same_groups_as_a_benchmark_and_as_data(tmp_path):
     rows = [{"instruction": f"Record {i} is worth 3.", "gpt4_score": [3], "idx": 80 + i // 2} for i in range(4)]
     (tmp_path / "mt_bench_eval.json").write_text(json.dumps(rows))
-    assert [record["group"] for record in load_benchmark("mt_bench", tmp_path)] == [80, 80, 81, 81]
+    judge = fake_judge(lambda prompt: [sure(worth(prompt))])
+    for name, records in (
+        ("benchmark", load_benchmark("mt_bench", tmp_path)),
+        ("data", own_benchmark(tmp_path / "mt_bench_eval.json")),
+    ):
+        result = evaluate(judge, records, name, tmp_path / f"{name}.json")
+        assert [row["group"] for row in result["judgments"]] == [0, 0, 2, 2]
+
+
+def test_pairs_of_one_instruction_are_a_group(tmp_path):
+    asked = [{**pair, "instruction": "PQQR"[number]} for number, pair in enumerate(PAIRS)]
+    result = evaluate(fake_judge(of_response), read_pairs(asked), "mine", tmp_path / "r.json", 2)
+    assert [row["group"] for row in result["judgments"]] == [0, 0, 1, 1, 1, 1, 3, 3]
+    assert result["methods"]["RAIL"]["accuracy_ci"] == [None, None]  # three groups are too few

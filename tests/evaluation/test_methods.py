@@ -1,4 +1,4 @@
-"""Scores are read off rationales in each of the ways, by hand."""
+"""The score of each method, by hand."""
 
 import math
 
@@ -37,7 +37,15 @@ def test_a_rationale_for_which_the_model_gave_no_numbers_is_left_out():
         [1, math.nan], nan_ok=True
     )
     assert mean_mass([row(("high", [None] * 3), known)]) == 1
-    assert scores([row(("high", [None] * 3), known)], count=1)["decoded"] == [1]  # the first that came to a score
+    assert scores([row(("high", [None] * 3), known)], count=1)["decoded"] == [1]  # the first that has a score
+
+
+def test_a_rationale_without_any_probability_on_the_scale_has_no_score_by_any_method():
+    nothing, known = ("high", [0.0] * 3), ("low", [1.0, 0.0, 0.0])
+    for renormalized in (True, False):
+        found = scores([row(nothing), row(nothing, known)], renormalized=renormalized)
+        assert all(math.isnan(first) and second == 1 for first, second in found.values())
+    assert mean_mass([row(nothing, known)]) == 1 and math.isnan(mean_mass([row(nothing)]))
 
 
 def test_the_order_of_rationales_does_not_part_what_is_tied():
@@ -61,7 +69,7 @@ def test_the_median_is_the_lower_of_two_values_whatever_the_order_of_the_labels_
     assert scores_by_method(rows, reverse, False)["median"].tolist() == [1, 5, 2]
 
 
-def test_the_first_so_many_that_came_to_a_score_count():
+def test_the_first_scored_rationales_count():
     rows = [row((None, None), ("low", [1.0, 0.0, 0.0]), ("high", [0.0, 0.0, 0.5]))]
     assert scores(rows, count=1)["RAIL"] == [1] and scores(rows, count=2)["decoded"] == [3]
     assert scores(rows, count=9) == scores(rows)

@@ -10,14 +10,18 @@ import subprocess
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from fake import fake_judge, sure
 
 from tract_trainer.cli.main import main
+from tract_trainer.data.pairs import read_pairs
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.artifacts import number, read_artifacts, text
-from tract_trainer.evaluation.charts import training_curves
+from tract_trainer.evaluation.evaluate import evaluate
 from tract_trainer.evaluation.page import listing, write_page
+from tract_trainer.evaluation.pictures import as_svg, result_figures, shortened
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = [
@@ -38,6 +42,9 @@ HOSTILE = [
     "&lt;&#0;&amp;",
     "\\u003c\\",
 ]
+
+SVG = {"svg", "metadata", "RDF", "Work", "type", "format", "creator", "Agent", "title", "defs", "style", "g", "path",
+       "clipPath", "rect", "use", "text", "image"}  # fmt: skip
 
 
 class Parsed(HTMLParser):
@@ -77,17 +84,27 @@ class Parsed(HTMLParser):
         (found,) = (data for data in self.inside("script") if data.startswith('{"results"'))
         return json.loads(found)["results"]
 
+    @property
+    def pictures(self):
+        """The SVG of each picture, by its name."""
+        found = {
+            at["alt"]: at["src"].partition("data:image/svg+xml;base64,")[2] for tag, at in self.tags if tag == "img"
+        }
+        return {name: base64.b64decode(source).decode() for name, source in found.items()}
+
 
 def judgment(gold=4.0, score=3.5, **changes):
     made = {
         "gold": gold,
+        "group": 0,
+        "record": {},
         "score": score,
         "probs": [0.0, 0.1, 0.3, 0.5, 0.1] if score is not None else [None] * 5,
         "std": 0.8,
         "mass": 1.0,
         "label": "4",
         "rationale": "It is right.",
-        "reason": "" if score is not None else "None of 2 rationales came to a score.",
+        "reason": "" if score is not None else "None of 2 rationales has a score.",
         "prompt": "Rate it.",
         "rationales": [{"label": "4", "probs": [0.0, 0.1, 0.3, 0.5, 0.1], "num_tokens": 12, "forced": False}] * 2,
     }
@@ -104,10 +121,22 @@ def make_result(judgments=None, **changes):
         "settings": {"num_cots": 2, "seed": 42},
         "methods": {"RAIL": figures, "decoded": {"n": 3, "unscored": 0, "pearson": None, "rmse": 1.25}},
         "by_rationales": {"1": {"RAIL": figures}},
-        "calibration": {"error": 0.05, "error_ci": [0.01, 0.09], "error_by_chance": 0.02},
+        "calibration": {"error": 0.05, "error_by_chance": 0.02},
         "judgments": [judgment(), judgment(2.0, None), judgment(1.0, 4.0)] if judgments is None else judgments,
     }
     return {**result, **changes}
+
+
+def made_result(path, told="harmless"):
+    """A result of an evaluation, with pictures, whose every text is `told`."""
+    records = [{"prompt": f"{i}{told}", "score": 1.0 + i, "category": told, "group": i} for i in range(5)]
+    judge = fake_judge(lambda prompt: [sure(3), sure(4)])
+    result = evaluate(judge, records, told, path, 2, judge_name=told)
+    texts = dict.fromkeys(("label", "rationale", "reason", "prompt"), told)
+    rows = [{**row, **texts} for row in result["judgments"]]
+    rows[1]["prompt"] = [{"role": told, "content": told}]
+    result["judge"][told] = told
+    path.write_text(json.dumps({**result, "judgments": rows, "settings": {told: {told: told}}}))
 
 
 def make_run(folder, told="harmless", name="evaluation"):
@@ -119,19 +148,14 @@ def make_run(folder, told="harmless", name="evaluation"):
     (folder / "cots").mkdir()
     (folder / "cots" / "report.json").write_text(json.dumps({"rows": 8, told: told, "more": {told: [told]}}))
     (folder / "settings.json").write_text(json.dumps({"model_name_or_path": told, "seed": 42, told: told}))
-    texts = dict.fromkeys(("label", "rationale", "reason", "prompt"), told)
-    row = judgment(**texts, rationales=[{"label": told, "probs": None, "num_tokens": 1, "forced": True}] * 2)
-    result = make_result(
-        [row, judgment(1.0, 4.0, prompt=[{"role": told, "content": told}])],
-        judge={"name": told, told: told, "config": {"score_labels": [told] * 5, "score_values": [1, 2, 3, 4, 5]}},
-        benchmark={"name": told},
-        settings={told: {told: told}},
-        methods={told: {"n": told, "pearson": told, f"a {told}": told}, "none": None},
-        by_rationales={told: {told: {"pearson": 0.5}}},
-    )
-    (folder / f"{name}.json").write_text(json.dumps(result))
-    (folder / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n picture")
+    made_result(folder / f"{name}.json", told)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """PNGs take seconds, and the page does not read them."""
+    monkeypatch.setattr("tract_trainer.evaluation.evaluate.draw", lambda result, stem: None)
 
 
 def page_of(path, **kwargs):
@@ -141,36 +165,54 @@ def page_of(path, **kwargs):
 # Strangers' text
 
 
+@pytest.fixture(scope="module")
+def harmless(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tract_trainer.evaluation.evaluate.draw", lambda result, stem: None)
+        return write_page(make_run(tmp_path_factory.mktemp("run") / "harmless")).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("told", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_text_makes_no_element_and_no_attribute(told, tmp_path):
-    harmless, hostile = (Parsed(page_of(make_run(tmp_path / name, name))) for name in ("harmless", "hostile"))
-    assert harmless.shape == hostile.shape  # the comparison itself holds
-    hostile = Parsed(page_of(make_run(tmp_path / "told", told)))
-    assert hostile.shape == harmless.shape and not hostile.comments
-    row, other = hostile.data[0]["judgments"]
+def test_hostile_text_makes_no_element_and_no_attribute(told, harmless, tmp_path, monkeypatch):
+    monkeypatch.setattr("tract_trainer.evaluation.page.as_svg", lambda figure: b"")  # takes a second
+    plain, hostile = Parsed(harmless), Parsed(page_of(make_run(tmp_path / "told", told)))
+    assert len(hostile.pictures) == 5  # four of the result, and the training curves
+    assert hostile.shape == plain.shape and not hostile.comments
+    row, other = hostile.data[0]["judgments"][:2]
     assert {row[key] for key in ("label", "rationale", "reason", "prompt")} == {told}
     assert other["prompt"] == f"{told}:\n{told}"
-    assert hostile.data[0]["scale"][0] == {"label": told, "value": 1}
+    assert len(told) > 300 or row["record"] == f"category {told}"
     shown = [" ".join(text.split()) for text in hostile.inside("dd")]
     assert " ".join(told.split()) in shown
 
 
-def test_names_of_files_are_escaped(tmp_path):
+def test_hostile_names_in_a_picture_are_text():
+    subsets = {name: {"accuracy": 0.5, "n": 1} for name in HOSTILE}
+    figures = {"n": 3, "unscored": 0, "accuracy": 0.5, "subsets": subsets}
+    methods, rows = {"RAIL": figures, "decoded": figures}, [judgment()]
+    pairs = {"methods": methods, "by_rationales": {}, "judgments": rows, "benchmark": {"name": "x"}}
+    del pairs["judgments"][0]["gold"]
+    for name in ("half \ud83d", *HOSTILE):
+        picture = as_svg(result_figures({**pairs, "judge": {"name": name}})["accuracy"])
+        root = ElementTree.fromstring(picture)
+        assert {part.tag.rpartition("}")[2] for part in root.iter()} <= SVG
+        assert shortened(name) in [part.text for part in root.iter() if part.tag.endswith("}text")]
+
+
+def test_names_of_files_are_escaped(harmless, tmp_path):
     name = "<img src=x onerror=alert(1)>{{ 7*7 }}"
-    plain, named = (make_run(tmp_path / name, name=name) for name in ("evaluation", name))
-    page = page_of(named)
-    assert Parsed(page).shape == Parsed(page_of(plain)).shape
+    page = page_of(make_run(tmp_path / name, name=name))
+    assert Parsed(page).shape == Parsed(harmless).shape
     assert "{{ 7*7 }}" in page and "<img src=x" not in page
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path):
-    page = page_of(make_run(tmp_path / "run", "half \ud83d"))
-    assert Parsed(page).data[0]["judgments"][0]["prompt"] == "half \ud83d"  # escaped in JSON
+    (tmp_path / "result.json").write_text(json.dumps(make_result([judgment(prompt="half \ud83d")])))
+    assert Parsed(page_of(tmp_path)).data[0]["judgments"][0]["prompt"] == "half \ud83d"  # escaped in JSON
 
 
-def test_only_the_pages_own_script_and_style_may_run_and_nothing_may_be_loaded(tmp_path):
-    page = page_of(make_run(tmp_path / "run"))
-    parsed = Parsed(page)
+def test_only_the_pages_own_script_and_style_may_run_and_nothing_may_be_loaded(harmless):
+    page, parsed = harmless, Parsed(harmless)
     (policy,) = (at["content"] for tag, at in parsed.tags if at.get("http-equiv") == "Content-Security-Policy")
     hashes = {}
     for tag in ("style", "script"):
@@ -182,7 +224,7 @@ def test_only_the_pages_own_script_and_style_may_run_and_nothing_may_be_loaded(t
     )
     assert not re.search(r"https?:|//[a-z]|@import|url\(|innerHTML|eval\(|document\.write", page)
     links = [at[name] for _, at in parsed.tags for name in ("src", "href", "action", "srcset", "data") if name in at]
-    assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert links and all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in links)
     assert not any(name.startswith("on") or name == "style" for _, at in parsed.tags for name in at)
 
 
@@ -208,54 +250,76 @@ def test_in_a_browser_the_list_sorts_and_hostile_text_is_text(tmp_path):
     numbers = [text for text in found.inside("th") if text.isdigit()]
     assert numbers == [*first, "1"]
     excerpts = [told[:300].replace("\0", "\ufffd") for told in HOSTILE]
-    summaries = found.inside("summary")[-len(HOSTILE) - 1 :]
-    assert [text.replace("\0", "\ufffd") for text in summaries[:-1]] == excerpts
+    summaries = [text.replace("\0", "\ufffd") for text in found.inside("summary")]
+    assert summaries[: len(HOSTILE)] == excerpts
+    assert summaries[len(HOSTILE)] == "unscored: None of 2 rationales has a score."
     assert "17 of 17 shown; 1 unscored." in found.inside("p")
     assert ("th", "descending") in [(tag, at.get("aria-sort")) for tag, at in found.tags]
 
     found = shown("sort=number&order=descending&unscored=first&filter=r&result=length")
     numbers = [text for text in found.inside("th") if text.isdigit()]
     assert numbers[0] == "1" and numbers[1:] == sorted(numbers[1:], key=int, reverse=True)
+    assert f"{len(numbers)} of {len(numbers)} shown, of 17 judgments; 1 unscored." in found.inside("p")
 
 
 # What it shows
 
 
+def test_the_verdict_is_first_and_the_judgments_before_the_figures(tmp_path):
+    made_result(tmp_path / "r.json")
+    page = page_of(tmp_path / "r.json")
+    places = [page.index(part) for part in ("<h1>", "RAIL, the expected score, has r = -", 'id="list"', 'id="figures"')]
+    assert places == sorted(places)
+    # RAIL is 3.5 for gold 1 to 5: errors 2.5, 1.5, .5, .5, 1.5, and the mean gold score is 3.
+    assert "RMSE = 1.500" in page and "no better than the mean gold score for every record (RMSE = 1.414)." in page
+
+
+def test_a_page_of_unscored_records_says_so_first(tmp_path):
+    judge = fake_judge(lambda prompt: [None])
+    evaluate(judge, [{"prompt": "a", "score": 1.0}, {"prompt": "b", "score": 2.0}], "mine", tmp_path / "r.json")
+    shown = " ".join(Parsed(page_of(tmp_path / "r.json")).inside("p"))
+    assert "No score: all 2 records are unscored, so there are no figures. The first reason: None of 1 rat" in shown
+
+
 def test_figures_stand_with_their_interval_and_their_worst_case(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(make_result()))
     page = page_of(tmp_path / "result.json")
-    rail = re.search(r'<th scope="row" dir="auto">RAIL</th>(.*)</tr>', page)[1]
-    # Heads: Pearson, RMSE, mass, n, unscored; RAIL has no RMSE, and no score is missing from decoded.
-    assert rail == (
-        "<td>.500<small>[.40, .60]</small><small>worst .250</small></td><td>-</td><td>.990</td><td>3</td><td>1</td>"
-    )
-    decoded = re.search(r'<th scope="row" dir="auto">decoded</th>(.*)</tr>', page)[1]
-    assert decoded == "<td>-</td><td>1.250</td><td>-</td><td>3</td><td>0</td>"
-    assert "Calibration error: <strong>.050</strong> [.01, .09]; a calibrated judge would have .020 by chance." in page
-    assert "3 judgments of <bdi>judge</bdi> on <bdi>mt_bench</bdi>" in page
+    rows = dict(re.findall(r'<th scope="row" dir="auto">(.*?)</th>(.*)</tr>', page))
+    assert rows == {
+        "Pearson": "<td>.500 [.40, .60]</td><td>-</td>",
+        "Pearson, unscored at worst": "<td>.250</td><td>-</td>",
+        "RMSE": "<td>-</td><td>1.250</td>",
+        "unscored": "<td>1</td><td>0</td>",
+    }
+    assert "Calibration error of the distribution: .050; a calibrated judge would have .020 by chance." in page
+    assert "<bdi>judge</bdi> on <bdi>mt_bench</bdi>" in page
 
 
-def test_figures_of_subsets_of_pairs_have_a_table_of_their_own(tmp_path):
-    figures = {"accuracy": 0.75, "n": 4, "ties": 1, "unscored": 0, "subsets": {"chat": {"accuracy": 0.5, "n": 2}}}
-    (tmp_path / "pairs.json").write_text(json.dumps(make_result([], methods={"RAIL": figures})))
+def test_figures_of_subsets_of_pairs_are_in_the_table(tmp_path):
+    pairs = [{"instruction": "Q", "chosen": "a 4", "rejected": "b 2", "subset": "chat"}] * 3
+    judge = fake_judge(lambda prompt: [sure(4 if "a 4" in prompt else 2)])
+    evaluate(judge, read_pairs(pairs), "pairs", tmp_path / "pairs.json")
     page = page_of(tmp_path / "pairs.json")
-    assert "<summary>By subsets</summary>" in page
-    assert '<th scope="row" dir="auto">RAIL: chat</th><td>.500</td><td>2</td></tr>' in page
-    assert '<th scope="col">subsets</th>' not in page
+    assert re.search(r'<th scope="row" dir="auto">subset chat</th><td>1\.000 \[', page)
+    assert "RAIL, the expected score, has accuracy = 1.000" in page and list(Parsed(page).pictures) == ["accuracy"]
 
 
-def test_pictures_are_in_the_page(tmp_path):
-    page = page_of(make_run(tmp_path / "run"))
-    (picture,) = (at["src"] for tag, at in Parsed(page).tags if tag == "img")
-    assert base64.b64decode(picture.partition(",")[2]) == (tmp_path / "run" / "evaluation.png").read_bytes()
+def test_the_pictures_are_drawn_from_the_result_and_the_same_each_time(tmp_path):
+    made_result(tmp_path / "r.json", "judge of $x^{$ <&>")
+    first, second = (Parsed(page_of(tmp_path / "r.json")).pictures for _ in range(2))
+    assert list(first) == ["predictions", "confusion", "reliability", "rationales"] and first == second
+    for picture in first.values():
+        assert ">judge of $x^{$ &lt;&amp;&gt;</text>" in picture and ">RAIL: r = -, RMSE = 1.500" in picture
 
 
 def test_a_folder_with_next_to_nothing_says_what_is_missing(tmp_path):
     (tmp_path / "result.json").write_text('{"schema_version": 1, "methods": null, "judgments": null}')
     page = page_of(tmp_path)
-    for said in ("holds no figures", "no training curves", "no report on rationales", "no settings", "no judgments"):
-        assert said in page
+    assert "This result has no figures." in page and "There are no judgments here." in page
     assert "<script" not in page  # there is nothing to list
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "settings.json").write_text('{"seed": 42}')
+    assert "There is no result here." in page_of(tmp_path)
 
 
 def test_several_results_are_shown_and_can_be_chosen(tmp_path):
@@ -273,12 +337,28 @@ def test_the_page_lies_in_the_folder_or_beside_the_result(tmp_path):
     assert write_page(tmp_path, tmp_path / "new" / "x.html") == tmp_path / "new" / "x.html"
 
 
+def test_only_a_page_is_replaced(tmp_path, capsys):
+    result, mine = tmp_path / "r.json", tmp_path / "mine.html"
+    result.write_text(json.dumps(make_result()))
+    mine.write_text("<p>My page.</p>")
+    before = result.read_bytes()
+    for flags in ([], ["--overwrite", "true"]):
+        assert main(["report", str(result), "--output", str(result), *flags]) == 2
+        assert "The page would replace the result" in capsys.readouterr().err
+    assert main(["report", str(result), "--output", str(mine)]) == 2
+    assert "mine.html exists, and tract did not write it. Give another place" in capsys.readouterr().err
+    assert mine.read_text() == "<p>My page.</p>" and result.read_bytes() == before
+    for flags in (["--overwrite", "true"], []):  # from then on it is a page
+        assert main(["report", str(result), "--output", str(mine), *flags]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.html", "r.json"]
+
+
 def test_templates_are_package_data():
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    data = setup["options.package_data"]
-    for folder in (ROOT / "tract_trainer").glob("*/templates"):
-        assert data[f"tract_trainer.{folder.parent.name}"] == "templates/*"
+    assert setup["options.package_data"]["tract_trainer.evaluation"] == "templates/*"
+    folder = ROOT / "tract_trainer" / "evaluation" / "templates"
+    assert {path.name for path in folder.iterdir()} == {"page.html.jinja", "page.css", "page.js"}
 
 
 # The list
@@ -293,17 +373,24 @@ def test_the_error_is_the_distance_from_gold_and_of_pairs_how_far_they_are_the_w
         del pair["gold"]
     found = listing({**make_result(), "judgments": pairs})["judgments"]
     assert [row["error"] for row in found] == [1.5, 1.5, None, None]
-    assert found[0]["place"] == "id 7, subset chat, side chosen"
+    assert found[0]["record"] == "id 7, subset chat, side chosen"
+
+
+def test_bars_go_from_the_lowest_to_the_highest_score_and_the_nearest_to_gold_are_marked():
+    config = {"score_labels": ["C", "A", "B"], "score_values": [0, 1, 0.5]}
+    rows = [judgment(0.75, probs=[0.2, 0.7, 0.1]), judgment(0.1, probs=[0.2, None, 0.1])]
+    found = listing({**make_result(), "judge": {"config": config}, "judgments": rows})
+    assert found["labels"] == ["C", "B", "A"]
+    assert [row["probs"] for row in found["judgments"]] == [[0.2, 0.1, 0.7], []]
+    assert [row["nearest"] for row in found["judgments"]] == [[1, 2], [0]]
 
 
 def test_numbers_that_json_has_no_word_for_are_not_known():
     assert [number(value) for value in (1, 0.5, -2)] == [1.0, 0.5, -2.0]
     for value in (math.nan, math.inf, -math.inf, 10**400, 1e301, True, "1", None, [1]):
         assert number(value) is None
-    found = listing(
-        {**make_result(), "judgments": [{"score": math.nan, "probs": [0.123456, None]}, {"probs": [1 / 3]}]}
-    )
-    assert [row["probs"] for row in found["judgments"]] == [[], [0.3333]]
+    found = listing({**make_result(), "judgments": [{"score": math.nan, "probs": [1 / 3] * 5}, {}]})
+    assert [row["probs"] for row in found["judgments"]] == [[0.3333] * 5, []]
     assert json.dumps(found, allow_nan=False)
 
 
@@ -313,38 +400,7 @@ def test_messages_are_read_as_text():
     assert [text(value) for value in (None, 1e-05, ["é"], {"a": None})] == ["", "1e-05", '["é"]', '{"a": null}']
 
 
-# Curves
-
-
-def test_a_line_goes_from_corner_to_corner():
-    history = [{"epoch": 0, "ce_loss": 1.0}, {"epoch": 1, "eval_ce_loss": 2.5}, {"epoch": 2, "ce_loss": 3.0}]
-    (chart,) = training_curves({"stage1": history})
-    line, held_out = chart.series
-    # The plot is 48..330 wide and 184..8 high; half way in epochs is 189, three quarters of the way up is 52.
-    assert line.line == "M48.0 184.0L330.0 8.0" and line.last == "3"
-    assert (held_out.name, held_out.line, held_out.dots) == ("stage1, held out", "M189.0 52.0", "M189.0 52.0h0")
-    assert chart.y.label == "nats per token" and (48.0, "0") in chart.x.ticks
-
-
-def test_a_loss_that_falls_far_has_a_log_scale():
-    history = [{"epoch": epoch, "score_loss": loss} for epoch, loss in enumerate((100.0, 10.0, 1.0))]
-    (chart,) = training_curves({"stage1": history})
-    assert chart.series[0].line == "M48.0 8.0L189.0 96.0L330.0 184.0"  # equal steps
-    assert chart.y.label == "mean over scores (log scale)" and (96.0, "10") in chart.y.ticks
-
-
-def test_a_line_keeps_its_style_where_others_are_missing():
-    both = {"epoch": 1, "ce_loss": 1.0, "eval_ce_loss": 1.0}
-    charts = training_curves({"stage1": [both], "stage2": [both, {"epoch": 1, "score_loss": 1.0}]})
-    assert [[(line.name, line.style) for line in chart.series] for chart in charts] == [
-        [("stage1", 0), ("stage1, held out", 1), ("stage2", 2), ("stage2, held out", 3)],
-        [("stage2", 2)],
-    ]
-
-
-def test_what_is_no_number_is_not_drawn():
-    history = [{"epoch": 1, "ce_loss": loss} for loss in ("<b>", None, math.nan, math.inf)]
-    assert training_curves({"stage1": history}) == []
+# Training logs
 
 
 def test_the_log_is_that_of_the_end_of_training_or_else_of_the_last_checkpoint(tmp_path):
@@ -379,6 +435,11 @@ def test_another_schema_is_one_clear_message(version, tmp_path):
         ('{"schema_version": 1, "judgments": {}}', "'judgments' must be a JSON array, found dict"),
         ('{"schema_version": 1, "methods": "x"}', "'methods' must be a JSON object, found str"),
         ('{"schema_version": 1, "judgments": [1]}', "each of the 'judgments' must be a JSON object"),
+        ('{"schema_version": 1, "methods": {"RAIL": null}}', "the figures of 'RAIL' lack `n` and `unscored`"),
+        (
+            '{"schema_version": 1, "methods": {"RAIL": {"n": 1, "unscored": 0, "rmse": "<b>"}}}',
+            "'rmse' of 'RAIL' must be a number, found text",
+        ),
     ],
 )
 def test_a_file_that_is_no_result_is_named(content, message, tmp_path):
@@ -399,7 +460,7 @@ def test_nothing_of_a_run_is_a_mistake(tmp_path, capsys):
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):
-    make_run(tmp_path / "run")
-    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "page.html")]) == 0
+    (tmp_path / "settings.json").write_text('{"seed": 42}')
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "page.html")]) == 0
     assert f"{tmp_path / 'page.html'}: 0.0 MB" in capsys.readouterr().out
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

@@ -1,5 +1,7 @@
 """Work in threads keeps its bounds, its order and, when a call fails, what was finished."""
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent import futures
@@ -87,7 +89,7 @@ def test_what_had_begun_is_given_before_the_error_is_raised_and_nothing_else_is_
     assert begun == [0, 1, 2, 3]
 
 
-def test_whoever_stops_reading_does_not_wait_for_the_rest():
+def test_a_caller_that_stops_reading_does_not_wait_for_the_rest():
     late = threading.Event()
     found = as_finished(lambda piece: late.wait() if piece else piece, range(100), 4)
     assert next(found) == (0, 0)
@@ -105,3 +107,14 @@ def test_a_group_that_somebody_else_made_keeps_its_timeout():
         assert options._timeout == half_an_hour
     finally:
         distributed.destroy_process_group()
+
+
+def test_python_ends_though_a_call_does_not():
+    script = (
+        "import threading\n"
+        "from tract_trainer.judging.batching import as_finished\n"
+        "never = threading.Event()\n"
+        "print(next(as_finished(lambda piece: never.wait() if piece else piece, range(9), 3)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(0, 0)\n", "")

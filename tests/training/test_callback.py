@@ -67,12 +67,12 @@ def test_the_figures_are_those_of_a_judge_made_of_the_model(with_callback):
     judge = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
     judgments = judge.score(RECORDS, **SETTINGS)  # after the last step, which is step 6
     gold = [record["score"] for record in RECORDS]
-    expected = agreement([j.score for j in judgments], gold, n_resamples=0)
+    expected = agreement([j.score for j in judgments], gold, intervals=False)
     for name in ("pearson", "spearman", "kendall", "rmse", "mae", "unscored"):
         assert logged(trainer, f"judge_rail_{name}")[6] == pytest.approx(expected[name], abs=1e-5)
     assert expected["unscored"] == 0 and all(map(math.isfinite, (expected["pearson"], expected["rmse"])))
     labels = [float(j.label) for j in judgments]
-    assert logged(trainer, "judge_decoded_rmse")[6] == pytest.approx(agreement(labels, gold, n_resamples=0)["rmse"])
+    assert logged(trainer, "judge_decoded_rmse")[6] == pytest.approx(agreement(labels, gold, intervals=False)["rmse"])
     assert 0 < logged(trainer, "judge_mass")[6] <= 1
     assert list(logged(trainer, "judge_rail_rmse")) == [3, 6]
 

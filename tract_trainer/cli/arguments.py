@@ -258,6 +258,7 @@ class EvaluateArguments(AskArguments):
         default="evaluation",
         metadata={"help": "Folder of the results, or, for one benchmark, a .json file. Tables and pictures go beside."},
     )
+    overwrite: bool = field(default=False, metadata={"help": "Replace other files at the output and beside it."})
 
 
 @dataclass
@@ -268,6 +269,7 @@ class CompareArguments:
 
     method: str = field(default="RAIL", metadata={"help": "How scores are read.", "choices": list(METHODS)})
     output: str = field(default="comparison", metadata={"help": "Folder of the table and the picture."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace other files in that folder with these names."})
 
 
 @dataclass
@@ -279,6 +281,7 @@ class ReportArguments:
     output: str | None = field(
         default=None, metadata={"help": "HTML file; by default report.html in the folder, or beside the result."}
     )
+    overwrite: bool = field(default=False, metadata={"help": "Replace another file at the output."})
 
 
 @dataclass

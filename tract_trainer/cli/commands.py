@@ -154,6 +154,8 @@ def judge(argv: Sequence[str]) -> None:
         probs = [p if p is None else round(p, 4) for p in shown["probs"]]
         shown["probs"] = dict(zip(loaded.config.score_labels, probs, strict=True))
         print(json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False))
+        if judgment.reason:
+            raise InputError(f"The record has no score. {judgment.reason}")
         return
     pipeline.judge_file(
         loaded,
@@ -166,7 +168,10 @@ def judge(argv: Sequence[str]) -> None:
         **draw.sampling,
     )
 
-    print(judged_summary(Path(args.output)))
+    unscored, summary = judged_summary(Path(args.output))
+    print(summary)
+    if unscored == len(records) > 0:
+        raise InputError("No record has a score.")
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -175,12 +180,18 @@ def evaluate(argv: Sequence[str]) -> None:
     )
     records = records_by_name(data, args)
     paths = result_paths(args.output, list(records))
-    loaded = _judge(args, draw)
+    from tract_trainer.data.store import refuse_foreign
+    from tract_trainer.evaluation.evaluate import check_output
     from tract_trainer.evaluation.evaluate import evaluate as evaluate_on
+
+    for path in paths.values():
+        check_output(path, args.overwrite)
+    refuse_foreign([entries_path(list(paths.values()))], args.overwrite)
+    loaded = _judge(args, draw)
 
     results = {}
     for name, path in paths.items():
-        settings = {"seed": args.seed, "unfinished": args.unfinished, **draw.sampling}
+        settings = {"seed": args.seed, "unfinished": args.unfinished, "overwrite": args.overwrite, **draw.sampling}
         named = {"judge_name": args.model, "revision": commit_of(args.model, args.revision)}
         results[path] = evaluate_on(loaded, records[name], name, path, draw.num_cots, **named, **settings)
     show(results)
@@ -195,10 +206,15 @@ def compare(argv: Sequence[str]) -> None:
     if len(files) != 2:
         raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
     a, b = map(comparing.load_result, files)
+    from tract_trainer.data.store import MARK, refuse_foreign, replacing
+
     found, folder = comparing.compare(a, b, args.method), Path(args.output)
+    table, picture = folder / "comparison.md", folder / "comparison.png"
+    refuse_foreign([table, picture], args.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.md").write_text(comparison_markdown(found), encoding="utf-8")
-    comparing.draw_comparison(found, a, b, folder / "comparison.png")
+    with replacing(table) as part:
+        part.write_text(f"<!-- {MARK}: {a[MARK]} -->\n{comparison_markdown(found)}", encoding="utf-8")
+    comparing.draw_comparison(found, a, b, picture)
     Console().print(comparison_table(found))
     print(f"The table and a picture are in {folder}.")
 
@@ -245,7 +261,7 @@ def report(argv: Sequence[str]) -> None:
 
     if len(places) != 1:
         raise InputError(f"Expected the folder of a run, or the JSON file of a result, got {places}.")
-    path = write_page(places[0], args.output)
+    path = write_page(places[0], args.output, args.overwrite)
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, opens in any browser")
 
 
@@ -289,37 +305,54 @@ def commit_of(model: str, revision: str | None = None) -> str | None:
     return SavedJudge.find(model, revision, weights=False).commit
 
 
-def judged_summary(path: Path) -> str:
+def judged_summary(path: Path) -> tuple[int, str]:
     """
-    What [`tract_trainer.cli.pipeline.judge_file`] wrote, in a sentence; the first reason why a record is unscored.
+    The number of unscored records in what [`tract_trainer.cli.pipeline.judge_file`] wrote, and a sentence on them with
+    the first reason.
     """
     with path.open(encoding="utf-8") as file:
         reasons = [json.loads(line)["reason"] for line in file]
     unscored = [reason for reason in reasons if reason]
     first = f" The first: {unscored[0]}" if unscored else ""
-    return f"{len(reasons):,} judgments are in {path}, {len(unscored):,} of them unscored.{first}"
+    return len(unscored), f"{len(reasons):,} judgments are in {path}, {len(unscored):,} of them unscored.{first}"
+
+
+def entries_path(paths: Sequence[Path]) -> Path:
+    """The file of the model card's entries for the results at `paths`."""
+    return (
+        paths[0].parent / "model-index.yaml"
+        if len(paths) > 1
+        else paths[0].with_name(f"{paths[0].stem}-model-index.yaml")
+    )
 
 
 def show(results: dict[Path, dict[str, Any]]) -> None:
-    """Prints results of one judge, with the mean over benchmarks, and writes their entries for the model card."""
+    """
+    Prints results of one judge, with the mean over benchmarks, and writes their entries for the model card.
+
+    Raises:
+        InputError: no record of one of them has a score.
+    """
     from tract_trainer._distributed import process_state
+    from tract_trainer.data.store import MARK, replacing
     from tract_trainer.evaluation.tables import results_table, summary_table
-    from tract_trainer.hub.results import model_index
+    from tract_trainer.hub.results import model_index, verdict
 
     if not process_state().is_main_process:  # all have the same results
         return
-    console, first = Console(), next(iter(results))
+    console, names = Console(), {path: result["benchmark"]["name"] for path, result in results.items()}
     for path, result in results.items():
-        console.print(results_table(result["methods"], result["benchmark"]["name"]))
-        text = f"Judgments and figures are in {path}, the table and the pictures beside it.\n"
-        reasons = [row["reason"] for row in result["judgments"] if row["reason"]]
-        if 2 * len(reasons) > len(result["judgments"]):
-            share = f"{len(reasons):,} of {len(result['judgments']):,}"
-            text = f"{share} records are unscored. The first: {reasons[0]}\n{text}"
+        text = f"{names[path]}: {verdict(result)}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    scored = [result for result in results.values() if "calibration" in result]
+        console.print(results_table(result["methods"], names[path]))
+        text = f"Judgments and figures are in {path}, the table and the pictures beside it.\n"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    scored = [result for result in results.values() if result.get("calibration")]
     if len(scored) > 1:
         console.print(summary_table(scored))
-    card = first.parent / "model-index.yaml" if len(results) > 1 else first.with_suffix(".yaml")
-    entries = {"model-index": model_index(list(results.values()))}
-    card.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    entries = yaml.safe_dump({"model-index": model_index(list(results.values()))}, sort_keys=False, allow_unicode=True)
+    with replacing(entries_path(list(results))) as part:
+        part.write_text(f"# {MARK}: {next(iter(results.values()))[MARK]}\n{entries}", encoding="utf-8")
+    rails = {path: result["methods"]["RAIL"] for path, result in results.items()}
+    if empty := [names[path] for path, rail in rails.items() if rail["unscored"] == rail["n"]]:
+        raise InputError(f"No record of {', '.join(empty)} has a score.")

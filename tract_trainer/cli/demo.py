@@ -17,7 +17,6 @@ every figure and every sentence printed is computed from the judges' scores.
 
 import dataclasses
 import json
-import math
 import shutil
 import sys
 import time
@@ -39,12 +38,15 @@ from tract_trainer.cli.demo_task import DemoSize, make_model, make_records, make
 from tract_trainer.data.hashing import derive_seed
 from tract_trainer.data.store import save_results
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.pictures import plot_curves, plot_predictions
+from tract_trainer.evaluation.evaluate import evaluate
+from tract_trainer.evaluation.methods import scores_by_method
+from tract_trainer.evaluation.pictures import PICTURES, predictions, save_png, training_curves
 from tract_trainer.evaluation.tables import results_table
 from tract_trainer.hub.results import figure_with_interval
 from tract_trainer.judging.judge import Judge
-from tract_trainer.metrics import agreement, paired_difference
+from tract_trainer.metrics import paired_difference
 from tract_trainer.rationales.generation import generate_cot_dataset
+from tract_trainer.scale import ScoreScale
 from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
@@ -52,15 +54,19 @@ MARKER = ".tract_demo"
 
 JUDGES = {"cross_entropy": "Cross-entropy", "stage1": "Stage 1", "tract": "TRACT"}
 
-FILES = ("record.json", "results.json", "predictions.png", "curves.png")
+FILES = ("record.json", "results.json", "predictions.png", "curves.png", "report.html")
 
-MADE = {MARKER, "seed", *JUDGES, "cots", *FILES}
+ENDINGS = (".json", ".md", ".unfinished", *(f"-{picture}.png" for picture in PICTURES))
+
+MADE = {MARKER, "seed", *JUDGES, "cots", *FILES, *(f"{name}{ending}" for name in JUDGES for ending in ENDINGS)}
 
 LEARNING_RATE = 2e-3
 
 BATCH_SIZE = 128  # rationales written together
 
 NEW_TOKENS = 32  # a rationale with its score is 23
+
+SCALE = ScoreScale.integers(1, 5)
 
 
 def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | None = None) -> dict[str, Any]:
@@ -69,8 +75,9 @@ def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | N
 
     Args:
         output_dir (`str`, *optional*, defaults to `"demo"`):
-            Folder of the seed model, the three judges, the self-written rationales, `results.json`, `predictions.png`,
-            `curves.png` and `record.json`. What an earlier demo left there is replaced.
+            Folder of the seed model, the three judges, the self-generated rationales, a result of each judge as of
+            `tract evaluate`, `results.json`, `predictions.png`, `curves.png` and `record.json`. An earlier demo there
+            is replaced.
         seed (`int`, *optional*, defaults to `42`): seed of the records, the weights and all draws.
         size ([`DemoSize`], *optional*): how much is made and trained on.
 
@@ -89,12 +96,15 @@ def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | N
     with _quiet():
         histories = _train(folder, size, seed, console)
         with _step(console, 6, f"Each judge scores {size.held_out:,} held-out records"):
-            scores = _judge(folder, held_out, seed)
-            results = {name: agreement(row, gold, n_resamples=size.resamples) for name, row in scores.items()}
-            differences = _differences(scores, gold, size.resamples)
-    shown = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "TRACT, RAIL")
-    plot_predictions(folder / "predictions.png", {name: (scores[name], gold) for name in shown}, range(1, 6))
-    plot_curves(folder / "curves.png", histories)
+            judged = _judge(folder, held_out, seed)
+            rows = {f"{row}, {method}": (row, method) for row in judged for method in ("decoded", "RAIL")}
+            results = {name: judged[row]["methods"][method] for name, (row, method) in rows.items()}
+            scores = {name: _scores(judged[row], method) for name, (row, method) in rows.items()}
+            differences = _differences(scores, gold)
+    shown = [("Cross-entropy", "decoded"), ("Cross-entropy", "RAIL"), ("TRACT", "RAIL")]
+    save_png(predictions([(judged[row], method) for row, method in shown]), folder / "predictions.png")
+    if (curves := training_curves(histories)) is not None:
+        save_png(curves, folder / "curves.png")
     (folder / "record.json").write_text(json.dumps({"prompt": held_out[0]["prompt"]}) + "\n")
     outcome = {"seed": seed, "size": dataclasses.asdict(size), "results": results, "differences": differences}
     outcome["seconds"] = round(time.perf_counter() - start, 1)
@@ -142,6 +152,7 @@ def _fit(trainer: SFTTrainer) -> list[dict[str, Any]]:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model()
+    trainer.save_state()  # trainer_state.json: the curves of tract report
     history: list[dict[str, Any]] = trainer.state.log_history
     return history
 
@@ -163,24 +174,33 @@ def _arguments(epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _judge(folder: Path, records: Sequence[dict[str, Any]], seed: int) -> dict[str, list[float]]:
-    """Scores of the records for each row of the table, NaN where a judge came to none."""
-    scores = {}
-    for name, row in JUDGES.items():
-        judge = Judge.from_pretrained(folder / name, batch_size=BATCH_SIZE)
-        judgments = judge.score(records, seed=seed, max_new_tokens=NEW_TOKENS, progress=False)
-        value = judge.config.scale.value
-        scores[f"{row}, decoded"] = [math.nan if j.label is None else value(j.label) for j in judgments]
-        scores[f"{row}, RAIL"] = [j.score for j in judgments]
-    return scores
+def _judge(folder: Path, records: Sequence[dict[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
+    """The result of each judge on the records, as of `tract evaluate`."""
+    return {
+        row: evaluate(
+            Judge.from_pretrained(folder / name, batch_size=BATCH_SIZE),
+            records,
+            "held-out records",
+            folder / f"{name}.json",
+            judge_name=row,
+            seed=seed,
+            max_new_tokens=NEW_TOKENS,
+            progress=False,
+        )
+        for name, row in JUDGES.items()
+    }
 
 
-def _differences(scores: dict[str, list[float]], gold: list[float], resamples: int) -> dict[str, dict[str, Any]]:
+def _scores(result: dict[str, Any], method: str) -> list[float]:
+    """Scores of the records by a method, `(n,)`; NaN where one is unscored."""
+    found: list[float] = scores_by_method(result["judgments"], SCALE, renormalized=False)[method].tolist()
+    return found
+
+
+def _differences(scores: dict[str, list[float]], gold: list[float]) -> dict[str, dict[str, Any]]:
     """Pearson's r of TRACT minus that of the others, on the records that both scored, with a paired 95 % interval."""
     others = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "Stage 1, RAIL")
-    return {
-        name: paired_difference(scores["TRACT, RAIL"], scores[name], gold, n_resamples=resamples) for name in others
-    }
+    return {name: paired_difference(scores["TRACT, RAIL"], scores[name], gold) for name in others}
 
 
 def _report(console: Console, outcome: dict[str, Any], folder: Path) -> None:
@@ -193,10 +213,10 @@ def _report(console: Console, outcome: dict[str, Any], folder: Path) -> None:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     summary = f"\n{outcome['seconds']:.0f} s in all. Models and pictures are in {folder}."
     console.print(summary, highlight=False, markup=False)
-    console.print("Judge a held-out record with the new judge:\n")
+    console.print("Browse the judgments, or judge a held-out record with the new judge:\n")
     program = sys.argv[0] if Path(sys.argv[0]).name == "tract" else "tract"
-    command = f"{program} judge --model {folder / 'tract'} --record {folder / 'record.json'}"
-    console.print(command, highlight=False, markup=False, soft_wrap=True)
+    for command in (f"report {folder}", f"judge --model {folder / 'tract'} --record {folder / 'record.json'}"):
+        console.print(f"{program} {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _clear(folder: Path) -> None:

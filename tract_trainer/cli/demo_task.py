@@ -41,7 +41,6 @@ class DemoSize:
         records (`int`, *optional*, defaults to `1000`): annotated records of the two stages.
         epochs (`int`, *optional*, defaults to `8`): epochs of each stage.
         held_out (`int`, *optional*, defaults to `1500`): records that the judges are compared on.
-        resamples (`int`, *optional*, defaults to `1000`): bootstrap resamples of each interval.
     """
 
     facts: int = 6000
@@ -49,7 +48,6 @@ class DemoSize:
     records: int = 1000
     epochs: int = 8
     held_out: int = 1500
-    resamples: int = 1000
 
 
 def make_records(count: int, seed: int, odds: tuple[int, int] = (1, 1), noise: float = NOISE) -> list[dict[str, Any]]:

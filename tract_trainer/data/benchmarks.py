@@ -157,7 +157,7 @@ def _missing(names: set[str]) -> list[str]:
 
 
 def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """`records`, each with its gold score as `score`."""
+    """`records`, each with its gold score as `score`; if that is a mean of several, with these as `gold_ratings`."""
     scored = []
     for number, record in enumerate(records):
         try:
@@ -166,7 +166,9 @@ def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
             raise InputError(f"Record {number}: {error}") from error
         if gold is None or not math.isfinite(gold):
             raise InputError(f"Record {number} has no gold score to compare with, but {gold}; found {sorted(record)}.")
-        scored.append({**record, "score": gold})
+        given = next(record[name] for name in SCORE_COLUMNS if record.get(name) is not None)
+        ratings = {"gold_ratings": list(map(float, given))} if isinstance(given, list) and len(given) > 1 else {}
+        scored.append({**record, "score": gold, **ratings})
     return scored
 
 

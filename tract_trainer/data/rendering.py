@@ -7,6 +7,7 @@ is asked with the beginning of such a row, so it is never asked with a text it w
 import functools
 import json
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -163,6 +164,32 @@ def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[in
         "Use a chat template that renders the prompt the same way in both cases (chat_template_path), or put the "
         "system prompt into the first user turn."
     )
+
+
+def check_reloaded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]) -> None:
+    """
+    Raises an InputError where a tokenizer, saved and loaded again, reads the text of one of `rows` differently: the
+    saved judge would be asked with other tokens than those it is trained on.
+    """
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        again = AutoTokenizer.from_pretrained(folder)
+    for row in rows:
+        text = tokenizer.decode(list(row), clean_up_tokenization_spaces=False)
+        ids, others = (found(text, add_special_tokens=False)["input_ids"] for found in (tokenizer, again))
+        if ids != others:
+            shared = shared_length(ids, others)
+            found, expected = (
+                reader.convert_ids_to_tokens(read[shared : shared + 8])
+                for reader, read in ((again, others), (tokenizer, ids))
+            )
+            raise InputError(
+                f"The tokenizer, saved and loaded again, reads the training rows as {found} where it read {expected}, "
+                "so a saved judge would be asked with other tokens than it is trained on. Load the tokenizer from a "
+                "folder that save_pretrained has written, and train with that one."
+            )
 
 
 def pin_date(template: str, now: datetime) -> str:

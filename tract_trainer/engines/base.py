@@ -1,6 +1,6 @@
-"""What an engine takes and gives: tokens and sampling settings in; rationales with the scale's log-probabilities out.
+"""The interface of an engine: token ids and sampling settings in, rationales with log-probabilities out.
 
-A judge and `generate_cot_dataset` see nothing else of an engine. `K` is the number of labels of the scale.
+`Judge` and `generate_cot_dataset` use nothing else of an engine. `K` is the number of labels of the scale.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +14,22 @@ from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreTokens
 
 ENGINES = {"transformers": "TransformersEngine", "vllm": "VLLMEngine", "server": "ServerEngine"}
-"""Name of the class in the module of an engine's name."""
+"""Class of each engine. Its module has the engine's name."""
+
+SMALLEST = 1e-3
+"""Smallest temperature above 0, and smallest repetition penalty. Logits are divided by them."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """
-    How rationales are drawn. The defaults are the paper's.
+    How rationales are sampled. The defaults are the paper's.
 
     Args:
-        temperature (`float`, *optional*, defaults to `1.0`): 0 for the most likely token at each step.
-        top_p (`float`, *optional*, defaults to `0.9`): probability mass that is kept.
+        temperature (`float`, *optional*, defaults to `1.0`): sampling temperature. 0 takes the most likely token.
+        top_p (`float`, *optional*, defaults to `0.9`): probability mass of the tokens that are sampled from.
         repetition_penalty (`float`, *optional*, defaults to `1.03`): penalty on tokens of the prompt and rationale.
-        max_new_tokens (`int`, *optional*, defaults to `1024`): most tokens of a rationale with its score.
+        max_new_tokens (`int`, *optional*, defaults to `1024`): maximum tokens per rationale, including the score.
     """
 
     temperature: float = 1.0
@@ -36,35 +39,40 @@ class Sampling:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_new_tokens", as_int("max_new_tokens", self.max_new_tokens))
-        for name, holds in (
-            ("temperature", 0 <= self.temperature < float("inf")),
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not isinstance(getattr(self, name), Real):
+                raise InputError(f"{name} must be a number, found {getattr(self, name)!r}.")
+        for name, in_range in (
+            ("temperature", self.temperature == 0 or SMALLEST <= self.temperature < float("inf")),
             ("top_p", 0 < self.top_p <= 1),
-            ("repetition_penalty", self.repetition_penalty > 0),
+            ("repetition_penalty", SMALLEST <= self.repetition_penalty < float("inf")),
             ("max_new_tokens", self.max_new_tokens >= 1),
         ):
-            if not holds:
+            if not in_range:
                 raise InputError(f"{name}={getattr(self, name)} is out of range.")
 
 
 def as_int(name: str, number: Any) -> int:
-    """A number of things as an `int`: JSON, YAML and NumPy have other types for it."""
-    fits = isinstance(number, Real) and not isinstance(number, bool) and not number % 1
-    if not fits:
+    """A whole number as an `int`: JSON, YAML and NumPy may hold it as another type."""
+    is_whole = isinstance(number, Real) and not isinstance(number, bool) and not number % 1
+    if not is_whole:
         raise InputError(f"{name} must be a whole number, found {number!r}.")
     return int(number)
 
 
 class Rationale(NamedTuple):
     """
-    A rationale as a model wrote it.
+    A rationale that a model has written.
 
     Attributes:
-        text (`str`): what stands before the prefix, or everything if the model never came to a score.
-        label (`str`, *optional*): the label it wrote, `None` if it wrote none.
-        log_probs (`tuple[float, ...]`, *optional*): log-probability of each label where it wrote one, `(K,)`, of the
-            model itself: before temperature, top-p and penalty.
-        num_tokens (`int`): tokens generated.
-        forced (`bool`): whether the model never came to a score and was asked for one where it ended.
+        text (`str`): the text before the score prefix; all of the text if there is no score.
+        label (`str`, *optional*): the label that the model wrote; `None` if there is no score.
+        log_probs (`tuple[float, ...]`, *optional*): log-probability of each label at the place of the score, `(K,)`,
+            from the model itself: before temperature, top-p and penalty.
+        num_tokens (`int`): number of tokens that were generated.
+        forced (`bool`): whether the model wrote no score, and the score was read after its text and the prefix.
+        truncated (`bool`): whether the model reached its token limit without ending its turn.
+        error (`str`): why the engine could not generate; empty if it did.
     """
 
     text: str
@@ -72,17 +80,19 @@ class Rationale(NamedTuple):
     log_probs: tuple[float, ...] | None
     num_tokens: int
     forced: bool = False
+    truncated: bool = False
+    error: str = ""
 
 
 class Engine(Protocol):
     """
-    A model that writes rationales. It never re-orders: the n-th result belongs to the n-th prompt.
+    A model that writes rationales. Results are in the order of the prompts.
 
     Attributes:
         tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as the model's tokenizer writes it.
-        batch_size (`int`): rationales that are worth asking for in one call.
-        calls (`int`): calls of `generate` and `score` that may run at the same time, in threads.
-        max_length (`int`, *optional*): most tokens of a prompt with its rationale, as far as it is known.
+        batch_size (`int`): number of rationales that the engine generates together.
+        calls (`int`): number of calls of `generate` and `score` that may run at the same time, in threads.
+        max_length (`int`, *optional*): maximum tokens of a prompt with its rationale; `None` if unknown.
     """
 
     tokens: ScoreTokens
@@ -92,25 +102,27 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> str:
-        """Names the weights: two engines with the same identity draw from the same distribution."""
+        """Identifies the weights: two engines with the same identity sample from the same distribution."""
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
         """
-        One rationale for each prompt's tokens, drawn with its seed. Every prompt is shorter than `max_length`. Prompts
-        that are the same and stand side by side share the work of reading them.
+        Generates one rationale for each prompt, sampled with the prompt's seed. Every prompt is shorter than
+        `max_length`. Equal prompts should be neighbours: an engine may then process the prompt once.
         """
 
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
-        """Log-probability of each label, `(K,)`, as the next token after each row."""
+        """
+        Log-probability of each label, `(K,)`, as the next token after each row; NaN for a row that cannot be scored.
+        """
 
 
 def at_once(engine: Engine, num_cots: int = 1) -> int:
-    """Records to give an engine at a time: where it runs here a few batches, so that sorting them by length pays."""
+    """Number of records per call. An engine in this process gets several batches, which it sorts by length."""
     return max(1, engine.batch_size * (8 if engine.calls == 1 else 1) // num_cots)
 
 
 def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Sampling:
-    """How rationales are drawn; an InputError for settings that a judge's `score` does not take."""
+    """The sampling settings, after `InputError` for settings that [`Judge.score`] does not accept."""
     if as_int("num_cots", num_cots) < 0:
         raise InputError(f"num_cots must be at least 0, got {num_cots}.")
     if unfinished not in ("unscored", "force"):
@@ -121,7 +133,7 @@ def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Samp
 def check_score_settings(
     num_cots: int = 1, *, seed: int = 42, unfinished: str = "unscored", progress: bool | None = None, **sampling: Any
 ) -> None:
-    """An InputError for arguments that a judge's `score` does not take, where it will be called much later."""
+    """Raises `InputError` for arguments that [`Judge.score`] does not accept, long before it is called with them."""
     known = {field.name for field in fields(Sampling)}
     if unknown := sorted(set(sampling) - known):
         raise InputError(f"{unknown[0]!r} is not a setting of a judge's score; known are {sorted(known)}.")
@@ -131,17 +143,20 @@ def check_score_settings(
 
 @contextmanager
 def refusing_unknown(model_kwargs: Mapping[str, Any], engine: str) -> Iterator[None]:
-    """Turns the TypeError of a class that does not know one of `model_kwargs` into an InputError."""
+    """Raises `InputError` instead of the `TypeError` for `model_kwargs` that the engine does not accept."""
     try:
         yield
     except TypeError as error:
         if model_kwargs and "unexpected keyword argument" in str(error):
             raise InputError(f"engine={engine!r} does not take these model_kwargs: {error}.") from error
+        for name in model_kwargs:
+            if f"multiple values for keyword argument {name!r}" in str(error):
+                raise InputError(f"model_kwargs must not hold {name!r}. Give {name}=... beside it instead.") from error
         raise
 
 
 def engine_class(name: str) -> Any:
-    """The class of an engine. Each is imported when it is asked for: vLLM and the client are optional."""
+    """The class of an engine, imported when it is needed: vLLM and the OpenAI client are optional."""
     if name not in ENGINES:
         raise InputError(f"engine={name!r} is not known; known are {sorted(ENGINES)}.")
     try:

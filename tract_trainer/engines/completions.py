@@ -1,10 +1,13 @@
-"""Turns the tokens that a model wrote into a rationale: what every engine does with them, whoever drew them.
+"""Reads the tokens that a model wrote as a rationale with its score. Every engine ends with this.
 
 `K` is the number of labels of the scale.
 """
 
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.data.records import close
@@ -12,10 +15,18 @@ from tract_trainer.data.rendering import prompt_ids, row_ids
 from tract_trainer.engines.base import Rationale
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
-from tract_trainer.scale import IGNORE_INDEX, ScoreTokens
+from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreTokens
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
+
+OPENED = r"(?:<think>|<thinking>|\[THINK\]|<\|channel\|>analysis<\|message\|>)"
+
+CLOSED = r"(?:</think>|</thinking>|\[/THINK\]|<\|channel\|>final<\|message\|>)"
+"""What begins and ends a think block, as families of models write it."""
+
+TAIL = 8
+"""Number of last tokens of a prompt that hold what begins a think block."""
 
 
 def read_written(
@@ -30,24 +41,64 @@ def read_written(
     The rationale in `written`, the tokens that followed `prompt`.
 
     Args:
-        stop_ids (`Sequence[int]`): tokens that end a turn; the first one, and what follows it, are not part of it.
+        stop_ids (`Sequence[int]`): tokens that end a turn. The first one ends the rationale.
         log_probs (`Callable`): log-probability of each label, `(K,)`, at a place of `written`.
-        lead (`str`): what the chat template puts before an answer (see [`lead`]), which is not part of it either.
+        lead (`str`): text that the chat template puts before an answer, see [`lead`]. It is not part of the rationale.
     """
-    written = next((written[:i] for i, token in enumerate(written) if token in stop_ids), written)
-    row = [*prompt, *written]
-    found = tokens.find(row, [IGNORE_INDEX] * len(prompt) + [*written])
-    end = len(row) if found is None else found.position + 1
-    text = _answer(row[len(prompt) : end], lead, partial(_decode_after, tokens.tokenizer, prompt[-4:]))
+    end = next((i for i, token in enumerate(written) if token in stop_ids), None)
+    written, decode = list(written[:end]), partial(_decode_after, tokens.tokenizer, prompt[-4:])
+    found = _score_of_turn(tokens, prompt, written, decode, truncated=end is None)
+    answer = _answer(written if found is None else written[: found.position + 1], lead, decode)
     if found is None:
-        return Rationale(text, None, None, len(written))
-    at = tuple(map(float, log_probs(found.position - len(prompt))))
-    text = text.removesuffix(found.label)  # not there where the label is a special token
-    return Rationale(text.removesuffix(tokens.prefix), found.label, at, len(written))
+        return Rationale(answer, None, None, len(written), truncated=end is None)
+    at_score = tuple(map(float, log_probs(found.position)))
+    text = answer.removesuffix(found.label)  # a label that is a special token is not decoded
+    return Rationale(text.removesuffix(tokens.prefix), found.label, at_score, len(written), truncated=end is None)
+
+
+def _score_of_turn(
+    tokens: ScoreTokens, prompt: list[int], written: list[int], decode: Callable[..., str], truncated: bool
+) -> FoundScore | None:
+    """
+    The score that ends the model's turn, and its place in `written`.
+
+    Training reads the last score of a row, and so is the last one read here if the model ended its turn: an earlier one
+    is quoted by the rationale. It is the first score after which the model began another turn, or never ended its turn:
+    what it wrote afterwards is not about the response.
+    """
+    start = _answer_start(tokens.tokenizer, prompt, written, decode)
+    row, skipped = [*prompt, *written], [IGNORE_INDEX] * (len(prompt) + start)
+    scores: list[FoundScore] = []
+    found = tokens.find(row, [*skipped, *row[len(skipped) :]])
+    while found is not None:
+        scores.insert(0, FoundScore(found.position - len(prompt), found.label))
+        row = row[: found.position]
+        found = tokens.find(row, [*skipped, *row[len(skipped) :]])
+    if truncated or len(scores) < 2:
+        return next(iter(scores), None)
+    tokenizer = tokens.tokenizer
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special -= {*tokens.ids, *tokenizer(tokens.prefix, add_special_tokens=False)["input_ids"]}
+    pairs = ((score, written[score.position + 1 : later.position]) for score, later in pairwise(scores))
+    return next((score for score, between in pairs if not special.isdisjoint(between)), scores[-1])
+
+
+def _answer_start(tokenizer: Any, prompt: list[int], written: list[int], decode: Callable[..., str]) -> int:
+    """
+    Number of tokens of `written` that belong to a think block: all of them if the model begins one and never ends it.
+    """
+    text = decode(written, special=True)
+    begins = re.match(rf"\s*{OPENED}", text) is not None
+    if not begins and re.search(rf"{OPENED}\s*$", str(tokenizer.decode(prompt[-TAIL:]))) is None:
+        return 0  # a rationale may name such a block, e.g. one in the response
+    closed = re.search(CLOSED, text)
+    if closed is None:
+        return len(written) if begins else 0
+    return bisect_left(range(len(written)), closed.end(), key=lambda n: len(decode(written[:n], special=True)))
 
 
 def _decode_after(tokenizer: Any, before: list[int], ids: list[int], special: bool = False) -> str:
-    """The text of `ids`, read after other tokens: a tokenizer may drop a space at the very start of a text."""
+    """The text of `ids` after the tokens `before`. At the very start of a text, a tokenizer may drop a space."""
     kwargs = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
     start: str = tokenizer.decode(before, **kwargs)
     text: str = tokenizer.decode([*before, *ids], **kwargs)
@@ -55,20 +106,20 @@ def _decode_after(tokenizer: Any, before: list[int], ids: list[int], special: bo
 
 
 def _answer(written: list[int], lead: str, decode: Callable[..., str]) -> str:
-    """The text of `written`, without `lead` where it begins with it. Only a lead may hold special tokens."""
+    """The text of `written`, without `lead` if it begins with it. Special tokens are dropped, except in the lead."""
     for count in range(len(written) + 1):
         begun = decode(written[:count], special=True)
-        if begun.startswith(lead):  # and may go on: a token can hold the end of the lead and the start of the answer
+        if begun.startswith(lead):  # a token may hold the end of the lead and the start of the answer
             return begun[len(lead) :] + decode(written)[len(decode(written[:count])) :]
-        if not lead.startswith(begun.rstrip("\ufffd")):  # which stands for half a character
+        if not lead.startswith(begun.rstrip("\ufffd")):  # \ufffd: a character of which tokens are still to come
             return decode(written)
-    return ""  # cut before the answer
+    return ""  # it ends within the lead
 
 
 def lead(tokens: ScoreTokens, config: JudgeConfig) -> str:
     """
-    What the chat template puts between its generation prompt and an answer, such as an empty think block. It is learned
-    with the answer, so a judge writes it; but the template will put it there again.
+    The text that the chat template puts between its generation prompt and an answer, such as an empty think block. A
+    judge learns it with the answer and writes it, but the template will add it to the rationale again.
     """
     if not config.conversational:
         return ""
@@ -90,8 +141,8 @@ def _shared_length(*texts: str) -> int:
 
 def stop_ids(own: "GenerationConfig | None", tokens: ScoreTokens, config: JudgeConfig) -> list[int]:
     """
-    Tokens that end a turn: the model's (of its generation config), the tokenizer's, and the one that the chat template
-    puts after an answer.
+    Tokens that end a turn: those of the model's generation config, the tokenizer's end of sequence, and the token that
+    the chat template puts after an answer.
     """
     eos = None if own is None else own.eos_token_id
     ids = [*eos] if isinstance(eos, list) else [eos]

@@ -1,12 +1,10 @@
-"""Reads what a run left on disk: settings, training logs, the report on its rationales, results, pictures.
+"""Reads what a run left on disk: settings, training logs, the report on its rationales, and results.
 
-Takes the folder of `tract run`, of `tract sft`, or one with result files, or a single result with its pictures. What is
-not there is empty, and `null` in a result is as good as missing; files that are nothing of a run are passed over.
+Takes the folder of `tract run`, `tract sft` or `tract demo`, one with results, or a single result. What is missing is
+empty. `null` counts as missing. Other files are ignored.
 """
 
-import glob
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ PARTS: dict[str, type] = {
     "calibration": dict,
     "judgments": list,
 }
-"""Parts of a result and what each is."""
+"""The parts of a result and their types."""
 
 LARGEST = 1e300  # the difference of two such numbers is still finite
 
@@ -37,10 +35,9 @@ class Artifacts:
     Attributes:
         name (`str`): name of its folder or file.
         settings (`dict`): `settings.json`.
-        cots (`dict`): the report on its own rationales.
+        cots (`dict`): the report on the self-generated rationales.
         histories (`dict[str, list[dict]]`): `log_history` of each folder with a trained model, by its name.
         results (`dict[str, dict]`): results of evaluations, with all of `PARTS`, by the names of their files.
-        pictures (`dict[str, bytes]`): PNG files by their names.
     """
 
     name: str
@@ -48,7 +45,6 @@ class Artifacts:
     cots: dict[str, Any]
     histories: dict[str, list[dict[str, Any]]]
     results: dict[str, dict[str, Any]]
-    pictures: dict[str, bytes]
 
 
 def read_artifacts(path: str | Path) -> Artifacts:
@@ -56,12 +52,11 @@ def read_artifacts(path: str | Path) -> Artifacts:
     Reads a run's folder, or the JSON file of one result.
 
     Raises:
-        InputError: there is nothing of a run, or a result of another schema.
+        InputError: the folder holds nothing of a run, or a result that this version cannot read.
     """
     path = Path(path)
     if path.is_file():
-        beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}-*.png"))
-        return Artifacts(path.name, {}, {}, {}, {path.stem: _result(path, _json(path))}, _pictures(beside))
+        return Artifacts(path.name, {}, {}, {}, {path.stem: _result(path, _json(path))})
     if not path.is_dir():
         raise InputError(
             f"There is no run at {str(path)!r}. Give the folder of tract run, or the JSON file of a result."
@@ -73,7 +68,6 @@ def read_artifacts(path: str | Path) -> Artifacts:
         cots=_mapping(path / "cots" / "report.json"),
         histories=_histories(path),
         results={file.stem: _result(file, content) for file, content in found.items() if _is_result(content)},
-        pictures=_pictures(sorted(path.glob("*.png"))),
     )
     if not any((artifacts.settings, artifacts.cots, artifacts.histories, artifacts.results)):
         raise InputError(
@@ -84,14 +78,14 @@ def read_artifacts(path: str | Path) -> Artifacts:
 
 
 def number(value: object) -> float | None:
-    """The number that a JSON value is, or `None` where it is none, not finite, or too large to reckon with."""
+    """A JSON value as a number; `None` if it is not a number, not finite, or above `LARGEST`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if abs(value) < LARGEST else None
 
 
 def text(value: object) -> str:
-    """A JSON value as a reader would write it: text as it is, chat messages one below the other, nothing for `null`."""
+    """A JSON value for a reader: text as it is, chat messages one below the other, nothing for `null`."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -106,10 +100,6 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or what Python refuses to read of either
         raise InputError(f"{path} is not valid JSON: {error}. Write it again, or move it elsewhere.") from error
-
-
-def _pictures(files: Iterable[Path]) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in files}
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -139,19 +129,25 @@ def _result(path: Path, content: Any) -> dict[str, Any]:
             )
     if not all(isinstance(judgment, dict) for judgment in content.get("judgments") or []):
         raise InputError(f"{path}: each of the 'judgments' must be a JSON object. Run tract evaluate again.")
+    for method, figures in (content.get("methods") or {}).items():
+        if not isinstance(figures, dict) or None in (number(figures.get("n")), number(figures.get("unscored"))):
+            raise InputError(f"{path}: the figures of {method!r} lack `n` and `unscored`. Run tract evaluate again.")
+        for name, value in figures.items():
+            if isinstance(value, str):
+                raise InputError(f"{path}: {name!r} of {method!r} must be a number, found text. Run tract evaluate.")
     return {**content, **{part: content.get(part) or kind() for part, kind in PARTS.items()}}
 
 
 def _histories(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Training logs of the folder itself and of those in it, without its checkpoints."""
+    """Training logs of the folder itself and of the folders in it, without its checkpoints."""
     below = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("checkpoint-"))
     found = {"training": _history(folder), **{place.name: _history(place) for place in below}}
     return {name: history for name, history in found.items() if history}
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
-    """`log_history` as the end of training left it, or else the last checkpoint."""
+    """`log_history` of the finished training, or else of the last checkpoint."""
     states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: (len(str(path)), str(path)))
-    whole = folder / "trainer_state.json"
-    history = _mapping(whole if whole.is_file() or not states else states[-1]).get("log_history")
+    finished = folder / "trainer_state.json"
+    history = _mapping(finished if finished.is_file() or not states else states[-1]).get("log_history")
     return [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []

@@ -1,64 +1,19 @@
-"""Turns estimates that chance spreads about small true values into estimates of those values' sizes.
+"""Calibration of a judge's probabilities: reliability curve and expected calibration error of each score threshold.
 
-The size of such an estimate is too large on average, since chance moves it away from 0 on either side. `G` draws of the
-normal distribution, `M` of its means.
+`n` records, `K` values of the scale, `B` bins.
 """
 
-import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.special import stdtrit
 
 from tract_trainer.errors import InputError
-from tract_trainer.metrics import NONE, Floats, Interval, Ints, Scores, checked_gold, checked_scale, p_value
+from tract_trainer.metrics import Floats, Ints, checked_scale
 
-STEP = 0.05
+Probabilities = Sequence[Sequence[float]] | Floats
 
-END = 4.0
-"""Standard errors from which on a draw's size is taken as it is."""
-
-MANY, FEW = 20, 10
-"""Terms of the sum that is to be estimated well: the more, the more the bias of a term counts beside its spread."""
-
-
-def unfolded(draws: Floats, errors: Floats, terms: int) -> Floats:
-    """
-    For each of the normal `draws`, `(..., C)`, with these standard errors, `(C,)`, an estimate of the size of its mean.
-
-    No function of a draw has the size of the mean for its expectation, whatever the mean: Cai and Low (2011), Annals of
-    Statistics 39, 1012-1041. The draw's own size is .8 standard errors too large where the mean is 0. This is the
-    function with the least `terms bias^2 + variance`, over all means. That of `MANY` terms is .42 too large at 0, .05
-    at .5, and at most .09 too small beyond; that of `FEW` is .50 too large at 0, .12 at .5, and at most .08 too small.
-    """
-    sizes = np.abs(draws)
-    known = errors > 0
-    units = sizes / np.where(known, errors, 1.0)
-    inner = np.interp(units, *_estimates(terms)) * errors
-    return np.where(known & (units < END), inner, sizes)
-
-
-@cache
-def _estimates(terms: int) -> tuple[Floats, Floats]:
-    """
-    Draws, `(G,)`, from 0 to `END`, and the estimates `f` of the size of their mean: those with the least
-    `terms bias^2 + variance`, summed over means from 0 on.
-    """
-    draws, means = np.arange(0, END + 8, STEP), np.arange(0, END + 3, STEP)
-    # Chances of a draw of either sign, (M, G); 0 has but one.
-    chances = sum(np.exp(-((draws - sign * means[:, None]) ** 2) / 2) for sign in (1, -1)) * STEP / np.sqrt(2 * np.pi)
-    chances[:, 0] /= 2
-    free = draws <= END
-    inner, left = chances[:, free], means - chances[:, ~free] @ draws[~free]  # what inner @ f is to be
-    # (terms - 1) (inner f - left)^2 + sum of inner (f - mean)^2, with its derivative by f set to 0.
-    by_f = (terms - 1) * inner.T @ inner + np.diag(inner.sum(0))
-    return draws[free], np.linalg.solve(by_f, (terms - 1) * inner.T @ left + means @ inner)
-
-
-Rows = Sequence[Sequence[float]] | Floats
+Gold = Sequence[float] | Sequence[Sequence[float]] | Floats
 
 CHANCE_DRAWS = 200
 
@@ -72,152 +27,111 @@ class ReliabilityCurve(NamedTuple):
     counts: Ints  # (K - 1, B), records
 
 
-def reliability_curve(probs: Rows, gold: Scores, values: Sequence[float], n_bins: int = 10) -> ReliabilityCurve:
+def reliability_curve(probs: Probabilities, gold: Gold, values: Sequence[float], n_bins: int = 10) -> ReliabilityCurve:
     """
     The points of a reliability diagram for each threshold of the scale.
 
     Args:
         probs (`Sequence[Sequence[float]]`):
-            Probability of each value, `(n, K)`. Rows are divided by their sum; those with a NaN are unscored, left out.
-        gold (`Sequence[float]`): gold scores, `(n,)`. One between two values is above the lower and below the higher.
+            Probability of each value, `(n, K)`. Rows are divided by their sum; those with a NaN are unscored and left
+            out.
+        gold (`Sequence[float]` or `Sequence[Sequence[float]]`):
+            Gold scores, `(n,)`, or the ratings of each record. Each rating of a record is compared by itself, and its
+            weight is 1 / number of ratings: the mean of three ratings is not a rating. A score between two values is
+            above the lower and below the higher.
         values (`Sequence[float]`): values of the scale, `(K,)`, in the order of the columns of `probs`.
         n_bins (`int`, *optional*, defaults to `10`): bins of equal width between 0 and 1.
 
     Raises:
         InputError: shapes do not fit, a gold score is not finite, a row is no distribution, or `values` no scale.
     """
-    binned = _Binned.of(probs, gold, values, n_bins)
-    sides = (np.ones_like(binned.reached), binned.predicted, binned.reached)
-    counts, *sums = (binned.sums(side).reshape(-1, n_bins) for side in sides)
+    thresholds, predicted, reached = _cumulative(probs, gold, values)
+    bins = _bins(predicted, n_bins)
+    counts, *sums = (_bin_sums(bins, side, n_bins) for side in (np.ones_like(predicted), predicted, reached))
     means = [total / np.where(counts, counts, np.nan) for total in sums]
-    return ReliabilityCurve(binned.thresholds, means[0], means[1], counts.astype(np.int64))
+    return ReliabilityCurve(thresholds, means[0], means[1], counts.astype(np.int64))
 
 
-def calibration_error(probs: Rows, gold: Scores, values: Sequence[float], n_bins: int = 10) -> float:
+def calibration_error(probs: Probabilities, gold: Gold, values: Sequence[float], n_bins: int = 10) -> float:
     """
     Expected calibration error of the probabilities that a score is at or below each value but the highest.
 
     `1 / (K - 1) sum_k sum_b n_kb / n |mean predicted P(score <= v_k) - share of gold <= v_k|`, over thresholds `v_k`
     and bins `b` of [`reliability_curve`], whose arguments these are. It is the classwise error of Kull et al. (2019),
-    "Beyond temperature scaling", but of cumulative probabilities: a gold score between two values is of no class.
-    0 is best, 1 is worst, NaN is of no scored row; bins of few records raise it by chance.
+    "Beyond temperature scaling", of cumulative probabilities, because a gold score between two values has no class.
+    0 is best, 1 is worst; NaN without a scored row. Bins of few records raise it by chance.
     """
-    return _Binned.of(probs, gold, values, n_bins).error()
+    _, predicted, reached = _cumulative(probs, gold, values)
+    return _error(_bins(predicted, n_bins), predicted - reached, n_bins)
 
 
-def calibration(
-    probs: Rows, gold: Scores, values: Sequence[float], *, n_resamples: int = 1000, seed: int = 42
-) -> dict[str, Any]:
+def calibration(probs: Probabilities, gold: Gold, values: Sequence[float]) -> dict[str, Any]:
     """
-    The calibration error with what chance adds to it.
+    The calibration error, and how large it would be by chance.
 
     Args:
         probs, gold, values: as in [`reliability_curve`].
-        n_resamples (`int`, *optional*, defaults to `1000`): draws of the bins' gaps for the interval; 0 for none.
-        seed (`int`, *optional*, defaults to `42`): seed of all draws.
 
     Returns:
-        `dict` with `error`; `error_ci`, a `(low, high)` pair of 95 %; `error_by_chance`, the mean error of gold scores
-        drawn from the predictions themselves, which is that of a calibrated judge with so many records; and
-        `thresholds`, `predicted`, `observed`, `counts`, the lists of [`reliability_curve`].
-
-        The interval is of the error that many such records would have. What chance adds to the sizes of the bins' gaps
-        depends on the true gaps: most where they are 0, nothing where they are large. So the error is summed up anew
-        from sizes that [`~tract_trainer.evaluation.calibration.unfolded`] estimates almost without what chance adds,
-        in two ways:
-        one is hardly too large, the other hardly too small. The interval is of all that is within t standard errors of
-        either sum, from normal draws of all gaps, and is widened where records are few beside the bins. It begins at 0
-        unless the error is larger than in 95 % of the data sets of a calibrated judge: so it covers 0, that judge's
-        error, with 95 %.
+        `dict` with `error`; `error_by_chance`, the mean error if the gold score of each record is drawn from its
+        predicted distribution: what a calibrated judge gets with so many records; and `thresholds`, `predicted`,
+        `observed`, `counts`, the lists of [`reliability_curve`]. A record with several ratings gets one draw, since
+        the ratings of a response hardly differ; if they do, chance is smaller than `error_by_chance`.
     """
-    binned, rng = _Binned.of(probs, gold, values, 10), np.random.default_rng(seed)
-    error = binned.error()
-    chance = np.array([binned.redrawn(rng).error() for _ in range(CHANCE_DRAWS)])
-    curve = reliability_curve(probs, gold, values)
+    curve, rng = reliability_curve(probs, gold, values), np.random.default_rng(42)
+    _, predicted, _ = _cumulative(probs, gold, values)
+    bins = _bins(predicted, 10)
+    by_chance = [_error(bins, predicted - (rng.random((len(bins), 1)) < predicted), 10) for _ in range(CHANCE_DRAWS)]
     return {
-        "error": error,
-        "error_ci": _interval(binned, n_resamples, rng, by_chance=p_value(error, [chance]) > 0.05),
-        "error_by_chance": float(np.mean(chance)),
+        "error": calibration_error(probs, gold, values),
+        "error_by_chance": float(np.mean(by_chance)),
         **{name: getattr(curve, name).tolist() for name in curve._fields},
     }
 
 
-def _interval(binned: "_Binned", times: int, rng: np.random.Generator, by_chance: bool) -> Interval:
-    if len(binned.reached) < 2 or not times:
-        return NONE
-    gaps, covariance, expected = binned.gaps()
-    still = np.flatnonzero(covariance.diagonal() == 0)
-    covariance[still, still] = expected[still]
-    own = np.sqrt(covariance.diagonal().clip(0))
-    # Where a rare score happens not to be among a bin's few records, their own spread is too small.
-    errors = np.sqrt(np.maximum(covariance.diagonal(), expected))
-    variances, axes = np.linalg.eigh(covariance)  # clipped, since rounding leaves negative ones, of which numpy warns
-    noise = (rng.standard_normal((times, len(gaps))) * np.sqrt(variances.clip(0))) @ axes.T
-    noise *= np.divide(errors, own, out=np.ones_like(own), where=own > 0)
-    sums = np.array([unfolded(gaps, errors, terms).sum() for terms in (FEW, MANY)])
-    n, occupied = len(binned.reached), np.count_nonzero(binned.sums(np.ones_like(binned.reached)))
-    # As if each bin took a degree of freedom. That is no derivation: without it, few records are covered too seldom.
-    left = max(1.0, n - occupied / len(binned.thresholds))
-    student = float(stdtrit(left, 0.975)) * math.sqrt((n - 1) / left)
-    reach = [student * unfolded(gaps + noise, errors, terms).sum(1).std() for terms in (FEW, MANY)]
-    low, high = np.clip([(sums - reach).min(), (sums + reach).max()], 0.0, 1.0).tolist()
-    return 0.0 if by_chance else low, high
+def _cumulative(probs: Probabilities, gold: Gold, values: Sequence[float]) -> tuple[Floats, Floats, Floats]:
+    """
+    Thresholds, `(K - 1,)`; for each scored record the predicted probability of a score at or below each, and the share
+    of its ratings that are, both `(n, K - 1)`.
+    """
+    scale, p, ratings = checked_scale(values), np.asarray(probs, dtype=np.float64), _ratings(gold)
+    if p.shape != (len(ratings), len(scale)) and p.size + len(ratings):
+        expected = len(ratings), len(scale)
+        raise InputError(f"Expected a row for each gold score, shape {expected}, got shape {p.shape}.")
+    p = p.reshape(len(ratings), len(scale))  # without rows, whatever the shape
+    bad = np.flatnonzero((p < 0).any(1) | np.isinf(p).any(1) | (p == 0).all(1))
+    if len(bad):
+        raise InputError(f"Expected probabilities or NaN (unscored), got {p[bad[0]].tolist()} in row {bad[0]}.")
+    scored, order = np.flatnonzero(~np.isnan(p).any(1)), np.argsort(scale)
+    thresholds, cumulative = scale[order][:-1], np.cumsum(p[scored][:, order], axis=1)
+    reached = [(ratings[number][:, None] <= thresholds).mean(0) for number in scored]
+    return thresholds, cumulative[:, :-1] / cumulative[:, -1:], np.reshape(reached, (len(reached), len(thresholds)))
 
 
-class _Binned(NamedTuple):
-    """The scored records, by the bin of each predicted probability."""
+def _ratings(gold: Gold) -> list[Floats]:
+    """The ratings of each record."""
+    ratings = []
+    for number, one in enumerate(gold):
+        of_record = np.atleast_1d(np.asarray(one, dtype=np.float64))
+        if not of_record.size or not np.isfinite(of_record).all():
+            raise InputError(f"Gold scores must be finite numbers; number {number} is {one}. Leave such records out.")
+        ratings.append(of_record)
+    return ratings
 
-    thresholds: Floats  # (K - 1,)
-    predicted: Floats  # (n, K - 1), probability of a score at or below each threshold
-    reached: Floats  # (n, K - 1), 1 where the gold score is, 0 where it is not
-    cells: Ints  # (n, K - 1), the bin of each probability, counted on from threshold to threshold
-    n_cells: int  # C
 
-    @classmethod
-    def of(cls, probs: Rows, gold: Scores, values: Sequence[float], n_bins: int) -> "_Binned":
-        scale, p, y = checked_scale(values), np.asarray(probs, dtype=np.float64), checked_gold(gold)
-        if p.shape != (len(y), len(scale)) and p.size + len(y):
-            raise InputError(f"Expected a row for each gold score, shape {(len(y), len(scale))}, got shape {p.shape}.")
-        p = p.reshape(len(y), len(scale))  # where there is no row, whatever the shape
-        bad = np.flatnonzero((p < 0).any(1) | np.isinf(p).any(1) | (p == 0).all(1))
-        if len(bad):
-            raise InputError(f"Expected probabilities or NaN (unscored), got {p[bad[0]].tolist()} in row {bad[0]}.")
-        scored, order = ~np.isnan(p).any(1), np.argsort(scale)
-        cumulative = np.cumsum(p[scored][:, order], axis=1)
-        predicted = cumulative[:, :-1] / cumulative[:, -1:]
-        bins = np.minimum((predicted * n_bins).astype(np.int64), n_bins - 1)
-        thresholds = scale[order][:-1]
-        cells, reached = bins + n_bins * np.arange(len(thresholds)), y[scored, None] <= thresholds
-        return cls(thresholds, predicted, reached.astype(np.float64), cells, n_bins * len(thresholds))
+def _bins(predicted: Floats, n_bins: int) -> Ints:
+    """The bin of each probability, `(n, K - 1)`, counted on from threshold to threshold."""
+    bins = np.minimum((predicted * n_bins).astype(np.int64), n_bins - 1)
+    return bins + n_bins * np.arange(predicted.shape[1])
 
-    def sums(self, side: Floats) -> Floats:
-        """Sums over the records of each cell, `(C,)`, of what is given for each threshold, `(n, K - 1)`."""
-        return np.bincount(self.cells.ravel(), side.ravel(), self.n_cells).astype(np.float64)
 
-    def gaps(self) -> tuple[Floats, Floats, Floats]:
-        """
-        What each cell adds to the calibration error, with its sign, `(C,)`; the covariance of these, `(C, C)`; and
-        their variance, `(C,)`, if the judge were calibrated. Where all gold scores of a cell are on one side it is at
-        least that of Agresti and Coull's (1998) share, with two more on either: a judge that is sure of all it says,
-        and right as often as there are records, is not known to be right always.
-        """
-        n, width = self.reached.shape
-        parts = ((self.predicted - self.reached) / width).ravel(), self.cells.ravel(), np.arange(n + 1) * width
-        of_record = csr_array(parts, shape=(n, self.n_cells))
-        means: Floats = of_record.sum(0) / n
-        covariance = ((of_record.T @ of_record).toarray() / n - np.outer(means, means)) / (n - 1)
-        counts, reached = self.sums(np.ones_like(self.reached)), self.sums(self.reached)
-        share = (reached + 2) / (counts + 4)
-        unseen = np.where((reached == 0) | (reached == counts), counts * share * (1 - share), 0.0)
-        expected = np.maximum(self.sums(self.predicted * (1 - self.predicted)), unseen)
-        return means, covariance, expected / (width * n) ** 2
+def _bin_sums(bins: Ints, side: Floats, n_bins: int) -> Floats:
+    """Sums of `side`, `(n, K - 1)`, over the records in each bin, `(K - 1, B)`."""
+    width = bins.shape[1]
+    return np.bincount(bins.ravel(), side.ravel(), n_bins * width).reshape(width, n_bins).astype(np.float64)
 
-    def error(self) -> float:
-        # A cell's records times the difference of its means is the sum of their differences.
-        n, width = self.reached.shape
-        return float(np.abs(self.sums(self.predicted - self.reached)).sum() / width / n) if n else np.nan
 
-    def redrawn(self, rng: np.random.Generator) -> "_Binned":
-        """The same predictions with gold scores drawn from them."""
-        drawn = rng.random((len(self.reached), 1)) < self.predicted
-        return self._replace(reached=drawn.astype(np.float64))
+def _error(bins: Ints, gaps: Floats, n_bins: int) -> float:
+    """Of the predicted probability minus the observed share of each record and threshold, `(n, K - 1)`."""
+    # The records of a bin times the difference of its means is the sum of their differences.
+    return float(np.abs(_bin_sums(bins, gaps, n_bins)).sum() / gaps.size) if gaps.size else np.nan

@@ -1,7 +1,7 @@
-"""Turns a judge and scored records, or pairs, into a result: figures of every method with intervals, and the judgments.
+"""Evaluates a judge on scored records or pairs: judgments, and the figures of every method with intervals.
 
-A result is what docs/evaluation.md describes key by key: it holds no NaN but `None`, and its figures can be computed
-again from its `judgments` alone. A row is one of these; of pairs there are two each, the chosen one first.
+docs/evaluation.md describes a result key by key. It holds `None` for NaN, and its figures can be computed again from
+its `judgments`. A row is one of these; of a pair there are two, the chosen response first.
 """
 
 import json
@@ -17,16 +17,27 @@ from tract_trainer._distributed import process_state
 from tract_trainer.data.benchmarks import check_scale
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.pairs import pair_records
-from tract_trainer.data.records import Prompt, Record, check_prompts
+from tract_trainer.data.records import RATIONALE_COLUMNS, SCORE_COLUMNS, Prompt, Record, check_prompts, turn_text
 from tract_trainer.data.settings import begin, differences
-from tract_trainer.data.store import finish_rows, finished_rows, locked, save_results, without_nan
+from tract_trainer.data.store import (
+    MARK,
+    finish_rows,
+    finished_rows,
+    locked,
+    refuse_foreign,
+    remove_rows,
+    replacing,
+    save_results,
+    without_nan,
+)
 from tract_trainer.engines.base import at_once, checked
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.artifacts import SCHEMA_VERSION
 from tract_trainer.evaluation.calibration import calibration
+from tract_trainer.evaluation.groups import pair_groups, record_groups
 from tract_trainer.evaluation.methods import mean_mass, rationale_counts, scores_by_method
 from tract_trainer.evaluation.pairwise import pair_figures
-from tract_trainer.evaluation.pictures import draw
+from tract_trainer.evaluation.pictures import PICTURES, draw
 from tract_trainer.hub.results import markdown
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.batching import in_pieces
@@ -34,10 +45,19 @@ from tract_trainer.judging.judge import Judge
 from tract_trainer.judging.judgment import Judgment
 from tract_trainer.metrics import agreement
 
-COMPARED = (
+ASKED = (
     "instruction", "response", "rubric", "reference", "prompt", "messages", "tools", "chat_template_kwargs", "score",
     "chosen", "rejected", "system_prompt",
 )  # fmt: skip
+"""Columns that a result depends on."""
+
+NOT_KEPT = {
+    *(*ASKED, *SCORE_COLUMNS, *RATIONALE_COLUMNS, "completion", "group", "input", "targets"),
+    *("chosen_instruction", "rejected_instruction"),
+}
+"""Columns that a judgment has under another name, or that are long."""
+
+LONGEST = 300  # characters of JSON in a column that judgments keep
 
 
 def evaluate(
@@ -51,95 +71,109 @@ def evaluate(
     revision: str | None = None,
     seed: int = 42,
     unfinished: str = "unscored",
+    overwrite: bool = False,
+    progress: bool | None = None,
     **sampling: Any,
 ) -> dict[str, Any]:
     """
     Judges records and writes the result: JSON to `path`, and beside it a Markdown table and pictures.
 
-    Judgments are on disk as they are made: the same call goes on where a killed one stopped, and one that is finished
-    does nothing anew. Launched processes share the records, so each of them must call this.
+    Judgments are saved as they are made: the same call resumes where a killed one stopped, and returns a finished
+    result. Launched processes share the records, so each of them must call this.
 
     Args:
         judge ([`Judge`]): the judge.
-        records (`Sequence[Mapping]`): scored records or pairs, from [`load_benchmark`] or [`own_benchmark`].
-        name (`str`): what the records are called in the result.
+        records (`Sequence[Mapping]`):
+            Scored records or pairs, from [`load_benchmark`] or [`own_benchmark`]. Short columns that are not asked
+            with, such as `category`, are kept with each judgment.
+        name (`str`): name of the records in the result.
         path (`str` or `Path`): JSON file; its ending is replaced for the others.
         num_cots (`int`, *optional*, defaults to `1`):
             Rationales per record. 0 reads the score right after the prompt and the prefix, for a judge that was trained
             without rationales.
-        judge_name (`str`, *optional*, defaults to `"judge"`), revision (`str`, *optional*): what the judge is called.
-        seed, unfinished, sampling: as in [`Judge.score`].
+        judge_name (`str`, *optional*, defaults to `"judge"`), revision (`str`, *optional*):
+            Name and Hub commit of the judge in the result.
+        overwrite (`bool`, *optional*, defaults to `False`): replace other files at `path` and beside it.
+        seed, unfinished, progress, sampling: as in [`Judge.score`].
 
     Returns:
-        `dict`: what the JSON file holds.
+        `dict`: content of the JSON file.
 
     Raises:
-        InputError: there are no records, one has no prompt, a gold score is off the judge's scale, or what is at `path`
-            was begun or made in another way.
+        InputError: there are no records, one cannot be asked, a gold score is off the judge's scale, or there are other
+            files, or work with other settings, at `path`.
     """
-    config = judge.config
     pairs = _are_pairs(records)
     if not pairs:
-        check_scale(records, config.scale)
+        check_scale(records, judge.config.scale)
+    path = Path(path)
+    check_output(path, overwrite)
     drawn = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots or 1, unfinished, sampling))}
-    settings = {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__}
-    benchmark = {"name": name, "records": len(records), "digest": _digest(records)}
+    identity = {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(judge.config)}
     head = {
         "schema_version": SCHEMA_VERSION,
-        "tract_trainer_version": version("tract-trainer"),
-        "judge": {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(config)},
-        "benchmark": benchmark,
-        "settings": settings,
+        MARK: version("tract-trainer"),
+        "judge": identity,
+        "benchmark": {"name": name, "records": len(records), "digest": _digest(records)},
+        "settings": {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__},
     }
-    path, made_with = Path(path), _made_with(head)
-    finished = _finished(path, made_with)
-    if finished is not None:
+    if (finished := _finished(path, head, overwrite)) is not None:
         return finished
-    every = pair_records(records, config.scale) if pairs else records
-    check_prompts(every, judge.rows.prompt)
-    folder = path.with_name(f"{path.stem}.unfinished")
-    state = process_state()
-    progress = None if state.is_main_process else False
+    every = pair_records(records, judge.config.scale) if pairs else records
+    check_prompts(every, judge.rows.prompt_ids)  # all of them, before any is judged
     known = (_of_pairs if pairs else _of_records)(records)
+    state = process_state()
+    shown = progress if state.is_main_process else False
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         asked = [every[i] for i in numbers]
-        judgments = (
-            judge.as_finished(asked, num_cots, progress=progress, **drawn)
-            if num_cots
-            else _without_rationales(judge, asked, progress is None)
-        )
-        for place, judgment in judgments:
+        read = judge.as_finished(asked, num_cots, progress=shown, **drawn) if num_cots else None
+        for place, judgment in read or _without_rationales(judge, asked, shown is not False):
             i = numbers[place]
             yield i, {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
 
-    with locked(folder, state.process_index, path):
-        finished = _finished(path, made_with)  # by a process that held the lock until now
-        if finished is None:
-            begin(folder / "settings.json", made_with, *folder.glob("process-*.jsonl"))
+    folder = path.with_name(f"{path.stem}.unfinished")
+    replaced = path.exists()  # with `overwrite`, a result of something else
+    # The lock is held until the result is there and the rows are removed: another call finds one or the other.
+    with locked(folder, state.process_index, None if replaced else path):
+        if _finished(path, head, overwrite) is None:
+            begin(folder / "settings.json", _made_with(head), *folder.glob("process-*.jsonl"))
             keys = [str(number) for number in range(len(known))]
             finish_rows(folder, keys, rows, state)
             if state.is_main_process:
                 judged = list(finished_rows(folder, keys))
-                save({**head, **without_nan(_figures(judged, config, num_cots)), "judgments": judged}, path)
+                figures = without_nan(_figures(judged, judge.config, num_cots))
+                save({**head, **figures, "judgments": judged}, path)
+                remove_rows(folder)
         state.wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """
+    Raises an InputError where a result at `path` would replace a file that is not one, or that is not of one: the
+    table, the pictures. Where a result is at `path`, the files beside it are its own.
+    """
+    if path.suffix != ".json":
+        raise InputError(f"Expected a .json file for the result, got {str(path)!r}.")
+    beside = [path.with_suffix(".md"), *(path.with_name(f"{path.stem}-{picture}.png") for picture in PICTURES)]
+    refuse_foreign([path] if path.exists() else beside, overwrite)
+
+
 def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: int | None = None) -> dict[str, Any]:
     """
-    Figures of each method over judged rows, with the first `count` rationales of each that came to a score.
+    Figures of each method over judged rows, with the first `count` scored rationales of each.
 
     Returns:
         `dict` with, for each of [`~tract_trainer.evaluation.methods.METHODS`], what
-        [`~tract_trainer.metrics.agreement`] or, of
-        pairs, [`~tract_trainer.evaluation.pairwise.pair_figures`] returns, and `mass`.
+        [`~tract_trainer.metrics.agreement`] or, of pairs, [`~tract_trainer.evaluation.pairwise.pair_figures`] returns,
+        and `mass`.
     """
     scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
     mass = mean_mass(rows, count)
     if "gold" not in rows[0]:
-        subsets = [row["subset"] for row in rows[::2]]
-        return {method: {**pair_figures(found, subsets), "mass": mass} for method, found in scores.items()}
+        subsets, groups = ([row[name] for row in rows[::2]] for name in ("subset", "group"))
+        return {method: {**pair_figures(found, subsets, groups), "mass": mass} for method, found in scores.items()}
     known: Any = {
         "gold": [row["gold"] for row in rows],
         "values": config.score_values,
@@ -151,9 +185,10 @@ def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: in
 def save(result: Mapping[str, Any], path: Path) -> None:
     """Writes a result to the JSON file `path`, and beside it its table (`.md`) and its pictures (`-NAME.png`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    with replacing(path.with_suffix(".md")) as part:
+        part.write_text(f"<!-- {MARK}: {result[MARK]} -->\n{markdown(result)}", encoding="utf-8")
     draw(result, path.with_suffix(""))
-    save_results(path, result)  # last, since it tells that all is there
+    save_results(path, result)  # last: where it is, the others are
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: int) -> dict[str, Any]:
@@ -165,25 +200,29 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
         return found
     probs = np.array([row["probs"] for row in rows], dtype=np.float64)  # (n, K)
     probs[probs.sum(1) == 0] = np.nan  # all probability is off the scale, and no distribution on it left
-    return found | {"calibration": calibration(probs, [row["gold"] for row in rows], config.score_values)}
+    ratings = [row.get("gold_ratings", [row["gold"]]) for row in rows]
+    return found | {"calibration": calibration(probs, ratings, config.score_values)}
 
 
-def _finished(path: Path, made_with: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result at `path`, if there is one. Raises `InputError` where it was made with something else."""
+def _finished(path: Path, head: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """
+    The result at `path`, if there is one of the same judge, records and settings. With another, an InputError, or with
+    `overwrite` none.
+    """
     if not path.exists():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = differences(_made_with(found), json.loads(json.dumps(made_with)))
+        changed = differences(_made_with(found), json.loads(json.dumps(_made_with(head))))
     except (ValueError, LookupError, TypeError):
         changed = ["It is no result of `tract evaluate`."]
-    if changed:
+    if changed and not overwrite:
         raise InputError(
-            f"{path} is there already, and is kept:\n  "
+            f"{path} exists and is kept:\n  "
             + "\n  ".join(changed)
-            + "\nGive another place for the output, or delete it."
+            + "\nGive another output, delete it, or replace it with --overwrite true (overwrite=True)."
         )
-    return found  # type: ignore[no-any-return]
+    return None if changed else found
 
 
 def _made_with(head: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,32 +246,46 @@ def _are_pairs(records: Sequence[Record]) -> bool:
 
 
 def _digest(records: Sequence[Record]) -> str:
-    """The same for the same questions and gold scores, whatever else a file of them holds."""
-    return digest([{name: record[name] for name in COMPARED if name in record} for record in records])
+    """The same for the same questions and gold scores, whatever their other columns."""
+    return digest([{name: record[name] for name in ASKED if name in record} for record in records])
 
 
 def _of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Gold scores and groups: the number of the first record that is of the same `group`, or instruction."""
-    first: dict[str, int] = {}
-    keys = [record.get("group", record.get("instruction") if "response" in record else None) for record in records]
-    groups = [i if key is None else first.setdefault(digest(key), i) for i, key in enumerate(keys)]
-    if len(set(groups)) == 1:  # all of one instruction: nothing is to be said of others, and the records differ
-        groups = list(range(len(groups)))
-    return [{"gold": record["score"], "group": group} for record, group in zip(records, groups, strict=True)]
+    """Gold score, group and kept columns of each record, and the ratings that the gold score is the mean of."""
+    return [
+        {"gold": record["score"], "group": group, "record": columns}
+        | {name: record[name] for name in ("gold_ratings",) if record.get(name)}
+        for record, group, columns in zip(records, record_groups(records), _kept_columns(records), strict=True)
+    ]
 
 
 def _of_pairs(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     return [
-        {"id": str(pair.get("id", number)), "subset": pair["subset"], "side": side}
-        for number, pair in enumerate(pairs)
+        {"id": str(pair.get("id", number)), "subset": pair["subset"], "group": group, "side": side, "record": columns}
+        for number, (pair, group, columns) in enumerate(
+            zip(pairs, pair_groups(pairs), _kept_columns(pairs, "id", "subset"), strict=True)
+        )
         for side in ("chosen", "rejected")
+    ]
+
+
+def _kept_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
+    """Of each record the columns to break figures down by: those that are short in every record, without `others`."""
+    found = [
+        {name: json.dumps(value, default=str) for name, value in record.items() if name not in {*NOT_KEPT, *others}}
+        for record in records
+    ]
+    long = {name for columns in found for name, value in columns.items() if len(value) > LONGEST}
+    return [
+        {name: without_nan(json.loads(value)) for name, value in columns.items() if name not in long}
+        for columns in found
     ]
 
 
 def _row(judgment: Judgment, prompt: Prompt) -> dict[str, Any]:
     found = {
         **{name: getattr(judgment, name) for name in ("score", "probs", "std", "mass", "label", "rationale", "reason")},
-        "prompt": prompt if isinstance(prompt, str) else "\n\n".join(str(turn["content"]) for turn in prompt),
+        "prompt": prompt if isinstance(prompt, str) else "\n\n".join(map(turn_text, prompt)),
         "rationales": [
             {
                 "label": rationale.label,

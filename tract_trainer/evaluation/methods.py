@@ -1,7 +1,7 @@
-"""Turns the rationales of judged records into a score per record, in each of the ways that one can be read off them.
+"""Scores of judged records by each method: decoded labels, likeliest labels, expected scores (RAIL), medians.
 
-A row is a mapping with the `rationales` of one record, as an evaluation's JSON has them. `n` records, `C` rationales of
-a record that came to a score, `K` labels of the scale.
+A row is a mapping with the `rationales` of one record, as in the JSON file of an evaluation. `n` records, `C` scored
+rationales of a record, `K` labels of the scale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,31 +27,37 @@ def scores_by_method(
         rows (`Sequence[Mapping]`): judged records, each with `rationales`: mappings with `label` and `probs`, `(K,)`.
         scale ([`ScoreScale`]): the judge's.
         renormalized (`bool`): whether the judge divides its distributions by their sum, as it was trained.
-        count (`int`, *optional*): use the first so many rationales that came to a score; by default, all.
+        count (`int`, *optional*): use only the first N scored rationales; by default, all.
 
     Returns:
-        `dict` with scores, `(n,)`, in units of the scale, NaN where no rationale came to a score:
+        `dict` with scores, `(n,)`, in units of the scale, NaN for a record without a scored rationale:
 
-        - `decoded`: the value of the label that was written; the likeliest label where the judge wrote none and was
-          asked for one. Of several rationales, the mean.
-        - `greedy`: the value of the likeliest label where the score is due; of several rationales, the mean.
+        - `decoded`: the value of the label that was written, or of the likeliest label if the judge was asked for one.
+          Of several rationales, the mean.
+        - `greedy`: the value of the likeliest label at the score position; of several rationales, the mean.
         - `RAIL`: the expected score, as the judge was trained; of several rationales, the mean.
         - `RAIL renormalised`: the same with each distribution divided by its sum.
-        - `median`: the lowest value that half of the mean distribution of the rationales is at or below.
+        - `median`: the lowest value at or below which half of the mean distribution of the rationales lies.
     """
-    found = [_scores(finished(row, count), scale, renormalized) for row in rows]
+    found = [_scores(scored_rationales(row, count), scale, renormalized) for row in rows]
     return {method: np.array([scores[method] for scores in found]) for method in METHODS}
 
 
-def finished(row: Row, count: int | None = None) -> list[Mapping[str, Any]]:
-    """The first `count` rationales of a row that came to a score; all of them by default."""
-    # A probability is None where the model gave no number.
-    return [one for one in row["rationales"] if one["probs"] is not None and None not in one["probs"]][:count]
+def scored_rationales(row: Row, count: int | None = None) -> list[Mapping[str, Any]]:
+    """
+    The first `count` rationales of a row that have a score; all of them by default. A rationale has none without
+    probabilities, with one that is `None` (NaN), or if all are 0: nothing is known of the score then.
+    """
+    return [
+        rationale
+        for rationale in row["rationales"]
+        if rationale["probs"] is not None and None not in rationale["probs"] and sum(rationale["probs"]) > 0
+    ][:count]
 
 
 def mean_mass(rows: Sequence[Row], count: int | None = None) -> float:
     """Probability on the labels of the scale, the mean over the scored records; NaN if there is none."""
-    masses = [np.mean([sum(r["probs"]) for r in used]) for row in rows if (used := finished(row, count))]
+    masses = [np.mean([sum(r["probs"]) for r in used]) for row in rows if (used := scored_rationales(row, count))]
     return float(np.mean(masses)) if masses else np.nan
 
 
@@ -66,9 +72,8 @@ def _scores(rationales: Sequence[Mapping[str, Any]], scale: ScoreScale, renormal
     values = np.array(scale.values)  # (K,)
     labels = [scale.value(rationale["label"]) for rationale in rationales]
     probs = np.array([rationale["probs"] for rationale in rationales])  # (C, K)
-    mass = probs.sum(1)
-    expected = probs @ values
-    inside = np.divide(expected, mass, out=np.full_like(mass, np.nan), where=mass > 0)  # all may underflow to 0
+    expected = probs @ values  # (C,)
+    inside = expected / probs.sum(1)
     scores = {
         "decoded": np.mean(labels),
         "greedy": values[probs.argmax(1)].mean(),
@@ -76,15 +81,13 @@ def _scores(rationales: Sequence[Mapping[str, Any]], scale: ScoreScale, renormal
         "RAIL renormalised": inside.mean(),
         "median": _median(values, probs.mean(0)),
     }
-    # Rounded, since a mean of tenths depends on their order in its last digit, and would part what is tied.
+    # Rounded, since the last digit of a mean of tenths depends on their order, and would break ties.
     return {method: round(float(score), 12) for method, score in scores.items()}
 
 
 def _median(values: Floats, weights: Floats) -> float:
-    """The lowest of `values`, `(K,)`, that half of `weights`, `(K,)`, is at or below; NaN where all weights are 0."""
+    """The lowest of `values`, `(K,)`, at or below which half of `weights`, `(K,)`, lies."""
     order = np.argsort(values)
     below = np.cumsum(weights[order])
-    if below[-1] == 0:
-        return np.nan
-    # Probabilities are float32: half may come out as 0.4999999, and rounding must not choose between two values.
+    # Probabilities are float32: half may be 0.4999999, and rounding must not choose between two values.
     return float(values[order][below / below[-1] >= 0.5 - 1e-6][0])

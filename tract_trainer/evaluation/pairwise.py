@@ -11,91 +11,102 @@ from numpy.typing import NDArray
 
 from tract_trainer.data.pairs import REWARD_BENCH_SECTIONS, REWARD_BENCH_SUBSETS
 from tract_trainer.errors import InputError
+from tract_trainer.metrics import Floats, Groups, Interval, Ints, group_numbers, pairwise_accuracy, share_interval
 
 
-def pair_figures(scores: Sequence[float] | NDArray[np.float64], subsets: Sequence[str]) -> dict[str, Any]:
+def pair_figures(
+    scores: Sequence[float] | Floats, subsets: Sequence[str], groups: Groups | None = None
+) -> dict[str, Any]:
     """
     Accuracy of the scores of pairs.
 
     Args:
         scores (`Sequence[float]`): scores of what [`pair_records`] returns, `(2P,)`; NaN where unscored.
         subsets (`Sequence[str]`): subset of each pair, `(P,)`.
+        groups (`Sequence`, *optional*):
+            Group of each pair, `(P,)`: pairs of one problem are not independent. By default, every pair is a group of
+            its own.
 
     Returns:
         `dict` with what [`~tract_trainer.metrics.pairwise_accuracy`] returns, and `subsets` with the same of each.
-        Where all are of RewardBench, `sections` has both accuracies of each section and the interval of the first,
-        `average` and `average_worst` are the means over sections, and `average_ci` is the interval of the former. These
-        intervals are [`~tract_trainer.metrics.of_mean`], over the subsets. What has no pairs is NaN.
+        If all are of RewardBench, `sections` has both accuracies of each section and the interval of the first,
+        `average` and `average_worst` are the means over sections, and `average_ci` is the interval of the former: each
+        a [`~tract_trainer.metrics.share_interval`]. What has no pairs is NaN.
 
     Raises:
-        InputError: there are not two scores per pair.
+        InputError: there are not two scores per pair, or not one group.
     """
-    from tract_trainer.metrics import pairwise_accuracy
-
     array = np.asarray(scores, dtype=np.float64)
     if array.shape != (2 * len(subsets),):
         raise InputError(f"Expected two scores per pair, {2 * len(subsets)}, got shape {array.shape}.")
-    pairs, names = array.reshape(-1, 2), np.asarray(subsets, dtype=object)
-    of_subset = {name: pairs[names == name] for name in dict.fromkeys(subsets)}
-    by_subset = {name: pairwise_accuracy(*part.T) for name, part in of_subset.items()}
-    result = {**pairwise_accuracy(*pairs.T), "subsets": by_subset}
+    pairs, names, group = array.reshape(-1, 2), np.array(subsets, dtype=object), group_numbers(groups, len(subsets))
+    of_subset = {name: names == name for name in dict.fromkeys(subsets)}
+    by_subset = {name: pairwise_accuracy(*pairs[of].T, groups=group[of]) for name, of in of_subset.items()}
+    result = {**pairwise_accuracy(*pairs.T, groups=group), "subsets": by_subset}
     if not set(subsets) <= REWARD_BENCH_SUBSETS:
         return result
-    return result | section_figures(by_subset)
+    return result | _section_figures(by_subset, pair_wins(pairs), names, group)
 
 
-def pair_wins(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+def pair_wins(pairs: Floats) -> Floats:
     """1 where the chosen one of two scores, `(P, 2)`, is higher, 0 where it is lower, a half in a tie, or NaN."""
-    wins: NDArray[np.float64] = (np.sign(pairs[:, 0] - pairs[:, 1]) + 1) / 2
+    wins: Floats = (np.sign(pairs[:, 0] - pairs[:, 1]) + 1) / 2
     return wins
-
-
-def section_figures(by_subset: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """
-    `sections`, `average`, `average_worst` and `average_ci` of what
-    [`~tract_trainer.metrics.pairwise_accuracy`] returns of each subset, see
-    [`~tract_trainer.evaluation.pairwise.pair_figures`].
-    """
-    result: dict[str, Any] = {"sections": {section: {} for section in REWARD_BENCH_SECTIONS}}
-    for kind, average in (("accuracy", "average"), ("accuracy_worst", "average_worst")):
-        sections = section_accuracies({subset: figures[kind] for subset, figures in by_subset.items()})
-        for section, accuracy in sections.items():
-            result["sections"][section][kind] = accuracy
-        result[average] = float(np.mean(list(sections.values())))
-    weights = _weights({subset: figures["accuracy"] for subset, figures in by_subset.items()})
-    for section, of_section in weights.items():
-        result["sections"][section]["accuracy_ci"] = _interval(by_subset, of_section)
-    shares = {name: w / sum(part.values()) for part in weights.values() for name, w in part.items()}
-    return result | {"average_ci": _interval(by_subset, shares if all(weights.values()) else {})}
-
-
-def _interval(by_subset: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[float, float]:
-    """Of the mean accuracy of the subsets that have a weight."""
-    from tract_trainer.metrics import of_mean
-
-    parts = [by_subset[name] for name in weights]
-    counts = [part["n"] - part["unscored"] for part in parts]
-    wins = [part["accuracy"] * count for part, count in zip(parts, counts, strict=True)]
-    # The square of a tie is a quarter, half of what it adds to the wins.
-    squares = [won - part["ties"] / 4 for part, won in zip(parts, wins, strict=True)]
-    return of_mean(counts, wins, squares, list(weights.values()), 0.95)
 
 
 def section_accuracies(accuracies: Mapping[str, float]) -> dict[str, float]:
     """
     Accuracy of each section of RewardBench: the mean over its subsets that `accuracies` has, with the weights of
-    [`REWARD_BENCH_SECTIONS`], whatever the number of pairs. A section without any is NaN, so that no average over the
-    sections leaves it out; the official tool reports 0 for it.
+    [`REWARD_BENCH_SECTIONS`], whatever the number of pairs. A section without any is NaN, so that the average over the
+    sections is NaN, too; the official tool reports 0 for it.
     """
+    shares = _weights(accuracies)
     return {
-        section: sum(w * accuracies[name] for name, w in weights.items()) / sum(weights.values()) if weights else np.nan
-        for section, weights in _weights(accuracies).items()
+        section: sum(share * accuracies[name] for name, share in of.items()) if of else np.nan
+        for section, of in shares.items()
     }
 
 
-def _weights(accuracies: Mapping[str, float]) -> dict[str, dict[str, int]]:
-    """By section, the weights of those of its subsets that have an accuracy."""
+def _weights(accuracies: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """By section, the weights of those of its subsets that have an accuracy; they sum to 1."""
+    known = {name for name, accuracy in accuracies.items() if not np.isnan(accuracy)}
+    result = {}
+    for section, weights in REWARD_BENCH_SECTIONS.items():
+        there = {name: weight for name, weight in weights.items() if name in known}
+        result[section] = {name: weight / sum(there.values()) for name, weight in there.items()}
+    return result
+
+
+def _section_figures(
+    by_subset: Mapping[str, Mapping[str, Any]], wins: Floats, names: NDArray[np.object_], group: Ints
+) -> dict[str, Any]:
+    """`sections`, `average`, `average_worst` and `average_ci` of [`pair_figures`]."""
+    accuracies = {name: figures["accuracy"] for name, figures in by_subset.items()}
+    found = section_accuracies(accuracies)
+    worst = section_accuracies({name: figures["accuracy_worst"] for name, figures in by_subset.items()})
+    average, weights = float(np.mean(list(found.values()))), _weights(accuracies)
+
+    def of_mean(mean: float, weights: Mapping[str, float]) -> Interval:
+        """Of the weighted mean of the accuracies of subsets."""
+        scored = np.isfinite(wins) & np.isin(names, list(weights))
+        subset = names[scored]
+        away = wins[scored] - np.array([accuracies[name] for name in subset])
+        counts = {name: (subset == name).sum() for name in weights}
+        parts = away * np.array([weights[name] / counts[name] for name in subset])
+        return share_interval(mean, parts, group[scored], 0.95)
+
+    sections = {
+        section: {
+            "accuracy": accuracy,
+            "accuracy_worst": worst[section],
+            "accuracy_ci": of_mean(accuracy, weights[section]),
+        }
+        for section, accuracy in found.items()
+    }
+    quarters = {name: share / len(weights) for of in weights.values() for name, share in of.items()}
     return {
-        section: {name: weight for name, weight in weights.items() if not np.isnan(accuracies.get(name, np.nan))}
-        for section, weights in REWARD_BENCH_SECTIONS.items()
+        "sections": sections,
+        "average": average,
+        "average_worst": float(np.mean(list(worst.values()))),
+        "average_ci": of_mean(average, quarters),
     }

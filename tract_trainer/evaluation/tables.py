@@ -1,4 +1,4 @@
-"""Results and comparisons as tables for the terminal."""
+"""Tables of results and comparisons, for the terminal and as Markdown."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,17 @@ IN_TERMINAL = ("pearson", "spearman", "kendall", "kendall_rounded", "rmse", "acc
 
 def results_table(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
     """
-    A table with a row for each way of judging.
+    The main figures with their intervals, a row for each method or judge.
 
     Args:
         results (`Mapping[str, Mapping]`):
             What [`~tract_trainer.metrics.agreement`] or [`~tract_trainer.evaluation.pairwise.pair_figures`] returned,
-            by the name
-            of the row.
+            by the name of the row.
         title (`str`, *optional*): title of the table.
 
     Returns:
-        [`~rich.table.Table`] with the main figures, each with its interval where it has one. The number of records and
-        how many of them are unscored stand below it, or in columns where rows differ. What is not defined is `-`.
+        [`~rich.table.Table`]. The number of records and of unscored ones is below it, or in columns where rows differ.
+        Figures that are not defined are `-`.
     """
     shown = [name for name in IN_TERMINAL if all(name in found for found in results.values())]
     counts = {(found["n"], found["unscored"]) for found in results.values()}
@@ -42,7 +41,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], title: str | None = 
 
 
 def summary_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Pearson's r of each method on each of the benchmarks with gold scores, and its mean over them."""
+    """Pearson's r of each method on each benchmark with gold scores, and the mean over benchmarks."""
     names = [result["benchmark"]["name"] for result in results]
     table = _table("Pearson's r", [*names, "mean"], None)
     for method in results[0]["methods"]:
@@ -54,7 +53,7 @@ def summary_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def comparison_table(found: Mapping[str, Any]) -> Table:
-    """What [`~tract_trainer.evaluation.comparison.compare`] returned."""
+    """A table of what [`~tract_trainer.evaluation.comparison.compare`] returned."""
     table = _table(
         _titled(found), ["A", "B", "A - B", "p"], f"A is {on_one_line(found['a'])}, B is {on_one_line(found['b'])}."
     )
@@ -64,7 +63,7 @@ def comparison_table(found: Mapping[str, Any]) -> Table:
 
 
 def comparison_markdown(found: Mapping[str, Any]) -> str:
-    """What [`~tract_trainer.evaluation.comparison.compare`] returned, as a page."""
+    """A Markdown page of what [`~tract_trainer.evaluation.comparison.compare`] returned."""
     rows = [[FIGURES[name], *_compared(figure)] for name, figure in found["figures"].items()]
     about = f"A is {escaped(found['a'])}, B is {escaped(found['b'])}."
     table = markdown_table([["", "A", "B", "A - B [95 %]", "p"], *rows])

@@ -1,4 +1,4 @@
-"""A result of an evaluation as Markdown and as entries of a model card."""
+"""A result of an evaluation in words: a verdict, a Markdown page, and `model-index` entries of a model card."""
 
 import math
 import re
@@ -19,9 +19,7 @@ FIGURES = {
     "accuracy": "Accuracy",
     "average": "Average",
 }
-"""
-What [`~tract_trainer.metrics.agreement`] and [`~tract_trainer.evaluation.pairwise.pair_figures`] return is called so.
-"""
+"""Names of the figures that [`~tract_trainer.metrics.agreement`] and `pair_figures` return."""
 
 TAU_REMARK = (
     "Kendall's tau-b counts a tie on one side only against a judge, and whole gold scores tie often: continuous scores "
@@ -29,8 +27,67 @@ TAU_REMARK = (
 )
 
 
+def verdict(result: Mapping[str, Any]) -> str:
+    """
+    The result in a few sentences of plain text: the main figures of RAIL beside those of a judge that knows nothing,
+    the best method, and how many records are unscored and why. Empty if the result has no figures of RAIL.
+    """
+    rail = result["methods"].get("RAIL")
+    if rail is None or not rail["n"]:
+        return ""
+    records, missing = "pairs" if "accuracy" in rail else "records", rail["unscored"]
+    reason = next((row["reason"] for row in result.get("judgments") or () if row.get("reason")), "not known")
+    if missing == rail["n"]:
+        return f"No score: all {missing:,} {records} are unscored, so there are no figures. The first reason: {reason}"
+    sentences = [f"RAIL, the expected score, has {main_figures(rail)}.", _baseline(result), _best(result["methods"])]
+    if missing:
+        share = f"{missing:,} of {rail['n']:,} {records} are unscored ({100 * missing / rail['n']:.1f} %)"
+        sentences.append(f"{share}. The first reason: {reason}")
+    return " ".join(filter(None, sentences))
+
+
+def main_figures(figures: Mapping[str, Any]) -> str:
+    """`r = .773 [.75, .79], RMSE = .621 [.58, .66]`, or `accuracy = .812 [.78, .84]` of pairs."""
+    if figures["unscored"] == figures["n"]:
+        return "no score"
+    shown = {"accuracy": "accuracy"} if "accuracy" in figures else {"pearson": "r", "rmse": "RMSE"}
+    written = (figure_with_interval(figures.get(name), figures.get(f"{name}_ci")) for name in shown)
+    return ", ".join(f"{name} = {value}" for name, value in zip(shown.values(), written, strict=True))
+
+
+def _baseline(result: Mapping[str, Any]) -> str:
+    """Says how good a judge is that guesses, or gives every record the mean gold score."""
+    rail = result["methods"]["RAIL"]
+    if "accuracy" in rail:
+        return "That is worse than guessing (.500)." if rail["accuracy"] < 0.5 else "Guessing has .500."
+    gold = [row["gold"] for row in result.get("judgments") or () if None not in (row.get("score"), row.get("gold"))]
+    if not gold or rail.get("rmse") is None:
+        return ""
+    mean = sum(gold) / len(gold)
+    constant = math.sqrt(sum((score - mean) ** 2 for score in gold) / len(gold))
+    if rail["rmse"] >= constant:
+        return f"That is no better than the mean gold score for every record (RMSE = {_short(constant, 3)})."
+    return f"The mean gold score for every record has RMSE = {_short(constant, 3)}."
+
+
+def _best(methods: Mapping[str, Any]) -> str:
+    """Names the method with the lowest RMSE, or the highest accuracy, among those that score the most records."""
+    fewest = min(figures["unscored"] for figures in methods.values())
+    key, choose = ("accuracy", max) if "accuracy" in methods["RAIL"] else ("rmse", min)
+    known = {
+        name: figures[key]
+        for name, figures in methods.items()
+        if figures["unscored"] == fewest and figures.get(key) is not None
+    }
+    if len(known) < 2:
+        return ""
+    best = choose(known, key=lambda name: (known[name], (name == "RAIL") == (choose is max)))  # of ties, RAIL
+    title = "Highest accuracy" if key == "accuracy" else "Lowest RMSE"
+    return f"{title} of {len(known)} methods: {best}{'' if best == 'RAIL' else f' ({_short(known[best], 3)})'}."
+
+
 def markdown(result: Mapping[str, Any]) -> str:
-    """A result of [`~tract_trainer.evaluation.evaluate.evaluate`] as a page with one table."""
+    """A result of [`~tract_trainer.evaluation.evaluate.evaluate`] as a page with its verdict and one table."""
     methods, cots = result["methods"], result["settings"]["num_cots"]
     first = next(iter(methods.values()))
     drawn = f"{cots} rationale{'s' * (cots != 1)} per record" if cots else "no rationales"
@@ -38,26 +95,33 @@ def markdown(result: Mapping[str, Any]) -> str:
     counts = {figures["unscored"] for figures in methods.values()}
     shown = counted(first["n"], first["unscored"]) if len(counts) == 1 else f"n = {first['n']:,}"
     groups = {row.get("group") for row in result.get("judgments", ())}
-    resampled = f", of {len(groups):,} groups of records" if 1 < len(groups) < first["n"] else ""
+    of_groups = f", over {len(groups):,} groups of records" if 1 < len(groups) < first["n"] else ""
+    heads, *rows = figure_rows(methods)
     page = [
         f"# {escaped(result['benchmark']['name'])}: {escaped(result['judge']['name'])}",
-        f"{shown}; {drawn}; probability on the scale {mass}. Intervals are of 95 %{resampled}.",
-        markdown_table([["", *methods], *_rows(methods)]),
+        escaped(verdict(result)),
+        f"{shown}; {drawn}; probability on the scale {mass}. Intervals are 95 %{of_groups}.",
+        markdown_table([heads, *([escaped(name), *cells] for name, *cells in rows)]),
+        calibration_remark(result),
+        TAU_REMARK if "kendall" in first else "",
     ]
-    if calibration := result.get("calibration"):
-        error = figure_with_interval(calibration["error"], calibration["error_ci"])
-        chance = figure_with_interval(calibration["error_by_chance"])
-        page.append(
-            f"Calibration error of the distribution: {error}; a calibrated judge would have {chance} by chance."
-        )
-    return "\n\n".join([*page, *([TAU_REMARK] if "kendall" in first else [])]) + "\n"
+    return "\n\n".join(filter(None, page)) + "\n"
+
+
+def calibration_remark(result: Mapping[str, Any]) -> str:
+    """The calibration error beside the one that a calibrated judge would have; empty if there is none."""
+    found = result.get("calibration") or {}
+    if found.get("error") is None:
+        return ""
+    error, chance = (figure_with_interval(found.get(name)) for name in ("error", "error_by_chance"))
+    return f"Calibration error of the distribution: {error}; a calibrated judge would have {chance} by chance."
 
 
 def model_index(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     Entries of a model card's `model-index` for results of one judge, as the Hub reads them.
 
-    Each figure of RAIL and of the decoded label is a metric, whose name tells its method, interval and n.
+    Each figure of RAIL and of the decoded label is a metric. Its name has the method, the interval and n.
     """
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
@@ -91,27 +155,32 @@ def figure_with_interval(value: float | None, interval: Sequence[float | None] |
     return f"{_short(value, 3)} [{_short(known[0], 2)}, {_short(known[1], 2)}]"
 
 
-def _rows(methods: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Cells of a page's table: a row for each figure, those in the worst case, and those of each subset of pairs."""
-    first, rows = next(iter(methods.values())), []
+def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """
+    A table of figures: a row of heads, and a row for each figure, for each in the worst case, and for each section and
+    subset of pairs. The first cell of a row is its name, the others are of one method each.
+    """
+    found, rows = list(methods.values()), [["", *methods]]
     for name, title in FIGURES.items():
-        if name in first:
-            found = methods.values()
-            rows.append([title, *(figure_with_interval(figures[name], figures.get(f"{name}_ci")) for figures in found)])
-            if any(figures["unscored"] for figures in methods.values()):
-                worst = (figure_with_interval(figures[f"{name}_worst"]) for figures in found)
-                rows.append([f"{title}, if the unscored were worst", *worst])
-    if len({figures["unscored"] for figures in methods.values()}) > 1:
-        rows.append(["unscored", *(f"{figures['unscored']:,}" for figures in methods.values())])
+        if any(name in figures for figures in found):
+            rows.append([title, *(_cell(figures, name) for figures in found)])
+            if any(figures.get(f"{name}_worst") is not None and figures["unscored"] for figures in found):
+                worst = (figure_with_interval(figures.get(f"{name}_worst")) for figures in found)
+                rows.append([f"{title}, unscored at worst", *worst])
+    if len({figures["unscored"] for figures in found}) > 1:
+        rows.append(["unscored", *(f"{figures['unscored']:,}" for figures in found)])
     for kind in ("sections", "subsets"):
-        for part in first.get(kind, ()):
-            of_part = [figures[kind][part] for figures in methods.values()]
-            cells = (figure_with_interval(figures["accuracy"], figures.get("accuracy_ci")) for figures in of_part)
-            rows.append([f"{kind[:-1]} {escaped(part)}", *cells])
+        for part in found[0].get(kind, ()):
+            rows.append([f"{kind[:-1]} {part}", *(_cell(figures[kind][part], "accuracy") for figures in found)])
     return rows
 
 
+def _cell(figures: Mapping[str, Any], name: str) -> str:
+    return figure_with_interval(figures.get(name), figures.get(f"{name}_ci"))
+
+
 def counted(n: int, unscored: int) -> str:
+    """`n = 320, 8 unscored (2.5 %)`."""
     return f"n = {n:,}, {unscored:,} unscored ({100 * unscored / n:.1f} %)" if n else "n = 0"
 
 
@@ -122,11 +191,13 @@ def _metric_name(figures: Mapping[str, Any], name: str, method: str) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as Markdown, the first one as heads. Cells are Markdown already."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]])
 
 
 def on_one_line(text: str) -> str:
+    """`text` with every run of white space as one space."""
     return " ".join(str(text).split())
 
 

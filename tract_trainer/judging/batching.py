@@ -1,8 +1,9 @@
-"""Runs a function over pieces of work, some at a time: in threads where an engine waits on a network."""
+"""Calls a function on pieces of work, several at a time in threads for an engine that waits for a server."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -14,42 +15,45 @@ Result = TypeVar("Result")
 
 def as_finished(function: Callable[[Work], Result], pieces: Iterable[Work], calls: int) -> Iterator[tuple[int, Result]]:
     """
-    `function` of each piece with the piece's number, in the order in which they finish. `pieces` is read as it is used.
+    Yields each piece's number and the result of `function`, in the order in which the calls finish. `pieces` is read
+    as calls become free.
 
     Args:
-        calls (`int`): calls that run at the same time; a single one runs in the caller's thread.
+        calls (`int`): number of calls that run at the same time. A single one runs in the caller's thread.
 
     Raises:
-        The first error of a call, after every call that had begun by then is finished and its result given. Whoever
-        stops reading, or is interrupted, does not wait for them.
+        The first error of a call, after the calls that had begun have finished and their results have been yielded. If
+        the caller stops reading or is interrupted, nothing waits for them.
     """
     if calls == 1:
         yield from ((number, function(piece)) for number, piece in enumerate(pieces))
         return
-    numbered = enumerate(pieces)
-    errors: list[BaseException] = []
-    running: dict[Future[Result], int] = {}
-    pool = ThreadPoolExecutor(calls)
+    finished: SimpleQueue[tuple[int, list[Result], BaseException | None]] = SimpleQueue()
 
-    def start(count: int) -> None:
-        running.update({pool.submit(function, piece): number for number, piece in islice(numbered, count)})
+    def call(number: int, piece: Work) -> None:
+        try:
+            finished.put((number, [function(piece)], None))
+        except BaseException as error:
+            finished.put((number, [], error))
 
-    try:
-        start(calls)
-        while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                number, error = running.pop(future), future.exception()
-                if error is None:
-                    yield number, future.result()
-                else:
-                    errors.append(error)
-            if not errors:
-                start(len(done))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # nothing runs any more, but after an interruption
-    if errors:
-        raise errors[0]
+    def start(count: int) -> int:
+        # Python waits at exit for the threads of a pool, and so for a server that does not answer. Not for daemons.
+        threads = [Thread(target=call, args=pair, daemon=True) for pair in islice(numbered, count)]
+        for thread in threads:
+            thread.start()
+        return len(threads)
+
+    numbered, first_error = enumerate(pieces), None
+    running = start(calls)
+    while running:
+        number, results, error = finished.get()
+        running -= 1
+        first_error = first_error or error
+        yield from ((number, result) for result in results)
+        if first_error is None:
+            running += start(1)
+    if first_error is not None:
+        raise first_error
 
 
 def in_pieces(
@@ -60,9 +64,7 @@ def in_pieces(
     desc: str,
     shown: bool,
 ) -> Iterator[tuple[int, Result]]:
-    """
-    Like [`as_finished`], but for `function` of `size` items at a time: the result of each item with the item's number.
-    """
+    """Like [`as_finished`], with `function` called on `size` items at a time: yields each item's number and result."""
     starts = range(0, len(items), size)
     pieces = ([items[i] for i in range(start, min(start + size, len(items)))] for start in starts)
     with tqdm(total=len(items), desc=desc, unit="record", disable=not shown) as bar:
@@ -73,7 +75,7 @@ def in_pieces(
 
 
 def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:
-    """What [`as_finished`] or [`in_pieces`] gives, in the order of its numbers."""
+    """Yields the results of [`as_finished`] or [`in_pieces`] in the order of their numbers."""
     ready: dict[int, Result] = {}
     due = 0
     for number, result in numbered:

@@ -97,7 +97,7 @@ class Judge:
             FileNotFoundError: there is no `judge_config.json`, and no `scale` is given.
             InputError: the engine is not known or not installed; or `scale` is given for a model that has the file.
         """
-        from transformers import AutoTokenizer
+        from tract_trainer.engines.checkpoints import load_tokenizer
 
         kind = engine_class(engine)
         kwargs = dict(model_kwargs or {})
@@ -108,7 +108,7 @@ class Judge:
             "chat_template_kwargs": None if chat_template_kwargs is None else dict(chat_template_kwargs),
         }
         config = _config(name_or_path, revision, scale, {name: v for name, v in given.items() if v is not None})
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust)
+        tokenizer = load_tokenizer(name_or_path, revision, trust)
         if scale is not None:
             config = replace(config, conversational=tokenizer.chat_template is not None)
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
@@ -222,7 +222,7 @@ class Judge:
         rows = {
             i: self.rows.scored_ids(records[i], rationale.text)
             for i, rationale in enumerate(rationales)
-            if rationale.log_probs is None
+            if rationale.log_probs is None and not rationale.error
         }
         rows = {i: row for i, row in rows.items() if self.fits(row)}
         read = dict(zip(rows, self._read(list(rows.values())), strict=True))

@@ -179,7 +179,7 @@ class _Tally:
         return fits and (label is not None or self.unfinished == "force")
 
     def report(self) -> dict[str, Any]:
-        found = agreement(self.sampled, self.gold, n_resamples=0)
+        found = agreement(self.sampled, self.gold, intervals=False)
         return {
             "rows": self.rows,
             "rationales": len(self.gold),

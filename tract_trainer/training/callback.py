@@ -107,7 +107,7 @@ class JudgeCallback(TrainerCallback):
         }
         logged = {}
         for method, predictions in scores.items():
-            found: Mapping[str, Any] = agreement(predictions, gold, n_resamples=0)
+            found: Mapping[str, Any] = agreement(predictions, gold, intervals=False)
             logged.update({f"judge_{method}_{name}": float(found[name]) for name in FIGURES})
         masses = [judgment.mass for judgment in judgments if not judgment.reason]
         return {**logged, "judge_mass": sum(masses) / len(masses) if masses else float("nan")}

@@ -102,6 +102,6 @@ class ScoreFigures:
         figures = {"ce_loss": sum(batch[2] for batch in batches) / len(batches)}
         if len(rows):
             figures |= dict(zip(MEANS, rows[:, :3].mean(0).tolist(), strict=True))
-            found = agreement(rows[:, 3].tolist(), rows[:, 4].tolist(), n_resamples=0)
+            found = agreement(rows[:, 3].tolist(), rows[:, 4].tolist(), intervals=False)
             figures |= {f"score_{name}": found[name] for name in ("pearson", "spearman", "rmse")}
         return figures

@@ -22,7 +22,7 @@ from trl import ModelConfig
 
 from tract_trainer.scale import IGNORE_INDEX, ScoreTokens
 from tract_trainer.training.config import RegressionAwareSFTConfig
-from tract_trainer.training.score_labels import Cut, describe, target_row, uncut
+from tract_trainer.training.score_labels import Cut, describe, target_row
 from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
 BINS, WIDTH = 10, 40
@@ -69,10 +69,16 @@ class _Preparation(RegressionAwareSFTTrainer):
     def _move_model_to_device(self, model: Any, device: Any) -> None:
         """There is nothing to move."""
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, packing: bool, *rest: Any) -> Any:
-        rows = super(RegressionAwareSFTTrainer, self)._prepare_dataset(
-            dataset, processing_class, uncut(args), False, *rest
-        )
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        rows = self._whole_rows(dataset, processing_class, args, formatting_func, dataset_name)
         settings = {"tokens": self.score_tokens, "cut": Cut.of(args, packing)}
         self.whole = rows.map(target_row, fn_kwargs=settings, desc="Finding the scores")
         return self.whole

@@ -27,7 +27,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.data.datasets import unformatted
 from tract_trainer.data.records import completion_text
-from tract_trainer.data.rendering import pin_date, separator_of
+from tract_trainer.data.rendering import check_reloaded, pin_date, separator_of
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
@@ -49,6 +49,7 @@ from tract_trainer.training.score_labels import (
 
 logger = get_logger(__name__)
 
+SAMPLED = 4  # rows that are read with the saved tokenizer before training
 Datasets: TypeAlias = Dataset | IterableDataset
 
 
@@ -153,6 +154,14 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         """The scale as the tokenizer writes it after the prefix."""
         return ScoreTokens.resolve(self._score_args.scale, self._score_args.score_prefix, self._tokenizer)
 
+    def _whole_rows(
+        self, dataset: Datasets, processing_class: Any, args: SFTConfig, formatting_func: Any, dataset_name: str
+    ) -> Datasets:
+        """`dataset` as TRL tokenises it, neither cut nor shuffled."""
+        self._pin_dates()
+        dataset = with_template_kwargs(unformatted(dataset), self._score_args.template_kwargs)
+        return super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
+
     def _pin_dates(self) -> None:
         """Writes today's date into chat templates that print it, so that the judge is asked with the same one later."""
         now, tokenizer = datetime.now(), self._tokenizer
@@ -174,10 +183,8 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         columns = set(dataset.column_names or next(iter(dataset)))
         if {*COLUMNS, "seq_lengths"} <= columns:  # packed by an earlier call
             return dataset
-        self._pin_dates()
-        dataset = with_template_kwargs(unformatted(dataset), self._score_args.template_kwargs)
         # The score is found on whole rows, in their order: what cuts, shuffles and packs comes afterwards.
-        dataset = super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
+        dataset = self._whole_rows(dataset, processing_class, args, formatting_func, dataset_name)
         given = len(dataset) if isinstance(dataset, Dataset) else None
         with PartialState().local_main_process_first():  # the others read its cache
             dataset, lost = add_score_labels(
@@ -261,6 +268,9 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._figures.begin_training()  # an attempt with batches too large may have left some
+        rows = self.train_dataset
+        if isinstance(rows, Dataset) and "input_ids" in rows.column_names and self.accelerator.is_main_process:
+            check_reloaded(self._tokenizer, rows[:SAMPLED]["input_ids"])
         return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,169 +1,101 @@
-// The list of judgments. Whatever a run's texts hold, they get into the page as text alone: `textContent`, `append`.
+// The list of judgments. Untrusted texts get into the page as text only: `textContent`, `append`, `title`.
 "use strict";
 
 const PAGE = 50;
-const EXCERPT = 300; // characters, more than a line
-const FEW = 12; // labels that fit above the columns; of more, the ends
-const TYPING = 200; // milliseconds without a key before the filter is applied
-const KEYS = {
-  number: (judgment) => judgment.number,
-  gold: (judgment) => judgment.gold,
-  score: (judgment) => judgment.score,
-  error: (judgment) => judgment.error,
-  mass: (judgment) => judgment.mass,
-};
-const ORDERS = ["ascending", "descending"];
+const TYPING = 200; // milliseconds without a key before the filter applies
 
-const results = JSON.parse(document.getElementById("data").textContent).results;
-const list = document.getElementById("list");
-const filter = document.getElementById("filter");
-const unscored = document.getElementById("unscored");
-const chosen = document.getElementById("result");
-const more = document.getElementById("more");
-const USUAL = { result: 0, sort: "error", order: "descending", unscored: false, filter: "" };
-const state = { ...USUAL };
-let found = [];
-let shown = 0;
+const byId = (id) => document.getElementById(id);
+const { results } = JSON.parse(byId("data").textContent);
+const list = byId("list");
+const heads = [...list.querySelectorAll("[data-sort]")];
+const KEYS = heads.map((head) => head.dataset.sort);
+let state, found, shown; // what is chosen, as in the address, so that a view can be linked to
 
-for (const { judgments } of results) judgments.forEach((judgment, index) => (judgment.number = index + 1));
-
-function element(tag, className, text) {
+function element(tag, className = "", ...content) {
   const made = document.createElement(tag);
   if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
+  made.append(...content);
   return made;
 }
 
-function written(value, digits) {
+function written(value, digits = 2) {
   if (value === null) return "–";
-  const text = value.toFixed(digits);
-  return Number.isInteger(value) ? String(value) : text;
+  return Number.isInteger(value) ? String(value) : value.toFixed(digits);
 }
 
-// State, which the part of the address after # holds, so that a view can be linked to.
+const result = () => results[Number(state.get("result")) || 0] ?? results[0];
+const sort = () => (KEYS.includes(state.get("sort")) ? state.get("sort") : "error");
+const usualOrder = () => (sort() === "error" ? "descending" : "ascending");
+const order = () => (["ascending", "descending"].includes(state.get("order")) ? state.get("order") : usualOrder());
 
-function readAddress() {
-  const given = new URLSearchParams(location.hash.slice(1));
-  Object.assign(state, USUAL);
-  if (results[Number(given.get("result"))]) state.result = Number(given.get("result"));
-  if (Object.hasOwn(KEYS, given.get("sort"))) {
-    state.sort = given.get("sort");
-    state.order = usualOrder(state.sort);
-  }
-  if (ORDERS.includes(given.get("order"))) state.order = given.get("order");
-  state.unscored = given.get("unscored") === "first";
-  state.filter = given.get("filter") ?? "";
-}
-
-function writeAddress() {
-  const given = new URLSearchParams({ sort: state.sort, order: state.order });
-  if (state.result) given.set("result", state.result);
-  if (state.unscored) given.set("unscored", "first");
-  if (state.filter) given.set("filter", state.filter);
-  history.replaceState(null, "", "#" + given);
-}
-
-function usualOrder(key) {
-  return key === "error" ? "descending" : "ascending";
-}
-
-function change(changes) {
-  Object.assign(state, changes);
-  writeAddress();
+function change(key, value) {
+  state.set(key, value);
+  history.replaceState(null, "", "#" + state);
   draw();
 }
 
-// Which judgments, and in which order
-
 function matches(judgment, words) {
-  judgment.words ??= [judgment.prompt, judgment.rationale, judgment.reason, judgment.place].join("\n").toLowerCase();
+  judgment.words ??= [judgment.prompt, judgment.rationale, judgment.reason, judgment.record].join("\n").toLowerCase();
   return judgment.words.includes(words);
 }
 
 function compare(a, b) {
-  if (state.unscored && (a.score === null) !== (b.score === null)) return a.score === null ? -1 : 1;
-  const [x, y] = [KEYS[state.sort](a), KEYS[state.sort](b)];
-  if (x === null || y === null) return (x === null) - (y === null) || a.number - b.number; // not known: last
-  return (state.order === "ascending" ? x - y : y - x) || a.number - b.number;
+  const [x, y] = [a[sort()], b[sort()]];
+  const unscored = state.get("unscored") === "first" && (b.score === null) - (a.score === null);
+  const distance = order() === "ascending" ? x - y : y - x;
+  return unscored || (x === null) - (y === null) || distance || a.number - b.number; // what is not known is last
 }
 
-// Drawing
-
 function draw() {
-  const words = state.filter.toLowerCase();
-  const { judgments } = results[state.result];
-  found = judgments.filter((judgment) => !words || matches(judgment, words)).sort(compare);
+  const { judgments, labels } = result();
+  const words = state.get("filter") ?? "";
+  found = judgments.filter((judgment) => matches(judgment, words.toLowerCase())).sort(compare);
   for (const body of [...list.tBodies]) body.remove();
-  shown = 0;
-  for (const button of list.querySelectorAll("[data-sort]")) {
-    const head = button.closest("th");
-    if (button.dataset.sort === state.sort) head.setAttribute("aria-sort", state.order);
-    else head.removeAttribute("aria-sort");
+  for (const head of heads) {
+    if (head.dataset.sort === sort()) head.parentElement.setAttribute("aria-sort", order());
+    else head.parentElement.removeAttribute("aria-sort");
   }
-  document.getElementById("labels").replaceChildren(...labels(results[state.result].scale));
-  [chosen.value, filter.value, unscored.checked] = [String(state.result), state.filter, state.unscored];
+  byId("labels").textContent = labels.length ? `probability of ${labels[0]} to ${labels.at(-1)}` : "";
+  byId("result").value = results.indexOf(result());
+  byId("filter").value = words;
+  byId("unscored").checked = state.get("unscored") === "first";
+  shown = 0;
   showMore();
 }
 
-function labels(scale) {
-  const sorted = [...scale].sort((a, b) => a.value - b.value);
-  const few = sorted.length <= FEW ? sorted : [sorted[0], sorted.at(-1)];
-  return few.map(({ label }) => element("bdi", "", label));
-}
-
 function showMore() {
-  const { scale, judgments } = results[state.result];
-  for (const judgment of found.slice(shown, shown + PAGE)) list.append(body(judgment, scale));
+  for (const judgment of found.slice(shown, shown + PAGE)) list.append(row(judgment));
   shown = Math.min(found.length, shown + PAGE);
-  more.hidden = shown === found.length;
-  const missing = judgments.filter((judgment) => judgment.score === null).length;
-  const counts = [shown, found.length, judgments.length, missing].map((count) => count.toLocaleString("en"));
-  document.getElementById("status").textContent =
-    `${counts[0]} of ${counts[1]} shown` +
-    (found.length < judgments.length ? `, of ${counts[2]} judgments` : "") +
-    `; ${counts[3]} unscored.`;
+  byId("more").hidden = shown === found.length;
+  const { judgments } = result();
+  const unscored = judgments.filter((judgment) => judgment.score === null).length;
+  const all = found.length < judgments.length ? `, of ${judgments.length} judgments` : "";
+  byId("status").textContent = `${shown} of ${found.length} shown${all}; ${unscored} unscored.`;
 }
 
-function body(judgment, scale) {
-  const made = element("tbody");
-  const row = made.insertRow();
-  const head = element("th", "", judgment.number);
-  head.scope = "row";
-  row.append(head);
-  row.append(element("td", "", written(judgment.gold, 2)), element("td", "", written(judgment.score, 2)));
-  row.append(element("td", "", written(judgment.error, 2)), element("td", "", written(judgment.mass, 3)));
-  row.append(element("td"));
-  row.lastChild.append(picture(judgment.probs, scale, judgment));
-  const cell = element("td", "text");
-  cell.colSpan = 6;
-  cell.append(texts(judgment, scale));
-  made.insertRow().append(cell);
-  return made;
-}
-
-function texts(judgment, scale) {
-  const made = element("details");
-  const first = judgment.reason || judgment.rationale || judgment.prompt || "no text";
-  const about = [judgment.place, judgment.score === null ? "unscored" : "", first.slice(0, EXCERPT)];
-  const summary = element("summary", "", about.filter(Boolean).join(": "));
+function row(judgment) {
+  const { labels } = result();
+  const cells = [judgment.gold, judgment.score, judgment.error].map((value) => element("td", "", written(value)));
+  cells.push(element("td", "", written(judgment.mass, 3)), element("td", "", bars(judgment.probs, judgment, labels)));
+  const excerpt = (judgment.reason || judgment.rationale || judgment.prompt || "no text").slice(0, 300);
+  const summary = element("summary", "", judgment.score === null ? `unscored: ${excerpt}` : excerpt);
   summary.dir = "auto";
-  made.append(summary);
-  made.addEventListener("toggle", () => made.append(...whole(judgment, scale)), { once: true });
-  return made;
+  const details = element("details", "", summary);
+  details.addEventListener("toggle", () => details.append(...reading(judgment, labels)), { once: true });
+  const text = element("td", "text", details);
+  text.colSpan = KEYS.length + 1;
+  return element("tbody", "", element("tr", "", element("th", "", judgment.number), ...cells), element("tr", "", text));
 }
 
-function whole(judgment, scale) {
-  const { reason, rationale, prompt } = judgment;
-  const parts = [["Why it is unscored", reason], ["Rationale", rationale], ["Prompt", prompt]];
-  const made = judgment.place ? [element("p", "note", judgment.place)] : [];
-  made.push(...parts.filter(([, text]) => text).flatMap(([title, text]) => [element("h4", "", title), said(text)]));
-  const facts = element("p", "note", `Standard deviation: ${written(judgment.std, 2)}. `);
-  if (judgment.label) facts.append("Label it wrote: ", element("bdi", "", judgment.label));
-  made.push(facts);
-  if (judgment.rationales.length > 1) {
-    made.push(element("h4", "", `Its ${judgment.rationales.length} rationales`), drawn(judgment, scale));
+function reading(judgment, labels) {
+  const parts = [["Why it is unscored", judgment.reason], ["Rationale", judgment.rationale], ["Prompt", judgment.prompt]];
+  parts.push(["Record", judgment.record]);
+  const made = parts.filter(([, text]) => text).flatMap(([title, text]) => [element("h4", "", title), said(text)]);
+  for (const { label, probs, tokens, forced } of judgment.rationales) {
+    const about = element("span", "", "Label ", element("bdi", "", label || "–"), `, ${tokens ?? "?"} tokens`);
+    made.push(element("div", "drawn", bars(probs, judgment, labels), about, forced ? "forced" : ""));
   }
-  return made;
+  return [...made, element("p", "note", `Standard deviation: ${written(judgment.std)}`)];
 }
 
 function said(text) {
@@ -173,77 +105,39 @@ function said(text) {
   return made;
 }
 
-function drawn(judgment, scale) {
-  const made = element("ul", "drawn");
-  for (const { label, probs, tokens, forced } of judgment.rationales) {
-    const item = element("li");
-    const rest = (tokens === null ? "" : `, ${tokens} tokens`) + (forced ? ", forced" : "");
-    item.append(picture(probs, scale, { gold: judgment.gold, score: null }), "label ");
-    item.append(element("bdi", "", label || "–"), rest); // a label's own direction ends with it
-    made.append(item);
-  }
+function bars(probs, { nearest }, labels) {
+  const made = element("div", "bars");
+  probs.forEach((prob, place) => {
+    const bar = element("i", nearest.includes(place) ? "gold" : "");
+    bar.style.height = `${100 * prob}%`;
+    made.append(bar);
+  });
+  made.title = probs.map((prob, place) => `${labels[place]}: ${prob}`).join(", ") || "no distribution";
   return made;
 }
 
-function picture(probs, scale, { gold, score }) {
-  const made = element("div", "scale");
-  const columns = probs.map((prob, index) => ({ label: String(index + 1), value: null, ...scale[index], prob }));
-  columns.sort((a, b) => a.value - b.value);
-  for (const { prob } of columns) {
-    const column = element("span", "column");
-    const bar = element("span", "bar");
-    bar.style.height = `${100 * Math.min(1, Math.max(0, prob))}%`;
-    column.append(bar);
-    made.append(column);
-  }
-  for (const [kind, value] of [["score", score], ["gold", gold]]) {
-    const place = position(value, columns.map(({ value }) => value));
-    if (place === null) continue;
-    const mark = element("span", `mark ${kind}`);
-    mark.style.left = `${place}%`;
-    made.append(mark);
-  }
-  made.setAttribute("role", "img");
-  const shares = columns.map(({ label, prob }) => `${label}: ${prob}`).join(", ");
-  made.setAttribute("aria-label", `${shares || "no distribution"}; gold ${written(gold, 2)}`);
-  return made;
-}
-
-// Where a value is between the middles of the columns, in percent; they need not be at equal distances on the scale.
-function position(value, values) {
-  if (value === null || !values.length || values.includes(null)) return null;
-  const above = values.findIndex((other) => other >= value);
-  if (above <= 0) return (100 * (above ? values.length - 0.5 : 0.5)) / values.length;
-  const share = (value - values[above - 1]) / (values[above] - values[above - 1]);
-  return (100 * (above - 0.5 + share)) / values.length;
-}
-
-// Controls
-
-for (const button of list.querySelectorAll("[data-sort]")) {
-  const key = button.dataset.sort;
-  button.addEventListener("click", () => {
-    const turned = state.order === "ascending" ? "descending" : "ascending";
-    change({ sort: key, order: state.sort === key ? turned : usualOrder(key) });
+for (const head of heads) {
+  head.addEventListener("click", () => {
+    const key = head.dataset.sort;
+    if (key === sort()) return change("order", order() === "ascending" ? "descending" : "ascending");
+    state.delete("order");
+    change("sort", key);
   });
 }
 let waiting;
-filter.addEventListener("input", () => {
+byId("filter").addEventListener("input", ({ target }) => {
   clearTimeout(waiting);
-  waiting = setTimeout(() => change({ filter: filter.value }), TYPING);
+  waiting = setTimeout(() => change("filter", target.value), TYPING);
 });
-unscored.addEventListener("change", () => change({ unscored: unscored.checked }));
-chosen.addEventListener("change", () => change({ result: Number(chosen.value) }));
-more.addEventListener("click", () => {
-  const before = shown;
-  showMore();
-  list.tBodies[before].querySelector("summary").focus();
-});
-addEventListener("hashchange", () => {
-  if (!location.hash.includes("=")) return; // a link to a section
-  readAddress();
+byId("unscored").addEventListener("change", ({ target }) => change("unscored", target.checked ? "first" : ""));
+byId("result").addEventListener("change", ({ target }) => change("result", target.value));
+byId("more").addEventListener("click", showMore);
+
+function readAddress() {
+  if (state && !location.hash.includes("=")) return; // a link to a section
+  state = new URLSearchParams(location.hash.slice(1));
   draw();
-});
-document.getElementById("browser").hidden = false;
+}
+addEventListener("hashchange", readAddress);
+byId("browser").hidden = false;
 readAddress();
-draw();
