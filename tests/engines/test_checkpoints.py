@@ -92,6 +92,14 @@ def test_the_identity_is_of_the_weights_alone(folder):
     assert SavedJudge.find(shutil.copytree(folder, folder.parent / "copy")).identity == identity
 
 
+def test_the_identity_of_an_adapter_changes_with_its_base(folder, tmp_path):
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig()).save_pretrained(tmp_path / "adapter")
+    identity = SavedJudge.find(tmp_path / "adapter").identity
+    assert SavedJudge.find(tmp_path / "adapter").identity == identity
+    change(folder / "model.safetensors", "lm_head.weight", lambda tensor: tensor + 1e-3)
+    assert SavedJudge.find(tmp_path / "adapter").identity != identity
+
+
 # Missing weights
 
 
@@ -213,3 +221,10 @@ def test_code_in_a_repository_is_not_run_even_if_the_terminal_says_yes(folder, t
     assert not marker.exists()
     AutoModelForCausalLM.from_pretrained(folder)  # what the library does unless it is told not to
     assert marker.exists()
+
+
+def test_a_revision_among_the_arguments_of_the_model_is_refused(folder):
+    """That of the judge is another argument, and that of an adapter's base model is in the adapter's config."""
+    with pytest.raises(InputError, match=r"^model_kwargs must not hold 'revision'\. Give revision=\.\.\. beside it"):
+        Judge.from_pretrained(folder, model_kwargs={"revision": "main"})
+    Judge.from_pretrained(folder, revision="main")

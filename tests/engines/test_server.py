@@ -5,7 +5,10 @@ import json
 import logging
 import math
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,14 +106,16 @@ class Clock:
     def monotonic(self):
         return self.now
 
-    def sleep(self, seconds):
+    async def sleep(self, seconds):
         self.now += seconds
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(server_engine, "time", Clock())
-    return server_engine.time
+    clock = Clock()
+    monkeypatch.setattr(server_engine, "time", clock)
+    monkeypatch.setattr(server_engine, "sleep", clock.sleep)
+    return clock
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +359,8 @@ def test_a_refusal_is_not_tried_again(folder, local, code):
         judge = connect(folder, server)
         with pytest.raises(ValueError, match=rf"^{server.url}/completions refuses the request: .*made up {code}"):
             judge.score(RECORDS[0], **SAMPLING)
-    assert len(server.asked) == 2
+    # Of a prompt that is refused, the engine asks whether another one is, too.
+    assert len(server.asked) == (3 if code in (400, 422) else 2)
 
 
 @pytest.mark.parametrize("failure", [status(500), status(429), cut], ids=["500", "429", "cut"])
@@ -405,7 +411,7 @@ def test_a_server_without_the_log_probabilities_is_refused_before_any_work(folde
 def tampered(local, change):
     """Fails at the first request after the engine's own probe: `change` has its way with the log-probabilities."""
     finished = {"tokens": [f"token_id:{i}" for i in local.engine.tokens.tokenizer(f"{PREFIX}4")["input_ids"]]}
-    place = {f"token_id:{i}": -1.0 for i in local.engine.tokens.ids}
+    place = {f"token_id:{i}": -2.0 for i in local.engine.tokens.ids}
     finished["top_logprobs"] = [dict(place) for _ in finished["tokens"]]
     change(finished["top_logprobs"])
     choice = {"index": 0, "text": "", "finish_reason": "stop", "logprobs": finished}
@@ -437,7 +443,7 @@ def test_a_server_whose_model_gives_no_numbers_leaves_a_record_unscored_with_the
     with serving(local, fail=tampered(local, change)) as server:
         judgment = connect(folder, server).score(RECORDS[0], **SAMPLING)
     assert math.isnan(judgment.score) and judgment.label is None
-    assert judgment.reason.startswith("The model gives no numbers (NaN) for the labels of 1 of 1 rationales.")
+    assert judgment.reason.startswith("1 of 1 rationales: the model gives no numbers (NaN) for the labels.")
 
 
 @pytest.mark.parametrize("cards", [[], None], ids=["an empty list", "none"])
@@ -640,9 +646,193 @@ def test_a_judgment_is_kept_though_one_before_it_is_not_made(folder, local, tmp_
         if "number 0." not in local.engine.tokens.tokenizer.decode(asked["prompt"]):
             return None
         wait_for(lambda: len(server.asked) == 41)
-        return status(400)
+        return status(401)
 
     with serving(local, fail=fail) as server, pytest.raises(InputError, match="refuses the request"):
         work(connect(folder, server), records, tmp_path)
     (shard,) = tmp_path.glob("*.unfinished/process-00000.jsonl")
     assert sorted(json.loads(line)["key"] for line in shard.open()) == sorted(str(i) for i in range(1, 40))
+
+
+# Records that a server refuses
+
+
+def refusing(local, times=99, code=400):
+    """Refuses prompts of record 2 with a reason."""
+    said = {"error": {"message": "This model's maximum context length is 99 tokens."}}
+
+    def fail(number, asked):
+        refused = "names 2 facts" in local.engine.tokens.tokenizer.decode(asked["prompt"])
+        return (lambda handler: handler.reply(said, code)) if refused else None
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [400, 413, 422])
+@pytest.mark.parametrize("unfinished", ["unscored", "force"])
+def test_a_record_that_the_server_refuses_is_unscored_with_its_reason(folder, local, caplog, code, unfinished):
+    greedy = {"temperature": 0, "repetition_penalty": 1, "unfinished": unfinished, **SAMPLING}
+    expected = local.score(RECORDS, 2, **greedy)
+    with serving(local, fail=refusing(local, code=code)) as server:
+        found = connect(folder, server).score(RECORDS, 2, **greedy)
+    assert math.isnan(found[2].score) and found[2].rationales[0].error == found[2].reason
+    assert found[2].reason.startswith(f"{server.url}/completions refuses the request: Error code: {code}")
+    assert "This model's maximum context length is 99 tokens." in found[2].reason
+    others = [0, 1, 3, 4, 5, 6, 7]
+    assert [found[i].score for i in others] == pytest.approx([expected[i].score for i in others], abs=1e-4, nan_ok=True)
+    assert sum(not found[i].reason for i in others) >= 5
+    said = [r.message for r in caplog.records if r.levelno == logging.WARNING and r.name == server_engine.__name__]
+    assert said == [f"A record remains unscored: {found[2].reason}"]
+
+
+def test_a_rationale_that_the_server_does_not_score_leaves_the_others_scored(folder, local):
+    with serving(local, fail=refusing(local)) as server:
+        found = connect(folder, server).rescore(RECORDS, ["Clear."] * 8)
+    assert [math.isnan(judgment.score) for judgment in found] == [i == 2 for i in range(8)]
+    assert found[2].reason
+
+
+@pytest.mark.parametrize("records", [RECORDS[:1], RECORDS * 9], ids=["one", "many"])
+def test_settings_that_the_server_refuses_end_the_run(folder, local, records):
+    """As those of a model that reads less than `max_new_tokens`."""
+    with serving(local, fail=lambda number, asked: status(400) if asked["max_tokens"] > 50 else None) as server:
+        judge = connect(folder, server)
+        with pytest.raises(InputError, match="refuses the request: Error code: 400 - made up 400"):
+            judge.score(records, max_new_tokens=60)
+        assert all(not judgment.reason for judgment in judge.rescore(RECORDS, ["Clear."] * 8))
+
+
+def test_a_server_that_refuses_everything_from_some_record_on_ends_the_run(folder, local):
+    with serving(local, fail=lambda number, asked: status(400) if number > 9 else None) as server:
+        found = connect(folder, server, concurrency=1).stream(RECORDS * 9, max_new_tokens=2)
+        with pytest.raises(InputError, match="refuses the request"):
+            for judgment in found:
+                assert "refuses" not in judgment.reason
+    assert sum(len(asked["prompt"]) > 1 for asked in server.asked[10:]) <= 2  # one is refused; one may have begun
+
+
+def test_the_length_of_a_model_can_be_given_where_the_server_does_not_tell_it(folder, local):
+    with serving(local) as server:
+        server.cards[0]["max_model_len"] = None
+        judge = connect(folder, server, max_model_len=40)
+        long, short = judge.score([{"prompt": "word " * 99}, {"prompt": "Rate it."}])
+        assert connect(folder, server).engine.max_length is None
+        server.cards[0]["max_model_len"] = 30
+        assert connect(folder, server, max_model_len=40).engine.max_length == 30
+    assert long.reason.endswith("and the model reads 40.") and short.rationales[0].num_tokens > 0
+    assert max(len(asked["prompt"]) + asked["max_tokens"] for asked in server.asked) == 40
+
+
+def without_log_probs(asked, complete):
+    reply = complete(asked)
+    reply["choices"][0]["logprobs"] = None
+    return lambda handler: handler.reply(reply)
+
+
+def test_a_reply_without_log_probabilities_is_asked_for_again(folder, local):
+    greedy = {"temperature": 0, "repetition_penalty": 1, **SAMPLING}
+    with serving(local) as server:
+        server.fail = lambda number, asked: without_log_probs(asked, server.complete) if number in (1, 2) else None
+        found = connect(folder, server).score(RECORDS[0], **greedy)
+    assert found.score == pytest.approx(local.score(RECORDS[0], **greedy).score, abs=1e-4)
+    assert len(server.asked) == 4
+
+
+def test_a_record_that_never_gets_log_probabilities_is_unscored_with_the_reason(folder, local):
+    refused = refusing(local)
+    with serving(local) as server:
+        server.fail = lambda number, asked: refused(number, asked) and without_log_probs(asked, server.complete)
+        found = connect(folder, server).score(RECORDS, **SAMPLING)
+    assert "does not return the log-probabilities of the scale" in found[2].reason
+    assert not any("does not return" in judgment.reason for i, judgment in enumerate(found) if i != 2)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1e300])
+def test_log_probabilities_that_are_none_are_no_score(folder, local, value):
+    def change(places):
+        places[-1].update(dict.fromkeys(places[-1], value))
+
+    with serving(local, fail=tampered(local, change)) as server:
+        judge = connect(folder, server)
+        with pytest.raises(InputError, match="does not return the log-probabilities of the scale"):
+            judge.score(RECORDS[0], **SAMPLING)
+
+
+# Waiting, and what is said
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for(folder, local, part):
+    def trickle(handler):
+        if part == "body":
+            handler.send_response(200)
+            handler.send_header("Content-Length", "1000")
+            handler.end_headers()
+        with contextlib.suppress(OSError):
+            for byte in b"HTTP/1.1 200 " + b"O" * 300 if part == "headers" else b" " * 300:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.3)
+
+    with serving(local, fail=first_then(trickle, times=99)) as server:
+        judge = connect(folder, server, max_retries=1)
+        judge.engine.servers.timeout = 1  # after the probe, which a busy machine may be slow to answer
+        started = time.monotonic()
+        with pytest.raises(ConnectionError, match=r"in 2 tries: It did not answer within timeout=1 seconds\. Is the"):
+            judge.score(RECORDS[0], **SAMPLING)
+    assert time.monotonic() - started < 50  # of the 90 s that the server takes
+    assert len(server.asked) == 3
+
+
+def test_a_long_wait_that_a_server_asks_for_is_logged(folder, local, clock, caplog):
+    with serving(local, fail=first_then(status(429, Retry_After="11"))) as server:
+        connect(folder, server).rescore(RECORDS[:1], ["Clear."])
+    said = [record.message for record in caplog.records if record.name == server_engine.__name__]
+    assert said[-1] == f"{server.url}/ asks to wait: trying again in 11 seconds." and clock.now == 11
+
+
+SECRETS = ["sesame", "a/b@c", "key123"]
+
+
+@pytest.mark.parametrize("failure", [status(400), status(401), status(500), cut, lambda handler: time.sleep(3)])
+def test_no_message_holds_a_password(folder, local, failure, clock, caplog):
+    caplog.set_level(logging.INFO, logger=server_engine.__name__)
+    with serving(local, fail=first_then(failure, 99)) as server:
+        url = server.url.replace("//", "//me:sesame@")
+        judge = connect(folder, server, base_url=[url, f"{url}?key=key123"], max_retries=1)
+        judge.engine.servers.timeout = 2
+        with pytest.raises((InputError, ConnectionError)) as raised:
+            judge.score(RECORDS[0], max_new_tokens=2)
+    said = "\n".join([str(raised.value), *(r.getMessage() for r in caplog.records if r.name == server_engine.__name__)])
+    assert f"{server.url}/" in said and not any(secret in said for secret in SECRETS)
+
+
+@pytest.mark.parametrize("url", ["ftp://me:sesame@host/v1", "me:a/b@c@host/v1", "host/v1?key=key123"])
+def test_no_message_of_a_wrong_address_holds_a_password(folder, url):
+    for given in (url, ["http://host/v1", url]):
+        with pytest.raises(InputError, match="base_url must be an address") as raised:
+            Judge.from_pretrained(folder, "server", model_kwargs={"base_url": given})
+        assert "host/v1" in str(raised.value) and not any(secret in str(raised.value) for secret in SECRETS)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_at_once_with_what_was_finished_though_the_server_never_answers(folder, local, tmp_path):
+    source, target, over = tmp_path / "records.jsonl", tmp_path / "judged.jsonl", threading.Event()
+    source.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 3))
+    command = [sys.executable, "-m", "tract_trainer", "judge", "--model", str(folder), "--engine", "server"]
+    command += ["--input", str(source), "--output", str(target), "--max_new_tokens", "2"]
+    with serving(local, fail=lambda number, asked: (lambda handler: over.wait(120)) if number > 9 else None) as server:
+        command += ["--base_url", server.url, "--model_kwargs", '{"concurrency": 4}']
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: len(server.asked) == 14)  # the probe, 9 that are answered, and 4 that are not
+        written = tmp_path / "judged.jsonl.unfinished" / "process-00000.jsonl"
+        wait_for(lambda: written.read_bytes().count(b"\n") == 9)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        said = next(line for line in process.stderr if line.startswith("tract judge: "))
+        took = time.monotonic() - started
+        rest = process.communicate(timeout=60)[1]  # Python clears up, which takes it seconds on a busy machine
+        over.set()
+    assert said.startswith("tract judge: stopped. What is on disk is kept") and not rest
+    assert took < 5, f"{took:.1f} s"
+    assert process.returncode == 130
+    assert written.read_bytes().count(b"\n") == 9

@@ -87,16 +87,29 @@ class SavedJudge:
 
     @cached_property
     def identity(self) -> str:
-        """A fingerprint of the weights, or of the Hub revision if the weights are not on this machine."""
-        weights = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]
-        files = sorted(file for file in weights if file.name != "training_args.bin")
-        found = [(file.name, _fingerprint(file)) for file in files] or self.commit
-        return digest(self.base, self.base_revision, found)[:16]
+        """
+        A fingerprint of the weights, and of a base model's in a folder. Those of a Hub repository that are not on this
+        machine are named by their revision.
+        """
+        folders = [self.folder, *([Path(self.base)] if self.base and Path(self.base).is_dir() else [])]
+        files = [
+            file for folder in folders for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))
+        ]
+        weights = [(file.name, _fingerprint(file)) for file in files if file.name != "training_args.bin"]
+        return digest(self.base, self.base_revision, weights or self.commit)[:16]
 
     @property
     def commit(self) -> str | None:
         """Hub commit of the files; `None` for a folder of the user's."""
         return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+    def check_base(self) -> None:
+        """Raises `InputError` for an adapter that cannot be loaded because its base model is unknown."""
+        if self.peft_type is not None and not self.base:
+            raise InputError(
+                f"The adapter in {self.folder} names no base model: it was trained on one made in memory. Save that "
+                "model, and name its folder as base_model_name_or_path in adapter_config.json."
+            )
 
 
 def lora_limit(rank: int) -> int:
@@ -189,11 +202,7 @@ def load_judge_model(name_or_path: str | Path, revision: str | None, **model_kwa
         InputError: weights are missing or damaged, or an adapter does not fit its base model.
     """
     saved = SavedJudge.find(name_or_path, revision, weights=False)
-    if saved.peft_type is not None and not saved.base:
-        raise InputError(
-            f"The adapter in {saved.folder} names no base model: it was trained on one made in memory. Save that "
-            "model, and name its folder as base_model_name_or_path in adapter_config.json."
-        )
+    saved.check_base()
     # Transformers asks on a terminal whether to run a repository's code, unless it is told not to.
     kwargs = {"trust_remote_code": False, "revision": revision if saved.base is None else saved.base_revision}
     kwargs = {name: value for name, value in (kwargs | model_kwargs).items() if value is not None}

@@ -1,21 +1,25 @@
-"""Turns prompts into rationales with a server that speaks OpenAI's completions protocol, such as `vllm serve`.
+"""Writes rationales with a server that speaks OpenAI's completions protocol, such as `vllm serve`.
 
-Prompts travel as token ids, and so do the tokens written: nothing is tokenised again on the way. The server must return
-the log-probabilities of given tokens (`logprob_token_ids`, an extension of vLLM's); one is asked once, before any work.
+Prompts and completions are exchanged as token ids, so nothing is tokenised twice. The server must return the
+log-probabilities of given tokens (`logprob_token_ids`, an extension by vLLM), which one request tests before any work.
 """
 
+import asyncio
+import functools
 import logging
 import math
 import os
 import random
 import re
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from asyncio import sleep
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 
@@ -27,26 +31,45 @@ from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
 CONNECT = 5.0
-"""Seconds to connect in."""
+"""Seconds within which a server must accept a connection."""
+
+NEXT_TOKEN = Sampling(temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=1)
+
+READS = 3
+"""Number of times that a request is made whose reply lacks log-probabilities."""
+
+MAX_TOTAL = 1.01
+"""Largest sum of the probabilities of different tokens, with the rounding of half precision."""
 
 ID = "token_id:"
+
+
+class RefusedError(InputError):
+    """A server does not complete one prompt. It may complete others."""
 
 
 class ServerEngine:
     """
     Args:
-        clients (`Sequence[openai.OpenAI]`): the servers of one model, each asked once a try. A request goes to the next
-            one in turn, and on to another if that one does not answer.
-        model (`str`, *optional*): name the model is served under; needed where a server has several.
+        clients (`Sequence[openai.AsyncOpenAI]`):
+            Servers of the same model. Requests take turns; one that a server does not answer goes to the next server.
+        model (`str`, *optional*): name of the served model, needed if a server has several.
         saved ([`~tract_trainer.engines.checkpoints.SavedJudge`]): the judge's files.
         tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as its tokenizer writes it.
         config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked.
-        concurrency (`int`, *optional*, defaults to `64`): requests under way at the same time.
-        max_retries (`int`, *optional*, defaults to `8`): further tries of a request that no server answers.
+        concurrency (`int`, *optional*, defaults to `64`): number of requests at the same time.
+        max_retries (`int`, *optional*, defaults to `8`): number of retries of a request that no server answers.
+        timeout (`float`, *optional*, defaults to `600.0`): seconds within which a server must answer a request.
+        max_model_len (`int`, *optional*):
+            Maximum tokens of a prompt with its rationale, for a server that does not tell.
 
     Raises:
-        ValueError: the server has no such model, or does not return the log-probabilities of the scale.
+        ValueError: the server does not serve this model, or does not return the log-probabilities of the scale.
         ConnectionError: no server answers.
     """
 
@@ -54,24 +77,33 @@ class ServerEngine:
 
     def __init__(
         self,
-        clients: Sequence[openai.OpenAI],
+        clients: Sequence[openai.AsyncOpenAI],
         model: str | None,
         saved: SavedJudge,
         tokens: ScoreTokens,
         config: JudgeConfig,
         concurrency: int = 64,
         max_retries: int = 8,
+        timeout: float = 600.0,
+        max_model_len: int | None = None,
     ) -> None:
-        if concurrency < 1 or max_retries < 0:
-            raise InputError(f"Expected concurrency >= 1 and max_retries >= 0, got {concurrency} and {max_retries}.")
-        self.servers = Servers(clients, max_retries)
+        if concurrency < 1 or max_retries < 0 or timeout <= 0:
+            raise InputError(
+                f"Expected concurrency >= 1, max_retries >= 0 and timeout > 0, got {concurrency}, {max_retries} and "
+                f"{timeout}."
+            )
+        self.servers = Servers(clients, max_retries, timeout)
         self.saved, self.tokens, self.calls = saved, tokens, concurrency
-        self.pool = ThreadPoolExecutor(concurrency)
+        self.slots = asyncio.Semaphore(concurrency)
+        self.accepted: set[Sampling] = set()  # settings with which the servers have completed a prompt
+        self.refused = False  # whether they have refused one
         self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
         served = self._served(model)
         self.model, self.root = next(iter(served.values()))[:2]
-        self.max_length = min((room for *_, room in served.values() if room), default=None)
-        self.score([[self.stop_ids[0]]])
+        limits = [max_model_len, *(limit for *_, limit in served.values())]
+        self.max_length = min((limit for limit in limits if limit), default=None)
+        _run(self._complete([self.stop_ids[0]], 0, NEXT_TOKEN, reads=1))
+        self.accepted.add(NEXT_TOKEN)
 
     @classmethod
     def from_pretrained(
@@ -85,71 +117,62 @@ class ServerEngine:
         batch_size: int | None = None,
         served_model: str | None = None,
         timeout: float = 600.0,
-        max_retries: int = 8,
         **kwargs: Any,
     ) -> "ServerEngine":
         """
         Args:
-            name_or_path (`str`): folder or repository of the judge, for its tokenizer; its weights stay where they are.
-            base_url (`str` or `Sequence[str]`): e.g. `"http://localhost:8000/v1"`; several for several servers.
-            served_model (`str`, *optional*): see `model` of the class.
-            timeout (`float`, *optional*, defaults to `600.0`): seconds to wait for an answer; for a connection, 5.
-            max_retries (`int`, *optional*, defaults to `8`): further tries of a request, with 30 to 40 s of
-                waiting between them.
+            name_or_path (`str`): folder or repository of the judge, for its tokenizer. Its weights are not loaded.
+            base_url (`str` or `Sequence[str]`): address such as `"http://localhost:8000/v1"`, or several.
+            served_model (`str`, *optional*): `model` of the class.
+            timeout (`float`, *optional*, defaults to `600.0`):
+                Seconds within which a server must answer a request, and at most 5 within which it must accept it.
+            **kwargs: `concurrency`, `max_retries`, `max_model_len` of the class.
         """
         if batch_size is not None:
-            raise InputError("The server packs requests itself: set concurrency instead of batch_size.")
+            raise InputError("The server batches requests itself: set concurrency instead of batch_size.")
         clients = [
-            openai.OpenAI(
+            openai.AsyncOpenAI(
                 base_url=url,
                 api_key=os.environ.get("OPENAI_API_KEY", "none"),
-                timeout=openai.Timeout(timeout, connect=min(timeout, CONNECT)),
-                max_retries=0,  # the engine's own tries go round the servers
+                timeout=openai.Timeout(None, connect=min(timeout, CONNECT)),
+                max_retries=0,  # Servers retries on the next server
             )
             for url in _urls(base_url)
         ]
         saved = SavedJudge.find(name_or_path, revision, weights=False)
-        return cls(clients, served_model, saved, tokens, config, max_retries=max_retries, **kwargs)
+        return cls(clients, served_model, saved, tokens, config, timeout=timeout, **kwargs)
 
     @property
     def identity(self) -> str:
-        """Of the files at hand and the names that the server gives: it does not show its weights."""
+        """Of the files on this machine, and of the served model's name: the server does not show its weights."""
         return f"server-{digest(self.model, self.root)[:8]}-{self.saved.identity}"
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
-        def write(prompt: list[int], seed: int) -> Rationale:
-            room = sampling.max_new_tokens if self.max_length is None else self.max_length - len(prompt)
-            written, log_probs = self._complete(
-                prompt,
-                max_tokens=min(sampling.max_new_tokens, room),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
-                seed=seed,
-                repetition_penalty=sampling.repetition_penalty,
-            )
+        def read(prompt: list[int], reply: Completion | str) -> Rationale:
+            if isinstance(reply, str):
+                return Rationale("", None, None, 0, error=reply)
+            written, log_probs = reply
             return read_written(self.tokens, prompt, written, self.stop_ids, log_probs.__getitem__, self.lead)
 
-        return list(self.pool.map(write, prompts, seeds))
+        return list(map(read, prompts, self._complete_all(prompts, seeds, sampling)))
 
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
-        def read(row: list[int]) -> tuple[float, ...]:
-            settings = {"max_tokens": 1, "temperature": 0.0, "top_p": 1.0, "seed": 0, "repetition_penalty": 1.0}
-            return self._complete(row, **settings)[1][0]
-
-        return list(self.pool.map(read, rows))
+        unknown = (math.nan,) * len(self.tokens.ids)
+        replies = self._complete_all(rows, [0] * len(rows), NEXT_TOKEN)
+        return [unknown if isinstance(reply, str) else reply[1][0] for reply in replies]
 
     def _served(self, model: str | None) -> dict[str, tuple[str, str, int | None]]:
-        """What each server says of the model: its name, the last part of where it is from, and how much it reads."""
-        replies = self.servers.ask_all(lambda client: client.models.list())
+        """By server, the name of the model, the last part of its path there, and its maximum length."""
+        replies = _run(self.servers.ask_all(lambda client: client.models.list()))
         served = {url: self._found(url, getattr(reply, "data", None), model) for url, reply in replies.items()}
         if len({found[:2] for found in served.values()}) > 1:
             told = "; ".join(f"{url} has {name!r} from {root!r}" for url, (name, root, _) in served.items())
-            raise InputError(f"The servers do not serve the same judge: {told}. Give those of one alone.")
+            raise InputError(f"The servers do not serve the same judge: {told}. Give the addresses of one judge.")
         return served
 
     def _found(self, url: str, listed: Any, model: str | None) -> tuple[str, str, int | None]:
         if not listed or not all(hasattr(entry, "id") for entry in listed):
-            raise InputError(f"{url} names no model that it serves. Does base_url end in /v1, as of vllm serve?")
+            raise InputError(f"{url} names no model that it serves. Does base_url end in /v1, as with vllm serve?")
         served = {entry.id: entry for entry in listed}
         names = list(served)
         if model is None and len(names) > 1:
@@ -166,152 +189,231 @@ class ServerEngine:
                 "served_model='judge'."
             )
         base = served.get(self._parent(entry))
-        room = getattr(entry, "max_model_len", None) or getattr(base, "max_model_len", None)
-        return entry.id, Path(getattr(entry, "root", None) or "").name, room
+        limit = getattr(entry, "max_model_len", None) or getattr(base, "max_model_len", None)
+        return entry.id, Path(getattr(entry, "root", None) or "").name, limit
 
     @staticmethod
     def _parent(entry: Any) -> str:
         return getattr(entry, "parent", None) or ""
 
-    def _complete(
-        self, prompt: list[int], *, repetition_penalty: float, **settings: Any
-    ) -> tuple[list[int], list[tuple[float, ...]]]:
-        """The tokens written after `prompt`, `(S,)`, and the log-probabilities of the scale at each, `(S, K)`."""
-        # Everything is said, so no default of the server's or of a generation config has a say.
+    def _complete_all(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> "list[Completion | str]":
+        async def together() -> list[Completion | str]:
+            tasks = [asyncio.ensure_future(self._try(*one, sampling)) for one in zip(prompts, seeds, strict=True)]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:  # after an error or an interruption
+                    task.cancel()
+
+        return _run(together())
+
+    async def _try(self, prompt: list[int], seed: int, sampling: Sampling) -> "Completion | str":
+        """The completion, or why the servers do not complete this prompt although they complete others."""
+        async with self.slots:
+            try:
+                completion = await self._complete(prompt, seed, sampling)
+            except RefusedError as error:
+                # Is it the prompt, or the settings? With new settings this asks for as many tokens, else for one.
+                settings = replace(sampling, max_new_tokens=1) if sampling in self.accepted else sampling
+                try:
+                    await self._complete([self.stop_ids[0]], seed, settings)
+                except RefusedError:
+                    raise error from None
+                logger.log(logging.INFO if self.refused else logging.WARNING, "A record remains unscored: %s", error)
+                self.refused = True
+                return str(error)
+        self.accepted.add(sampling)
+        return completion
+
+    async def _complete(self, prompt: list[int], seed: int, sampling: Sampling, reads: int = READS) -> "Completion":
+        limit = sampling.max_new_tokens if self.max_length is None else self.max_length - len(prompt)
         extra = {
-            "repetition_penalty": repetition_penalty,
+            "repetition_penalty": sampling.repetition_penalty,
             "top_k": 0,
             "min_p": 0.0,
             "stop_token_ids": self.stop_ids,
             "logprob_token_ids": list(self.tokens.ids),
             "return_tokens_as_token_ids": True,
         }
-        reply = self.servers.ask(
-            lambda client: client.completions.create(
-                model=self.model,
-                prompt=prompt,
-                n=1,
-                presence_penalty=0.0,
-                frequency_penalty=0.0,
-                logprobs=len(self.tokens.ids),
-                extra_body=extra,
-                **settings,
+        failure: Exception | None = None
+        for _ in range(reads):
+            # Every setting is sent, so no default of the server or of a generation config applies.
+            reply = await self.servers.ask(
+                lambda client: client.completions.create(
+                    model=self.model,
+                    prompt=prompt,
+                    n=1,
+                    max_tokens=min(sampling.max_new_tokens, limit),
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
+                    seed=seed,
+                    presence_penalty=0.0,
+                    frequency_penalty=0.0,
+                    logprobs=len(self.tokens.ids),
+                    extra_body=extra,
+                )
             )
-        )
-        try:
-            given = reply.choices[0].logprobs
-            names = [f"{ID}{token}" for token in self.tokens.ids]
-            written = [int(token.removeprefix(ID)) for token in given.tokens]
-            rows = [tuple(float(given.top_logprobs[i][name]) for name in names) for i in range(len(written))]
-            if min(written, default=0) < 0 or any(value > 1e-3 for row in rows for value in row):
-                raise ValueError("a token below 0, or a log-probability above")
-            return written, rows
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.servers} does not return the log-probabilities of the scale {list(self.tokens.scale.labels)}. "
-                "It must take `logprob_token_ids` and `return_tokens_as_token_ids` on /completions, as vllm serve "
-                "does. Serve the judge with it, or use another engine."
-            ) from error
+            try:
+                return self._read(reply)
+            except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                failure = error
+        raise RefusedError(
+            f"{self.servers} does not return the log-probabilities of the scale {list(self.tokens.scale.labels)}. "
+            "It must take `logprob_token_ids` and `return_tokens_as_token_ids` on /completions, as vllm serve "
+            "does. Serve the judge with it, or use another engine."
+        ) from failure
+
+    def _read(self, reply: Any) -> "Completion":
+        choice = reply.choices[0]
+        names = [f"{ID}{token}" for token in self.tokens.ids]
+        written = [int(token.removeprefix(ID)) for token in choice.logprobs.tokens]
+        places = choice.logprobs.top_logprobs
+        rows = [tuple(float(places[i][name]) for name in names) for i in range(len(written))]
+        if min(written) < 0 or any(sum(map(math.exp, row)) > MAX_TOTAL for row in rows):
+            raise ValueError("a token below 0, or probabilities above 1")
+        return written, rows
+
+
+Completion = tuple[list[int], list[tuple[float, ...]]]
+"""Tokens written after a prompt, `(S,)`, and the log-probabilities of the scale at each, `(S, K)`."""
+
+
+def _run(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
+    """What `coroutine` returns. If the caller is interrupted, so is the request."""
+    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The loop that all requests run in. Python does not wait at exit for its thread, a daemon."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="tract-trainer-requests", daemon=True).start()
+    return loop
 
 
 def _urls(base_url: Any) -> list[str]:
     urls = [base_url] if isinstance(base_url, str) else base_url
     if not isinstance(urls, list | tuple) or not urls or not all(re.match("https?://.", str(url)) for url in urls):
+        shown = list(map(_without_password, urls)) if isinstance(urls, list | tuple) else urls
         raise InputError(
-            f"base_url must be an address, or a list of them, like 'http://localhost:8000/v1'; found {base_url!r}."
+            f"base_url must be an address, or a list of them, like 'http://localhost:8000/v1'; found {shown!r}."
         )
     return [str(url) for url in urls]
 
 
-logger = logging.getLogger(__name__)
+def _without_password(url: Any) -> str:
+    """An address without user, password and query, which may hold a key."""
+    return re.sub(r"^(\w+://)?[^?]*@", r"\1", str(url)).split("?")[0]
 
-UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
-"""What may pass: the request is made again after exponential back-off and jitter, or when a server says."""
 
-SET_ASIDE, FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 30.0, 0.5, 8.0, 120.0
-"""Seconds: that a server is set aside for when it does not answer; the first back-off, the longest one,
-and the longest wait that a server may ask for."""
+UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError, TimeoutError)
+"""Failures that may pass. The request is retried after a growing random wait, or when the server says."""
+
+REFUSED = (400, 413, 422)
+"""Statuses of a request that the server understands and does not complete, e.g. because its prompt is too long."""
+
+SET_ASIDE, FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED, LOGGED_WAIT = 30.0, 0.5, 8.0, 120.0, 10.0
+"""Seconds: for which a server that does not answer is left out; the first wait and the longest one; the longest wait
+that a server may ask for; and the longest one of which nothing is said."""
 
 
 class Servers:
     """
     Args:
-        clients (`Sequence[openai.OpenAI]`): each asked once a try. A request goes to the next one in turn, and on to
-            another if that one does not answer.
-        max_retries (`int`): further tries of a request that no server answers.
+        clients (`Sequence[openai.AsyncOpenAI]`): servers of the same model. Requests take turns.
+        max_retries (`int`): number of retries of a request that no server answers.
+        timeout (`float`): seconds within which a server must have answered a request.
     """
 
-    def __init__(self, clients: Sequence[openai.OpenAI], max_retries: int) -> None:
-        self.clients, self.max_retries, self.turns = list(clients), max_retries, count()
-        self.aside: dict[openai.OpenAI, float] = {}  # until when, of those that did not answer last
+    def __init__(self, clients: Sequence[openai.AsyncOpenAI], max_retries: int, timeout: float) -> None:
+        self.clients, self.max_retries, self.timeout, self.turns = list(clients), max_retries, timeout, count()
+        self.aside: dict[openai.AsyncOpenAI, float] = {}  # until when, for those that did not answer last
 
-    def ask(self, request: Callable[[openai.OpenAI], Any]) -> Any:
+    async def ask(self, request: Callable[[openai.AsyncOpenAI], Awaitable[Answer]]) -> Answer:
         """
-        What the first server that answers returns to `request`.
+        The answer of the first server that gives one.
 
         Raises:
             ConnectionError: none answers in `max_retries + 1` tries, or one answers with what cannot be read.
-            InputError: a server refuses the request.
+            RefusedError: a server refuses the prompt or the settings.
+            InputError: a server refuses any such request, e.g. because of its key.
         """
         turn = next(self.turns) % len(self.clients)
         order = [*self.clients[turn:], *self.clients[:turn]]
-        try:
-            for tries in range(self.max_retries):
-                try:
-                    return self._ask_each(order, request)
-                except UNAVAILABLE as error:
-                    time.sleep(_wait(error, tries))
-            return self._ask_each(order, request)
-        except UNAVAILABLE as error:
-            raise ConnectionError(
-                f"{self} gave no answer in {self.max_retries + 1} tries: {error} Is the server up? What is "
-                "on disk is kept: run the same again when it is."
-            ) from error
-        except openai.APIStatusError as error:
-            raise InputError(f"{error.request.url} refuses the request: {error}") from error
-        except (AttributeError, TypeError, ValueError) as error:  # not JSON, or not an object: the client trips over it
-            raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
+        tries = 0
+        while True:
+            try:
+                return await self._ask_each(order, request)
+            except UNAVAILABLE as error:
+                tries += 1
+                if tries > self.max_retries:
+                    raise ConnectionError(
+                        f"{self} gave no answer in {tries} tries: {self._said(error)} Is the server up? What is on "
+                        "disk is kept: run the same again when it is."
+                    ) from error
+                await sleep(self._wait(error, tries))
+            except openai.APIStatusError as error:
+                kind = RefusedError if error.status_code in REFUSED else InputError
+                raise kind(f"{_without_password(error.request.url)} refuses the request: {error}") from error
+            except (AttributeError, TypeError, ValueError) as error:  # of the client, at what is no JSON object
+                raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
 
-    def ask_all(self, request: Callable[[openai.OpenAI], Any]) -> dict[str, Any]:
-        """What each server that answers returns to `request`, by its address; where none does, as [`ask`]."""
+    async def ask_all(self, request: Callable[[openai.AsyncOpenAI], Awaitable[Answer]]) -> dict[str, Answer]:
+        """By its address, the answer of each server that gives one; if none does, as [`ask`]."""
         answers = {}
         for client in self.clients:
             with suppress(ConnectionError):
-                answers[str(client.base_url)] = Servers([client], max_retries=0).ask(request)
-        return answers or {str(self): self.ask(request)}
+                one = Servers([client], 0, self.timeout)
+                answers[str(one)] = await one.ask(request)
+        return answers or {str(self): await self.ask(request)}
 
-    def _ask_each(self, order: list[openai.OpenAI], request: Callable[[openai.OpenAI], Any]) -> Any:
+    async def _ask_each(
+        self, order: list[openai.AsyncOpenAI], request: Callable[[openai.AsyncOpenAI], Awaitable[Answer]]
+    ) -> Answer:
         """The first answer. Servers that are set aside are left out, unless all are."""
         now, failed = time.monotonic(), []
         for client in [client for client in order if self.aside.get(client, now) <= now] or order:
             try:
-                answer = request(client)
+                async with asyncio.timeout(self.timeout):  # the client's own timeout starts anew with every byte
+                    answer = await request(client)
                 self.aside.pop(client, None)
                 return answer
             except UNAVAILABLE as error:
-                logger.info("%s gave no answer: %s", client.base_url, error)
+                logger.info("%s gave no answer: %s", _without_password(client.base_url), self._said(error))
                 failed.append(error)
-                if isinstance(error, openai.APIConnectionError):
+                if isinstance(error, openai.APIConnectionError | TimeoutError):
                     self._set_aside(client, error)
         raise min(failed, key=_asked_wait)
 
-    def _set_aside(self, client: openai.OpenAI, error: Exception) -> None:
+    def _set_aside(self, client: openai.AsyncOpenAI, error: Exception) -> None:
         if client not in self.aside and len(self.clients) > 1:
-            logger.warning("%s gave no answer (%s): it is set aside, the others are asked.", client.base_url, error)
+            shown = _without_password(client.base_url)
+            logger.warning("%s gave no answer (%s): it is set aside, the others are asked.", shown, self._said(error))
         self.aside[client] = time.monotonic() + SET_ASIDE
 
+    def _said(self, error: Exception) -> str:
+        return str(error) or f"It did not answer within timeout={self.timeout:g} seconds."
+
+    def _wait(self, error: Exception, tries: int) -> float:
+        """Seconds to wait after a number of tries."""
+        backoff, asked = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT) * random.uniform(0.75, 1), _asked_wait(error)
+        seconds = max(backoff, asked) if asked <= LONGEST_ASKED else backoff
+        if seconds > LOGGED_WAIT:
+            logger.warning("%s asks to wait: trying again in %.0f seconds.", self, seconds)
+        return seconds
+
     def __str__(self) -> str:
-        return ", ".join(str(client.base_url) for client in self.clients)
+        return ", ".join(_without_password(client.base_url) for client in self.clients)
 
 
-def _wait(error: openai.APIError, tries: int) -> float:
-    """Seconds before the next try, after so many."""
-    backoff, asked = min(FIRST_WAIT * 2**tries, LONGEST_WAIT) * random.uniform(0.75, 1), _asked_wait(error)
-    return max(backoff, asked) if asked <= LONGEST_ASKED else backoff
-
-
-def _asked_wait(error: openai.APIError) -> float:
-    """Seconds that a server asks for (`Retry-After`); endless where it did not answer."""
+def _asked_wait(error: Exception) -> float:
+    """Seconds that a server asks for (`Retry-After`); infinite if it did not answer."""
     if not isinstance(error, openai.APIStatusError):
         return math.inf
     try:

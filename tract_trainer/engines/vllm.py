@@ -1,10 +1,10 @@
-"""Turns prompts into rationales with vLLM in this process.
+"""Writes rationales with vLLM in this process.
 
-The log-probabilities of the scale come with every token that is written, before temperature and penalties, so a score
-costs no second request. `K` is the number of labels of the scale.
+vLLM returns the log-probabilities of the scale at every token, before temperature and penalties, so a score needs no
+second request. `K` is the number of labels of the scale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class VLLMEngine:
         saved ([`~tract_trainer.engines.checkpoints.SavedJudge`]): the judge's files.
         tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as its tokenizer writes it.
         config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked.
-        batch_size (`int`, *optional*, defaults to `512`): rationales asked for in one call. vLLM packs them itself.
+        batch_size (`int`, *optional*, defaults to `512`): number of rationales per call. vLLM batches them itself.
     """
 
     calls = 1
@@ -56,20 +56,20 @@ class VLLMEngine:
         **model_kwargs: Any,
     ) -> "VLLMEngine":
         """
-        Loads the model with `vllm.LLM(..., **model_kwargs)`, e.g. `tensor_parallel_size=2`. A LoRA adapter is applied
-        as it is, without merging it into its base model.
+        Loads the model with `vllm.LLM(..., **model_kwargs)`, e.g. `tensor_parallel_size=2`. A LoRA adapter is not
+        merged into its base model.
         """
         saved = SavedJudge.find(name_or_path, revision)
-        lora = {}
+        saved.check_base()
+        settings: dict[str, Any] = {"trust_remote_code": False}
         if saved.base is not None:
             if saved.peft_type != "LORA":
                 raise InputError(
                     f"{str(name_or_path)!r} is a {saved.peft_type} adapter, and vLLM runs LoRA adapters only. Use "
                     "engine='transformers', or merge it: model.merge_and_unload().save_pretrained(folder)."
                 )
-            lora = {"enable_lora": True, "max_lora_rank": lora_limit(saved.rank), "revision": saved.base_revision}
-        model = str(saved.folder) if saved.base is None else saved.base
-        llm = LLM(model, tokenizer=str(saved.folder), **{**lora, **model_kwargs})
+            settings |= {"enable_lora": True, "max_lora_rank": lora_limit(saved.rank), "revision": saved.base_revision}
+        llm = LLM(saved.base or str(saved.folder), tokenizer=str(saved.folder), **(settings | model_kwargs))
         return cls(llm, saved, tokens, config, batch_size)
 
     @property
@@ -108,5 +108,5 @@ class VLLMEngine:
         finished = self.llm.generate(requests, settings, use_tqdm=False, lora_request=self.adapter)
         return [request.outputs[0] for request in finished]
 
-    def _reader(self, log_probs: Any) -> Any:
+    def _reader(self, log_probs: Any) -> Callable[[int], tuple[float, ...]]:
         return lambda place: tuple(log_probs[place][token].logprob for token in self.tokens.ids)

@@ -222,7 +222,7 @@ class Judge:
         rows = {
             i: self.rows.scored_ids(records[i], rationale.text)
             for i, rationale in enumerate(rationales)
-            if rationale.log_probs is None
+            if rationale.log_probs is None and not rationale.error
         }
         rows = {i: row for i, row in rows.items() if self.fits(row)}
         read = dict(zip(rows, self._read(list(rows.values())), strict=True))

@@ -67,6 +67,8 @@ def judgment(
     if not finished and any(flaws):
         first = next(filter(None, flaws))
         return unscored(f"{sum(map(bool, flaws))} of {len(flaws)} rationales: {first}", config, rationales)
+    if not finished and any(rationale.error for rationale in rationales):
+        return unscored(next(rationale.error for rationale in rationales if rationale.error), config, rationales)
     if not finished:
         room = math.inf if max_length is None else max_length - prompt_length
         limit = f"max_new_tokens={max_new_tokens}"
