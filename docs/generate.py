@@ -31,8 +31,8 @@ def command_line() -> str:
     page = [
         "# Command line",
         "",
-        "`tract COMMAND --help` shows every setting. `--config FILE.yaml` sets any of them. `--dtype bfloat16` and "
-        "other settings of TRL's `SFTConfig` and `ModelConfig` are not repeated here.",
+        "`tract COMMAND --help` shows a command's settings, `--help-all` also those of TRL's `SFTConfig` and "
+        "`ModelConfig`, which are not repeated here. `--config FILE.yaml` sets any of them.",
         "",
     ]
     for command, what in COMMANDS.items():

@@ -17,7 +17,7 @@ from datasets import Dataset
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from tract_trainer import JudgeCallback, RegressionAwareSFTConfig, RegressionAwareSFTTrainer
-from tract_trainer.data.reading import read_records
+from tract_trainer.data.reading import read_rows
 
 
 @dataclass
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_dataset=Dataset.from_parquet(data.rows),
         peft_config=get_peft_config(model),
     )
-    records = read_records(data.watched)[: data.watched_records]
+    records = read_rows(data.watched)[: data.watched_records]
     trainer.add_callback(JudgeCallback(trainer, records, data.watched_steps, max_new_tokens=data.max_new_tokens))
     trainer.train()
     trainer.save_model()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from trl import TrlParser
 
 from tract_trainer import Judge
-from tract_trainer.data.reading import read_records
+from tract_trainer.data.reading import read_rows
 
 
 @dataclass
@@ -32,7 +32,7 @@ class ServerArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = TrlParser(ServerArguments).parse_args_and_config(argv)
-    records = read_records(args.data)
+    records = read_rows(args.data)
     judge = Judge.from_pretrained(args.judge, engine="server", model_kwargs={"base_url": args.base_url})
     settings = {"max_new_tokens": args.max_new_tokens, "progress": False}
     for record, judgment in zip(records, judge.stream(records, args.num_cots, **settings), strict=True):

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from tract_trainer.cli.main import main as tract
-from tract_trainer.data.reading import read_records
+from tract_trainer.data.reading import read_rows
 
 
 def make_seed_model(path: str, folder: Path) -> None:
@@ -31,7 +31,7 @@ def make_seed_model(path: str, folder: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=4000, special_tokens=["<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    texts = [text for record in read_records(path) for text in (record["instruction"], *record["gpt4_feedback"])]
+    texts = [text for record in read_rows(path) for text in (record["instruction"], *record["gpt4_feedback"])]
     tokenizer.train_from_iterator([*texts, *(f"So the overall score is {i}" for i in "12345")], trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
     config = LlamaConfig(

@@ -115,7 +115,9 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.parametrize("name", ["paper_mistral", "paper_llama"])
 def test_the_configs_of_the_paper_hold_settings_of_tract_run(name, monkeypatch):
     seen = {}
-    monkeypatch.setattr("tract_trainer.cli.run.run_pipeline", lambda *args: seen.update(args=args) or ({}, Path("x")))
+    monkeypatch.setattr(
+        "tract_trainer.cli.run.run_pipeline", lambda *args, **_: seen.update(args=args) or {Path("x"): {}}
+    )
     monkeypatch.setattr(commands, "show", lambda *args: None)
     monkeypatch.setattr(commands, "_rows", lambda data: [])
     path = ROOT / "examples" / f"{name}.yaml"

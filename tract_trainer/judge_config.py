@@ -16,6 +16,11 @@ DEFAULT_PREFIX = "So the overall score is "
 DEFAULT_TEMPLATE = """\
 You are judging a response to an instruction. Go by the rubric alone.
 
+{% if system_prompt %}
+### System prompt
+{{ system_prompt }}
+
+{% endif %}
 ### Instruction
 {{ instruction }}
 

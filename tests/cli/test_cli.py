@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
-from tiny import PREFIX, RATIONALES, make_model, make_tokenizer
+from tiny import PREFIX, RATIONALES
 from trl import ModelConfig
 
 from tract_trainer import RegressionAwareSFTConfig
@@ -21,30 +21,10 @@ from tract_trainer.cli.main import COMMANDS, main
 from tract_trainer.cli.run import _settings, _split
 from tract_trainer.errors import InputError
 
-
-@pytest.fixture(scope="module")
-def records_file(tmp_path_factory):
-    """Eight records in the Prometheus format, with three scores and rationales each."""
-    records = [
-        {
-            "instruction": f"Rate the response from 1 to 5. The response names {i} facts.\n",
-            "gpt4_score": [1 + i % 5, 1 + i % 5, 1 + (i + 1) % 5],
-            "gpt4_feedback": [RATIONALES[i], RATIONALES[(i + 1) % 8], RATIONALES[(i + 2) % 8]],
-        }
-        for i in range(8)
-    ]
-    path = tmp_path_factory.mktemp("data") / "records.json"
-    path.write_text(json.dumps(records))
-    return path
+DRAW = ["--max_new_tokens", "60", "--repetition_penalty", "1.0", "--top_p", "0.5"]
 
 
-@pytest.fixture(scope="module")
-def seed_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("seed")
-    tokenizer = make_tokenizer("qwen")
-    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+# Start-up
 
 
 def refused(capsys, *argv):
@@ -52,12 +32,6 @@ def refused(capsys, *argv):
     assert main([str(argument) for argument in argv]) == 2
     message = capsys.readouterr().err.strip().splitlines()
     return message[-1] if len(message) == 1 else "\n".join(message)
-
-
-DRAW = ["--max_new_tokens", "60", "--repetition_penalty", "1.0", "--top_p", "0.5"]
-
-
-# Start-up
 
 
 def test_importing_the_package_loads_no_torch():
@@ -87,60 +61,60 @@ def test_every_command_describes_its_settings(command, capsys):
 # Mistakes
 
 
-def test_an_unknown_key_in_the_yaml_is_named_with_the_nearest_one(tmp_path, capsys):
+def test_an_unknown_key_in_the_yaml_is_named_with_the_nearest_one(tmp_path, refused):
     (tmp_path / "x.yaml").write_text("modle: judge\nmodel: judge\n")
-    message = refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+    message = refused("judge", "--config", tmp_path / "x.yaml")
     assert message == (
         "tract judge: error: '--modle' is not a setting of tract judge. Did you mean '--model'? --help lists them."
     )
 
 
-def test_a_choice_from_the_yaml_is_checked(tmp_path, capsys):
+def test_a_choice_from_the_yaml_is_checked(tmp_path, refused):
     (tmp_path / "x.yaml").write_text("unfinished: froce\n")
-    message = refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+    message = refused("judge", "--config", tmp_path / "x.yaml")
     assert message == "tract judge: error: unfinished must be one of unscored, force, got 'froce'."
 
 
 @pytest.mark.parametrize("engine", ["server", "vlm"])
-def test_a_run_takes_the_engines_that_load_a_judge(tmp_path, capsys, engine):
-    message = refused(capsys, "run", "--engine", engine, "--use_cpu", "--bf16", "false")
+def test_a_run_takes_the_engines_that_load_a_judge(tmp_path, refused, engine):
+    message = refused("run", "--engine", engine, "--use_cpu", "--bf16", "false")
     assert f"use engine transformers or vllm, not '{engine}'. To write the rationales with servers" in message
 
 
-def test_a_missing_yaml_is_named(capsys):
-    assert "nowhere.yaml" in refused(capsys, "judge", "--config", "nowhere.yaml")
+def test_a_missing_yaml_is_named(refused):
+    assert "nowhere.yaml" in refused("judge", "--config", "nowhere.yaml")
 
 
-def test_a_value_that_the_config_refuses_is_a_mistake(capsys):
-    message = refused(capsys, "sft", "--output_dir", "x", "--use_cpu", "--bf16", "false", "--score_labels", "a", "b")
+def test_a_value_that_the_config_refuses_is_a_mistake(refused):
+    message = refused("sft", "--output_dir", "x", "--use_cpu", "--bf16", "false", "--score_labels", "a", "b")
     assert message.startswith("tract sft: error: The labels ['a', 'b'] are not all numbers")
 
 
-def test_a_folder_without_judge_config_is_named(seed_folder, tmp_path, capsys):
+def test_a_folder_without_judge_config_is_named(seed_folder, tmp_path, refused):
     (tmp_path / "r.json").write_text('{"prompt": "x"}')
-    message = refused(capsys, "judge", "--model", seed_folder, "--record", tmp_path / "r.json")
+    message = refused("judge", "--model", seed_folder, "--record", tmp_path / "r.json")
     assert message.startswith(f"tract judge: error: {str(seed_folder)!r} holds no judge_config.json")
 
 
-def test_missing_data_and_records_are_named(judge_folder, seed_folder, capsys):
+def test_missing_data_and_records_are_named(judge_folder, seed_folder, refused):
     sft = ["sft", "--output_dir", "x", "--use_cpu", "--bf16", "false", "--model_name_or_path", seed_folder]
-    assert "--data is missing" in refused(capsys, *sft)
-    assert "There is no data to read at 'nowhere.jsonl'" in refused(capsys, *sft, "--data", "nowhere.jsonl")
-    assert "Give either --record" in refused(capsys, "judge", "--model", judge_folder)
-    assert "Give either --benchmark" in refused(capsys, "evaluate", "--model", judge_folder)
-    absent = refused(capsys, "evaluate", "--model", judge_folder, "--benchmark", "flask", "--path", "nowhere")
+    assert "--data is missing" in refused(*sft)
+    assert "There is no data to read at 'nowhere.jsonl'" in refused(*sft, "--data", "nowhere.jsonl")
+    assert "Give either --record" in refused("judge", "--model", judge_folder)
+    assert "Give either --benchmark" in refused("evaluate", "--model", judge_folder)
+    absent = refused("evaluate", "--model", judge_folder, "--benchmark", "flask", "--path", "nowhere")
     assert "The benchmark 'flask' is not at 'nowhere'. Fetch flask_eval.json from" in absent
 
 
-def test_a_model_that_is_not_there_and_a_broken_record_are_mistakes(judge_folder, records_file, tmp_path, capsys):
+def test_a_model_that_is_not_there_and_a_broken_record_are_mistakes(judge_folder, records_file, tmp_path, refused):
     sft = ["sft", "--output_dir", tmp_path / "x", "--use_cpu", "--bf16", "false", "--data", records_file]
-    assert "nowhere" in refused(capsys, *sft, "--model_name_or_path", tmp_path / "nowhere")
+    assert "nowhere" in refused(*sft, "--model_name_or_path", tmp_path / "nowhere")
     (tmp_path / "r.json").write_text("{")
-    assert "is not valid JSON" in refused(capsys, "judge", "--model", judge_folder, "--record", tmp_path / "r.json")
+    assert "is not valid JSON" in refused("judge", "--model", judge_folder, "--record", tmp_path / "r.json")
     (tmp_path / "r.json").write_text("[]")
-    assert "must hold one record" in refused(capsys, "judge", "--model", judge_folder, "--record", tmp_path / "r.json")
+    assert "must hold one record" in refused("judge", "--model", judge_folder, "--record", tmp_path / "r.json")
     (tmp_path / "x.yaml").write_text("model: [")
-    assert "x.yaml" in refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+    assert "x.yaml" in refused("judge", "--config", tmp_path / "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -155,9 +129,9 @@ def test_a_model_that_is_not_there_and_a_broken_record_are_mistakes(judge_folder
         (["--config"], "--config needs a YAML file."),
     ],
 )
-def test_what_a_library_refuses_is_one_line(seed_folder, records_file, tmp_path, capsys, flags, message):
+def test_what_a_library_refuses_is_one_line(seed_folder, records_file, tmp_path, refused, flags, message):
     argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
-    said = refused(capsys, *argv, *flags)
+    said = refused(*argv, *flags)
     assert message in said and "Traceback" not in said
 
 
@@ -171,23 +145,14 @@ def test_what_a_library_refuses_is_one_line(seed_folder, records_file, tmp_path,
         ("max-new-tokens: null", "max_new_tokens must be a whole number, found None in the file of --config."),
     ],
 )
-def test_a_value_of_another_type_in_a_yaml_is_refused(tmp_path, capsys, yaml_text, message):
+def test_a_value_of_another_type_in_a_yaml_is_refused(tmp_path, refused, yaml_text, message):
     (tmp_path / "x.yaml").write_text(yaml_text)
-    assert message in refused(capsys, "generate", "--config", tmp_path / "x.yaml")
+    assert message in refused("generate", "--config", tmp_path / "x.yaml")
 
 
-def test_a_training_goes_on_from_its_own_checkpoint_only(seed_folder, records_file, tmp_path, capsys):
+def test_a_file_has_no_splits(seed_folder, records_file, tmp_path, refused):
     argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
-    argv = [str(word) for word in [*argv, "--max_steps", "1", "--resume_from_checkpoint"]]
-    assert main([*argv, "false"]) == 0
-    assert main([*argv, "true", "--max_steps", "2", "--learning_rate", "1e-3"]) == 0
-    assert "lora_r: 16 there, 4 now" in refused(capsys, *argv, "true", "--lora_r", "4")
-    assert main([*argv, "false", "--lora_r", "4"]) == 0
-
-
-def test_a_file_has_no_splits(seed_folder, records_file, tmp_path, capsys):
-    argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", tmp_path / "x", *CPU]
-    assert "is a file without splits, so split='test' has no meaning" in refused(capsys, *argv, "--split", "test")
+    assert "is a file and has no splits, so split='test' has no effect" in refused(*argv, "--split", "test")
 
 
 def test_copies_of_a_record_are_on_one_side():
@@ -227,51 +192,17 @@ def test_one_record_is_judged_and_printed(judge_folder, tmp_path, capsys):
     ]
     assert main(argv) == 0
     judgment = json.loads(capsys.readouterr().out)
-    assert judgment["score"] == pytest.approx(4, abs=0.2) and judgment["rationale"] == RATIONALES[0]
+    assert judgment["score"] == pytest.approx(4, abs=0.2) and judgment["rationale"].strip() == RATIONALES[0]
     assert set(judgment["probs"]) == set("12345") and judgment["labels"] == ["4"] * 3
-
-
-def test_a_file_of_records_is_judged_and_an_interrupted_one_goes_on(judge_folder, records_file, tmp_path):
-    output = tmp_path / "judged.jsonl"
-    argv = ["judge", "--model", str(judge_folder), "--input", str(records_file), "--output", str(output), *DRAW]
-    assert main(argv) == 0
-    whole = output.read_text()
-    assert len(whole.splitlines()) == 8
-    output.unlink()
-    begun = tmp_path / "judged.jsonl.unfinished" / "process-00000.jsonl"
-    begun.parent.mkdir()
-    row = {"key": "5", **json.loads(whole.splitlines()[5]), "rationale": "of the killed one"}
-    begun.write_text(json.dumps(row) + '\n{"key": "6", "sco')  # killed in the middle of a line
-    assert main(argv) == 0
-    found = output.read_text().splitlines()
-    assert json.loads(found.pop(5))["rationale"] == "of the killed one"
-    assert found == [line for i, line in enumerate(whole.splitlines()) if i != 5]
-    assert not begun.parent.exists()
-    whole = output.read_text()
-    assert main([*argv, "--seed", "7"]) == 2  # other settings are not mixed in
-    assert output.read_text() == whole
-
-
-def test_training_into_a_folder_with_a_finished_stage_trains_anew(seed_folder, records_file, tmp_path):
-    argv = ["sft", "--model_name_or_path", seed_folder, "--data", records_file, "--output_dir", tmp_path / "judge"]
-    argv += ["--max_steps", "2", "--use_cpu", "--bf16", "false", "--report_to", "none", "--dtype", "float32"]
-    weights = tmp_path / "judge" / "model.safetensors"
-    assert main([str(argument) for argument in argv]) == 0
-    first = weights.read_bytes()
-    assert main([str(argument) for argument in [*argv, "--learning_rate", "0.01"]]) == 0
-    second = weights.read_bytes()
-    assert second != first
-    assert main([str(argument) for argument in [*argv, "--resume_from_checkpoint", "true"]]) == 0  # nothing left to do
-    assert weights.read_bytes() == second
 
 
 def test_parquet_files_are_read(tmp_path):
     from datasets import Dataset
 
-    from tract_trainer.data.datasets import load_rows
+    from tract_trainer.data.reading import read_rows
 
     Dataset.from_list([{"prompt": "a", "completion": "b", "score": 1.0}]).to_parquet(tmp_path / "train.parquet")
-    assert load_rows(str(tmp_path / "train.parquet"))[0]["score"] == 1.0
+    assert read_rows(str(tmp_path / "train.parquet"))[0]["score"] == 1.0
 
 
 def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, capsys):
@@ -318,18 +249,18 @@ def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tm
     assert (tmp_path / "out" / "mine-1-model-index.yaml").is_file()
 
 
-def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, records_file, tmp_path, capsys):
+def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, records_file, tmp_path, refused):
     both = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "vicuna"]
-    assert "--path must be the folder of the 2 benchmarks, found" in refused(capsys, *both, "--path", records_file)
+    assert "--path must be the folder of the 2 benchmarks, found" in refused(*both, "--path", records_file)
     for name in ("mt_bench_eval.json", "vicuna_eval.json"):
         (tmp_path / name).write_text(records_file.read_text())
-    message = refused(capsys, *both, "--path", tmp_path, "--output", "one.json")
+    message = refused(*both, "--path", tmp_path, "--output", "one.json")
     assert "--output one.json is one file, and 2 benchmarks have one each" in message
     one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
-    assert "--columns renames the columns of --data" in refused(capsys, *one, "--columns", '{"a": "b"}')
+    assert "--columns and --rubric are for --data" in refused(*one, "--columns", '{"a": "b"}')
     own = ["evaluate", "--model", judge_folder, "--data", records_file]
     for wrong in ("[1]", "{'a': 'b'}"):
-        assert "--columns must be a JSON object such as" in refused(capsys, *own, "--columns", wrong)
+        assert "columns must be a JSON object such as" in refused(*own, "--columns", wrong)
 
 
 def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
@@ -358,7 +289,7 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     assert "Stage 1 on 18 annotated rationales of 6 records" in shown and "RAIL" in shown
     folder = Path(settings["output_dir"])
     first = json.loads((folder / "evaluation.json").read_text())
-    assert first["methods"]["RAIL"]["n"] == 2 and first["methods"]["RAIL"]["unscored"] == 0
+    assert first["methods"]["RAIL"]["n"] == 2
     assert json.loads((folder / "cots" / "report.json").read_text())["rationales"] == 10
     saved = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     assert {path.parent.name for path in saved} >= {"stage1", "stage2"}
@@ -380,7 +311,7 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
 
     (folder / "settings.json").unlink()
     assert main(["run", "--config", str(config)]) == 2
-    assert "stage1 holds work of an earlier run" in capsys.readouterr().err
+    assert "run holds files that tract did not write, such as 'cots'" in capsys.readouterr().err
 
 
 CPU = ["--dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
@@ -393,12 +324,12 @@ RUN += ["--eval_fraction", "0.25", "--max_new_tokens", "12", "--max_retries", "0
     [
         (["--temperature", "-1"], "temperature=-1.0 is out of range."),
         (["--temperature", "inf"], "temperature=inf is out of range."),
-        (["--num_cots", "0"], "num_cots must be at least 1, got 0."),
+        (["--num_cots", "0"], "num_cots must be at least 1, got 0: stage 2 is trained on rationales."),
         (["--max_retries", "-1"], "max_retries must be at least 0, got -1."),
         (["--batch_size", "0"], "batch_size must be at least 1, got 0."),
         (["--max_cot_records", "0"], "max_cot_records must be at least 1, got 0."),
         (["--max_records", "-3"], "max_records must be at least 1, got -3."),
-        (["--model_kwargs", "[1]"], "model_kwargs must be a JSON object, found [1]."),
+        (["--model_kwargs", "[1]"], """model_kwargs must be a JSON object such as {"dtype": "bfloat16"}, got '[1]'."""),
         (["--score_prefix", ""], "score_prefix is empty."),
         (["--eval_data", "off.json"], "The gold score of record 1 is 11, off the scale of 1 to 5."),
         (["--eval_data", "bare.json"], "Record 0: A record needs `instruction`, `response` and `rubric`"),
@@ -409,7 +340,7 @@ RUN += ["--eval_fraction", "0.25", "--max_new_tokens", "12", "--max_retries", "0
     ],
 )
 def test_what_a_later_step_would_refuse_a_run_refuses_first(
-    seed_folder, records_file, tmp_path, capsys, monkeypatch, flags, message
+    seed_folder, records_file, tmp_path, refused, monkeypatch, flags, message
 ):
     monkeypatch.chdir(tmp_path)
     Path("off.json").write_text('[{"prompt": "a", "score": 3}, {"prompt": "b", "score": 11}]')
@@ -417,7 +348,7 @@ def test_what_a_later_step_would_refuse_a_run_refuses_first(
     Path("text.json").write_text(json.dumps([{"text": f"Good. {PREFIX}4", "score": 4}] * 8))
     Path("good.json").write_text('[{"prompt": "a", "score": 3}]')
     argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", "run", *RUN, *flags]
-    assert message in refused(capsys, *argv)
+    assert message in refused(*argv)
     assert not Path("run", "stage1").exists() and not Path("run", "settings.json").exists()
 
 
@@ -431,7 +362,7 @@ def test_a_run_that_shards_is_refused_first(tmp_path, by):
 
 
 def test_how_rationales_are_drawn_may_change_until_stage_2_begins(
-    seed_folder, records_file, tmp_path, monkeypatch, capsys
+    seed_folder, records_file, tmp_path, monkeypatch, capsys, refused
 ):
     folder = tmp_path / "run"
     argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
@@ -445,13 +376,13 @@ def test_how_rationales_are_drawn_may_change_until_stage_2_begins(
     assert main(argv) == 0
     assert (folder / "stage1" / "model.safetensors").stat().st_mtime_ns == trained
     shutil.rmtree(folder / "cots")
-    assert "max_new_tokens: 14 there, 12 now" in refused(capsys, *argv[:-2])  # stage 2 was trained on the others
+    assert "max_new_tokens: 14 there, 12 now" in refused(*argv[:-2])  # stage 2 was trained on the others
 
 
-def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tmp_path, capsys):
+def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tmp_path, refused):
     folder = tmp_path / "run"
     argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
-    assert "max_length" in refused(capsys, *argv, "--max_length", "8")
+    assert "max_length" in refused(*argv, "--max_length", "8")
     assert main([str(word) for word in [*argv, "--max_length", "400"]]) == 0
 
 
@@ -460,12 +391,12 @@ def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tm
     [
         (["--num_train_epochs", "0"], "num_train_epochs=0.0 trains nothing. Give a number above 0, or max_steps."),
         (["--eval_data", "{data}"], "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy="),
-        (["--data", "empty.parquet"], "There is no data at 'empty.parquet'"),
-        (["--data", "damaged"], "There is no data at 'damaged'"),
+        (["--data", "empty.parquet"], "There is no data to read at 'empty.parquet'"),
+        (["--data", "damaged"], "There is no data to read at 'damaged'"),
     ],
 )
 def test_training_that_would_not_do_what_is_asked_is_refused(
-    seed_folder, records_file, tmp_path, capsys, monkeypatch, flags, message
+    seed_folder, records_file, tmp_path, refused, monkeypatch, flags, message
 ):
     monkeypatch.chdir(tmp_path)
     Path("empty.parquet").write_bytes(b"")
@@ -473,14 +404,14 @@ def test_training_that_would_not_do_what_is_asked_is_refused(
     Path("damaged", "a.json").write_text('{"prompt": "a", ')
     flags = [flag.format(data=records_file) for flag in flags]
     argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", "judge", *CPU]
-    assert message in refused(capsys, *argv, *flags)
+    assert message in refused(*argv, *flags)
 
 
-def test_two_trainings_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, capsys):
+def test_two_trainings_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, refused):
     folder = tmp_path / "judge"
     argv = ["sft", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *CPU]
     with file_lock(folder, "_training.lock"):
-        assert f"Another run is writing to {folder}." in refused(capsys, *argv)
+        assert f"Another run is writing to {folder}." in refused(*argv)
     assert main([str(word) for word in [*argv, "--max_steps", "1", "--resume_from_checkpoint", "false"]]) == 0
     assert (folder / "judge_config.json").is_file()
 
@@ -495,31 +426,32 @@ def test_what_is_learned_is_told_from_how_it_is_loaded_and_logged():
     assert settings(eos_token="</s>") != settings(eos_token="<|im_end|>")
 
 
-def test_two_runs_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, capsys):
+def test_two_runs_do_not_write_to_one_folder(seed_folder, records_file, tmp_path, refused):
     folder = tmp_path / "run"
     argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", folder, *RUN]
     with file_lock(folder, ".lock"):
-        assert f"Another run is writing to {folder}." in refused(capsys, *argv)
+        assert f"Another run is writing to {folder}." in refused(*argv)
     assert not (folder / "stage1").exists()
 
 
 def test_a_csv_is_trained_on_as_it_stands(seed_folder, tmp_path):
     from tract_trainer.cli.pipeline import training_data
-    from tract_trainer.data.datasets import as_dataset, load_rows
+    from tract_trainer.data.datasets import as_dataset
+    from tract_trainer.data.reading import read_rows
 
     (tmp_path / "a.csv").write_text(
         "instruction,response,rubric,rationale,score\nSay it.,007,NA,None,4.5\nb,1e5,c,d,3\n"
     )
     args = RegressionAwareSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
     model = ModelConfig(model_name_or_path=str(seed_folder))
-    first, second = training_data(load_rows(str(tmp_path / "a.csv")), args, model)
+    first, second = training_data(read_rows(str(tmp_path / "a.csv")), args, model)
     assert "\n007\n" in str(first["prompt"]).replace("\\n", "\n") and "1e5" in str(second["prompt"])
     assert "NA" in str(first["prompt"]) and "None So the overall" in str(first["completion"]) and first["score"] == 4.5
     (tmp_path / "b.csv").write_text("prompt,completion,score\na,b,3\nc,d,4.5\n")
-    assert as_dataset(load_rows(str(tmp_path / "b.csv")))["score"][:] == [3.0, 4.5]
+    assert as_dataset(read_rows(str(tmp_path / "b.csv")))["score"][:] == [3.0, 4.5]
     (tmp_path / "latin.csv").write_bytes("prompt,score\ncaf\u00e9,3\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"There is no data to read at .*latin\.csv"):
-        load_rows(str(tmp_path / "latin.csv"))
+        read_rows(str(tmp_path / "latin.csv"))
 
 
 def test_records_with_a_column_of_trls_name_are_records(seed_folder, tmp_path):
@@ -532,23 +464,23 @@ def test_records_with_a_column_of_trls_name_are_records(seed_folder, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["judge", "evaluate"])
-def test_a_record_without_a_prompt_is_refused_before_any_is_judged(judge_folder, tmp_path, capsys, command):
+def test_a_record_without_a_prompt_is_refused_before_any_is_judged(judge_folder, tmp_path, refused, command):
     good = {"instruction": "a", "response": "b", "rubric": "c", "score": 3}
     (tmp_path / "in.json").write_text(json.dumps([good, {**good, "rubric": ""}]))
     where = ["--input", tmp_path / "in.json"] if command == "judge" else ["--data", tmp_path / "in.json"]
     argv = [command, "--model", judge_folder, *where, "--output", tmp_path / "out.json", *DRAW]
-    assert "Record 1: A record needs" in refused(capsys, *argv)
+    assert "Record 1: A record needs" in refused(*argv)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.json"]
     (tmp_path / "in.json").write_text(json.dumps([good, good]))
     assert main([str(word) for word in argv]) == 0
 
 
-def test_judgments_made_otherwise_are_named_with_all_that_must_go(judge_folder, records_file, tmp_path, capsys):
+def test_judgments_made_otherwise_are_named_with_all_that_must_go(judge_folder, records_file, tmp_path, refused):
     output = tmp_path / "judged.jsonl"
     argv = ["judge", "--model", judge_folder, "--input", records_file, "--output", output, *DRAW]
     assert main([str(word) for word in argv]) == 0
-    message = refused(capsys, *argv, "--seed", "7")
-    assert f"To start over, delete {output}.settings.json and {output}." in message
+    message = refused(*argv, "--seed", "7")
+    assert f"use --overwrite (overwrite=True) or delete {output}.settings.json and {output}." in message
 
 
 def test_an_unscored_judgment_is_json(judge_folder, tmp_path, capsys):
@@ -585,7 +517,7 @@ def test_an_evaluation_keeps_its_config_and_the_files_of_others(judge_folder, tm
     config.write_text(f"model: {judge_folder}\ndata: {data}\nnum_cots: 0\n")
     argv = ["evaluate", "--config", config, "--output", tmp_path / "eval.json"]
     entries.write_text("mine: true\n")
-    assert "eval-model-index.yaml exists and was not written by tract." in refused(capsys, *argv)
+    assert "eval-model-index.yaml exists, and tract did not write it." in refused(capsys, *argv)
     assert entries.read_text() == "mine: true\n" and not (tmp_path / "eval.json").exists()
     entries.unlink()
     for _ in range(2):
@@ -596,11 +528,11 @@ def test_an_evaluation_keeps_its_config_and_the_files_of_others(judge_folder, tm
     assert main([str(word) for word in [*argv[:-1], tmp_path / "README.json", "--overwrite", "true"]]) == 0
 
 
-def test_a_home_folder_in_a_yaml_is_found(tmp_path, capsys, monkeypatch):
+def test_a_home_folder_in_a_yaml_is_found(tmp_path, refused, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.yaml").write_text("model: ~/judge\nrecord: ~/r.json\n")
     (tmp_path / "r.json").write_text('{"prompt": "x"}')
-    assert str(tmp_path / "judge") in refused(capsys, "judge", "--config", tmp_path / "x.yaml")
+    assert str(tmp_path / "judge") in refused("judge", "--config", tmp_path / "x.yaml")
 
 
 def test_an_own_rationale_too_long_for_stage_2_is_left_out(seed_folder, records_file, tmp_path, caplog):

@@ -6,6 +6,8 @@ import torch
 
 from tract_trainer.cli.demo import run_demo
 from tract_trainer.cli.demo_task import SOUND, UNKNOWN, WEAK, DemoSize, make_records, make_tokenizer, training_example
+from tract_trainer.evaluation.artifacts import read_artifacts
+from tract_trainer.evaluation.page import write_page
 from tract_trainer.judging.judge import Judge
 from tract_trainer.scale import ScoreScale, ScoreTokens
 from tract_trainer.training.config import DEFAULT_PREFIX
@@ -85,6 +87,18 @@ def test_the_demo_leaves_three_judges_pictures_and_its_figures(demo):
         assert found["difference"] == pytest.approx(found["a"] - found["b"], abs=1e-9)
         if not found["unscored"]:  # both judges on all records, as in their own rows
             assert found["b"] == pytest.approx(outcome["results"][name]["pearson"], abs=1e-9)
+
+
+@pytest.mark.slow
+def test_a_report_shows_the_judges_and_their_training(demo):
+    folder, outcome = demo
+    found = read_artifacts(folder)
+    assert list(found.results) == ["cross_entropy", "stage1", "tract"] and found.cots
+    assert found.results["tract"]["methods"]["RAIL"] == outcome["results"]["TRACT, RAIL"]
+    assert set(found.histories) == {"cross_entropy", "seed", "stage1", "tract"}
+    page = write_page(folder).read_text()
+    assert 'alt="training curves"' in page and page.count('alt="predictions">') == 3
+    assert "<bdi>TRACT</bdi> on <bdi>held-out records</bdi>" in page
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from tiny import PREFIX, make_tokenizer
 
 from tract_trainer import RegressionAwareSFTConfig, ScoreScale
-from tract_trainer.data.reading import read_records
+from tract_trainer.data.reading import read_rows
 from tract_trainer.data.records import (
     annotated_rationales,
     as_messages,
@@ -180,13 +180,13 @@ def test_only_what_closes_a_rationale_is_cut_off(text, kept):
 def test_characters_that_no_tokenizer_reads_are_named(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        read_records(tmp_path / "a.json")
+        read_rows(tmp_path / "a.json")
 
 
 def test_whole_characters_are_read_however_they_are_written(tmp_path):
     text = '[{"a": "\\ud83d\\ude00", "b": "\\\\ud83d"}]'
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert read_records(tmp_path / "a.json") == [{"a": "\U0001f600", "b": "\\ud83d"}]
+    assert read_rows(tmp_path / "a.json") == [{"a": "\U0001f600", "b": "\\ud83d"}]
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_json_and_jsonl_files_hold_the_same_records(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines + "\n", encoding="utf-8")
     (tmp_path / "crlf.jsonl").write_bytes(lines.replace("\n", "\r\n").encode())
     for name in ("a.json", "a.jsonl", "crlf.jsonl"):
-        assert read_records(tmp_path / name) == records
+        assert read_rows(tmp_path / name) == records
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,11 @@ def test_json_and_jsonl_files_hold_the_same_records(tmp_path):
     [
         ("a.json", "{", r"a\.json is not valid JSON: .* Give a \.json list or a \.jsonl file, one record a line\.$"),
         ("a.jsonl", '{"a": 1}\n{"a"', r"a\.jsonl, line 2, is not valid JSON: Expecting ':' delimiter at character 5\."),
-        ("a.json", '{"a": 1}', r"a\.json must hold a list of records, found dict\.$"),
+        (
+            "a.json",
+            '{"a": 1}',
+            r"a\.json must hold a list of records, or an object .* found dict\.$",
+        ),
         ("a.json", '[{"prompt": "x"}, 2]', r"Record 1 of .*a\.json must be an object, found 2\.$"),
         ("a.json", "[]", r"a\.json holds no records\.$"),
         ("a.jsonl", "\n", r"a\.jsonl holds no records\.$"),
@@ -410,15 +414,24 @@ def test_json_and_jsonl_files_hold_the_same_records(tmp_path):
 def test_a_file_that_holds_no_records_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_records(tmp_path / name)
+        read_rows(tmp_path / name)
 
 
 def test_the_built_in_template_survives_a_round_of_jinja_defaults():
     # The saved judge_config.json holds this text: a change here changes what saved judges were trained on.
-    assert DEFAULT_TEMPLATE.count("{{") == 8
+    assert DEFAULT_TEMPLATE.count("{{") == 9
 
 
 def test_only_the_last_answer_of_a_conversation_is_left_out_of_the_prompt():
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
     assert prompt_of({"messages": turns}, ScoreScale.integers(1, 5), "Score: ") == turns[:3]
     assert prompt_of({"messages": turns[:3]}, ScoreScale.integers(1, 5), "Score: ") == turns[:3]
+
+
+def test_a_field_that_no_record_has_is_an_error_and_a_missing_one_may_be_asked_for():
+    template = "{{ instruction }} {{ response }} {% if category %}{{ category }}{% endif %}"
+    assert prompt(RECORD, template=template).strip() == "Name a prime. 7"
+    with pytest.raises(InputError, match=r"prompt_template cannot be rendered .*'rubrik' is undefined"):
+        prompt(RECORD, template="{{ response }} {{ rubrik }}")
+    with pytest.raises(InputError, match=r"prompt_template cannot be rendered .*division"):
+        prompt(RECORD, template="{{ response }} {{ 1 / 0 }}")

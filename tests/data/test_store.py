@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tract_trainer.data.settings import check_settings
-from tract_trainer.data.store import Shards, writing
+from tract_trainer.data.store import Shards, locked, refuse_foreign, replacing, writing
 from tract_trainer.errors import InputError
 
 HOLDS = """
@@ -53,7 +53,7 @@ def test_work_without_its_settings_is_nobodys(tmp_path):
     with pytest.raises(InputError, match=r"judge: 'a' there, 'b' now(?s:.*)delete .*settings\.json and .*\.shards\.$"):
         check_settings(settings, {"judge": "b"}, work)
     settings.unlink()
-    with pytest.raises(InputError, match=r"\.shards holds work of an earlier run, and .*settings\.json, which"):
+    with pytest.raises(InputError, match=r"\.shards holds work of an earlier run, but its settings, .*gone"):
         check_settings(settings, {"judge": "b"}, work)
     assert not settings.exists()
 
@@ -62,7 +62,7 @@ def test_settings_that_nothing_was_made_with_give_way(tmp_path):
     settings, work = tmp_path / "settings.json", tmp_path / "work"
     check_settings(settings, {"judge": "a"}, work)
     check_settings(settings, {"judge": "b"}, work)
-    work.mkdir()
+    Shards(work, 0).append([("a", {"n": 1})])
     with pytest.raises(InputError, match="judge: 'b' there, 'c' now"):
         check_settings(settings, {"judge": "c"}, work)
     check_settings(tmp_path / "other.json", {"judge": "a"})  # where the work lies, it does not say
@@ -74,5 +74,64 @@ def test_settings_that_nothing_was_made_with_give_way(tmp_path):
 def test_damaged_settings_are_named(tmp_path, text):
     settings = tmp_path / "settings.json"
     settings.write_text(text)
-    with pytest.raises(InputError, match=r"settings\.json, which tells how the work beside it was made, is damaged"):
+    with pytest.raises(InputError, match=r"settings\.json must hold the settings of the work beside it .* damaged"):
         check_settings(settings, {"judge": "a"}, tmp_path)
+
+
+def test_settings_may_change_where_they_are_free_to(tmp_path):
+    settings, work = tmp_path / "settings.json", tmp_path / "work"
+    check_settings(settings, {"judge": "a", "records": 1}, work)
+    Shards(work, 0).append([("a", {"n": 1})])
+    check_settings(settings, {"judge": "a", "records": 2}, work, free=["records"])
+    with pytest.raises(InputError, match=r"records: 2 there, 1 now"):
+        check_settings(settings, {"judge": "a", "records": 1}, work)
+    with pytest.raises(InputError, match=r"judge: 'a' there, 'b' now"):
+        check_settings(settings, {"judge": "b", "records": 2}, work, free=["records"])
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "1", "null", '{"n": 1}'])
+def test_a_line_that_is_none_of_ours_is_named(tmp_path, line):
+    (tmp_path / "process-00000.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=r"process-00000\.jsonl is damaged at byte 0: expected a row as JSON, found"):
+        Shards(tmp_path)
+
+
+def test_files_of_others_are_refused_and_our_own_are_not(tmp_path):
+    theirs, ours, empty = tmp_path / "theirs.json", tmp_path / "ours.json", tmp_path / "folder"
+    theirs.write_text('{"judge": "a"}')
+    check_settings(ours, {"judge": "a"})
+    empty.mkdir()
+    (empty / ".hidden").touch()
+    refuse_foreign([ours, empty, tmp_path / "nothing"])
+    with pytest.raises(InputError, match=r"theirs\.json exists, and tract did not write it\. Give another place for"):
+        refuse_foreign([ours, theirs])
+    refuse_foreign([theirs], overwrite=True)
+    refuse_foreign([theirs], signs=[tmp_path / "nothing", ours])
+    (empty / "train.parquet").touch()
+    with pytest.raises(InputError, match=r"folder holds files that tract did not write, such as 'train\.parquet'\. "):
+        refuse_foreign([empty], signs=[theirs])
+
+
+def test_only_the_rows_and_the_settings_of_a_folder_are_removed(tmp_path):
+    folder, result = tmp_path / "unfinished", tmp_path / "result.json"
+    with locked(folder, 0, result):
+        Shards(folder, 0).append([("a", {"n": 1})])
+        check_settings(folder / "settings.json", {"judge": "a"})
+        (folder / "thesis.txt").touch()
+    assert "a" in Shards(folder)  # there is no result yet
+    with locked(folder, 0, result):
+        result.touch()
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    (folder / "thesis.txt").rename(folder / "settings.json")
+    with locked(folder, 0, result):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["settings.json"]
+
+
+def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("whole")
+    with pytest.raises(OSError, match="full"), replacing(path) as part:
+        part.write_text("ha")
+        raise OSError("full")
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]

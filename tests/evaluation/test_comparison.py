@@ -11,9 +11,10 @@ from test_evaluate import GOLD, PAIRS, noisy, number_of, of_response, worth
 from tract_trainer.cli.main import main
 from tract_trainer.data.pairs import read_pairs
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.comparison import compare, load_result
+from tract_trainer.evaluation.comparison import compare, draw_comparison, load_result
 from tract_trainer.evaluation.evaluate import evaluate
 from tract_trainer.evaluation.methods import METHODS
+from tract_trainer.evaluation.pictures import METHOD_COLORS
 from tract_trainer.evaluation.tables import comparison_markdown, comparison_table
 from tract_trainer.metrics import paired_difference
 
@@ -102,7 +103,7 @@ def test_the_groups_of_records_and_pairs_count_in_a_comparison(folder):
     for name, first, second in (("rmse", a, b), ("accuracy", pairs, always)):
         known = compare(first, second)["figures"][name]
         given = first["judgments"]
-        rows = [{**row, "group": place * 6 // len(given)} for place, row in enumerate(given)]
+        rows = [{**row, "group": place * 5 // len(given)} for place, row in enumerate(given)]
         grouped = compare({**first, "judgments": rows}, second)["figures"][name]
         assert grouped["difference"] == known["difference"] and np.isfinite(grouped["p_value"])
         assert grouped["p_value"] != known["p_value"]
@@ -153,6 +154,31 @@ def test_the_command_prints_and_draws(a, b, folder, tmp_path, capsys):
     assert main([str(argument) for argument in argv]) == 0
     assert "A - B" in capsys.readouterr().out
     assert (output / "comparison.md").is_file() and (output / "comparison.png").stat().st_size > 1000
+
+
+def test_a_table_of_somebody_else_is_kept(folder, tmp_path, capsys):
+    (tmp_path / "comparison.md").write_text("Mine.")
+    argv = ["compare", str(folder / "noisy.json"), str(folder / "vague.json"), "--output", str(tmp_path)]
+    assert main(argv) == 2
+    assert "comparison.md exists" in capsys.readouterr().err
+    assert (tmp_path / "comparison.md").read_text() == "Mine." and not (tmp_path / "comparison.png").exists()
+    for flags in (["--overwrite", "true"], []):
+        assert main([*argv, *flags]) == 0
+
+
+def test_the_picture_names_the_judges_their_figures_and_has_the_colour_of_the_method(folder, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("tract_trainer.evaluation.comparison.save_png", lambda figure, path: drawn.append(figure))
+    a, b = results(folder, "noisy", "vague")
+    found = compare(a, b, "median")
+    draw_comparison(found, a, b, tmp_path / "x.png")
+    _, of_a, of_b = drawn[0].get_suptitle().split("\n")
+    r, rmse = (found["figures"][name]["a"] for name in ("pearson", "rmse"))
+    assert of_a == f"A: noisy, r = {r:.3f}, RMSE = {rmse:.3f}".replace("= 0.", "= .") and of_b.startswith(
+        "B: va|gue $x^{$, r = "
+    )
+    bars = [ax.containers[0] for ax in drawn[0].axes if ax.containers]
+    assert {bar.lines[0].get_color() for bar in bars} == {METHOD_COLORS["median"]}
 
 
 def test_what_is_no_result_is_refused(folder, tmp_path, capsys):

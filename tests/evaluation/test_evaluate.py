@@ -429,7 +429,7 @@ def test_files_of_others_are_refused_before_any_work_and_kept(records, tmp_path,
     for name in ("r.md", "r-predictions.png", "r-accuracy.png", "r.json"):
         mine = tmp_path / name
         mine.write_text("Mine.")
-        with pytest.raises(InputError, match=rf"{re.escape(name)} exists and was not written by tract\. Give another"):
+        with pytest.raises(InputError, match=rf"{re.escape(name)} exists, and tract did not write it\. Give another"):
             evaluate(judge, records, "mine", path)
         assert mine.read_text() == "Mine." and judge.engine.generated == 0
         mine.unlink()
@@ -489,7 +489,7 @@ def test_a_finished_result_is_kept_and_not_made_again(records, tmp_path):
             evaluate(*given)
     assert path.read_text() == older
     path.write_text('{"score": 3}')
-    with pytest.raises(InputError, match=r"r\.json exists and was not written by tract"):
+    with pytest.raises(InputError, match=r"r\.json exists, and tract did not write it"):
         evaluate(judge, records, "mine", path)
 
 
@@ -521,7 +521,7 @@ def test_a_rationale_without_numbers_is_left_out_and_the_rest_is_not_lost(record
     assert result["methods"]["RAIL"]["rmse"] == 0 and result["methods"]["RAIL"]["unscored"] == 0
     one = evaluate(judge, records, "mine", tmp_path / "one.json", 1)
     assert one["methods"]["RAIL"]["unscored"] == len(records)
-    assert one["judgments"][0]["reason"].startswith("The model gives no numbers (NaN)")
+    assert one["judgments"][0]["reason"].startswith("1 of 1 rationales: the model gives no numbers (NaN)")
 
 
 def test_responses_to_one_instruction_are_a_group_and_others_are_alone(tmp_path):

@@ -346,7 +346,7 @@ def test_only_a_page_is_replaced(tmp_path, capsys):
         assert main(["report", str(result), "--output", str(result), *flags]) == 2
         assert "The page would replace the result" in capsys.readouterr().err
     assert main(["report", str(result), "--output", str(mine)]) == 2
-    assert "mine.html exists and was not written by tract. Give another output" in capsys.readouterr().err
+    assert "mine.html exists, and tract did not write it. Give another place" in capsys.readouterr().err
     assert mine.read_text() == "<p>My page.</p>" and result.read_bytes() == before
     for flags in (["--overwrite", "true"], []):  # from then on it is a page
         assert main(["report", str(result), "--output", str(mine), *flags]) == 0

@@ -113,7 +113,10 @@ def test_curves_show_what_was_logged_and_pass_over_what_is_no_number():
 
 
 def test_a_run_that_logged_nothing_has_no_curves():
-    assert training_curves({"Stage 1": [{"loss": 1.0}]}) is None and training_curves({}) is None
+    seed = [{"epoch": 1.0, "loss": 1.0}]
+    assert training_curves({"seed": seed}) is None and training_curves({}) is None
+    legend = training_curves({"seed": seed, "Stage 1": ENTRIES}).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["Stage 1"]
 
 
 # Files

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from tract_trainer.cli.arguments import (
     GenerateArguments,
     InspectArguments,
     JudgeArguments,
+    OutputArguments,
     RecordArguments,
+    RecordFormat,
     ReportArguments,
     RunArguments,
     SamplingArguments,
@@ -29,59 +32,62 @@ from tract_trainer.cli.arguments import (
 )
 from tract_trainer.cli.parsing import parse
 from tract_trainer.data.benchmarks import load_benchmark, own_benchmark
+from tract_trainer.data.reading import read_record, read_rows
 from tract_trainer.errors import InputError
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
 
 def _rows(data: DataArguments) -> Any:
-    from tract_trainer.data.datasets import load_rows
-
     if data.data is None:
         raise InputError("--data is missing: a .json or .jsonl file of records, a folder, or a Hub data set.")
-    rows = load_rows(data.data, data.split)
-    return rows if data.max_records is None else _first(rows, data.max_records)
-
-
-def _first(rows: Any, count: int) -> Any:
-    return rows[:count] if isinstance(rows, list) else rows.select(range(min(count, len(rows))))
+    rows = read_rows(data.data, data.split, **data.format)
+    if data.max_records is None:
+        return rows
+    return rows[: data.max_records] if isinstance(rows, list) else rows.take(data.max_records)
 
 
 def _judge(args: JudgeArguments, draw: SamplingArguments) -> Any:
+    from tract_trainer.cli.pipeline import refuse_damaged
     from tract_trainer.judging.judge import Judge
 
     if args.model is None:
         raise InputError("--model is missing: the folder or Hub repository of a judge.")
-    return Judge.from_pretrained(args.model, args.engine, batch_size=draw.batch_size, model_kwargs=args.engine_settings)
+    refuse_damaged(args.model)
+    return Judge.from_pretrained(
+        args.model,
+        args.engine,
+        revision=args.revision,
+        batch_size=draw.batch_size,
+        model_kwargs=args.engine_settings,
+        **args.asked,
+    )
 
 
 def sft(argv: Sequence[str]) -> None:
-    data, args, model = parse(
+    data, args, output, model = parse(
         "sft",
         "Trains one stage and saves the judge.",
         argv,
         TrainingDataArguments,
         RegressionAwareSFTConfig,
+        OutputArguments,
         ModelConfig,
     )
     from tract_trainer._distributed import file_lock
     from tract_trainer.cli import pipeline
-    from tract_trainer.data.datasets import load_rows
-    from tract_trainer.data.settings import check_settings
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
-    train_dataset = pipeline.training_data(_rows(data), args, model, data.data)
-    held_out = None if data.eval_data is None else load_rows(data.eval_data)
-    eval_dataset = None if held_out is None else pipeline.training_data(held_out, args, model)
-    # What begins with "_" is not uploaded.
+    pipeline.refuse_damaged(model.model_name_or_path)
     folder, first = Path(args.output_dir), args.process_index == 0
+    if first:
+        pipeline.check_output_dir(model, args, output.overwrite)
+    train_dataset = pipeline.training_data(_rows(data), args, model, data.data)
+    held_out = None if data.eval_data is None else read_rows(data.eval_data, **data.format)
+    eval_dataset = None if held_out is None else pipeline.training_data(held_out, args, model)
     with file_lock(folder, "_training.lock") if first else nullcontext():
         if first:
-            path, resumed = folder / "_training.json", str(args.resume_from_checkpoint).lower() == "true"
-            if not resumed:
-                path.unlink(missing_ok=True)
-            if not resumed or path.is_file():
-                check_settings(path, pipeline.trained_with(model, args, data.data, len(train_dataset)))
+            pipeline.begin_training(model, args, train_dataset)
         pipeline.train(model, args, train_dataset, eval_dataset)
 
 
@@ -99,6 +105,7 @@ def inspect(argv: Sequence[str]) -> None:
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the model whose tokenizer and settings count.")
+    pipeline.refuse_damaged(model.model_name_or_path)
     dataset = pipeline.training_data(_rows(data), args, model)
     Console().print(view(inspect_dataset(dataset, args, model), shown.rows))
 
@@ -108,8 +115,11 @@ def generate(argv: Sequence[str]) -> None:
         "generate", "Writes the stage-2 dataset.", argv, DataArguments, GenerateArguments, SamplingArguments
     )
     from tract_trainer.cli import pipeline
+    from tract_trainer.data.store import refuse_foreign
     from tract_trainer.rationales.generation import generate_cot_dataset
 
+    if int(os.environ.get("RANK", "0")) == 0:
+        refuse_foreign([Path(args.output_dir)], args.overwrite, signs=[Path(args.output_dir) / "settings.json"])
     rows, judge = _rows(data), _judge(args, draw)
     dataset = pipeline.prompts_of(rows, judge)
     generate_cot_dataset(
@@ -121,18 +131,22 @@ def generate(argv: Sequence[str]) -> None:
         output_dir=args.output_dir,
         max_retries=args.max_retries,
         unfinished=args.unfinished,
+        overwrite=args.overwrite,
     )
 
 
 def judge(argv: Sequence[str]) -> None:
-    args, draw = parse("judge", "Judges one record, or a file of them.", argv, RecordArguments, SamplingArguments)
+    args, form, draw = parse(
+        "judge", "Judges one record, or a file of them.", argv, RecordArguments, RecordFormat, SamplingArguments
+    )
     from tract_trainer.cli import pipeline
-    from tract_trainer.data.reading import read_record, read_records
 
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
-    record = None if args.record is None else read_record(args.record)
-    records = [] if args.input is None else read_records(args.input)
+    if args.output is not None:
+        pipeline.check_judged(Path(args.output), args.overwrite)
+    record = None if args.record is None else read_record(args.record, **form.format)
+    records = [] if args.input is None else read_rows(args.input, **form.format)
     loaded = _judge(args, draw)
     if record is not None:
         judgment = loaded.score(record, draw.num_cots, seed=args.seed, unfinished=args.unfinished, **draw.sampling)
@@ -150,6 +164,7 @@ def judge(argv: Sequence[str]) -> None:
         draw.num_cots,
         seed=args.seed,
         unfinished=args.unfinished,
+        overwrite=args.overwrite,
         **draw.sampling,
     )
 
@@ -177,7 +192,7 @@ def evaluate(argv: Sequence[str]) -> None:
     results = {}
     for name, path in paths.items():
         settings = {"seed": args.seed, "unfinished": args.unfinished, "overwrite": args.overwrite, **draw.sampling}
-        named = {"judge_name": args.model, "revision": commit_of(args.model)}
+        named = {"judge_name": args.model, "revision": commit_of(args.model, args.revision)}
         results[path] = evaluate_on(loaded, records[name], name, path, draw.num_cots, **named, **settings)
     show(results)
 
@@ -191,10 +206,15 @@ def compare(argv: Sequence[str]) -> None:
     if len(files) != 2:
         raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
     a, b = map(comparing.load_result, files)
+    from tract_trainer.data.store import MARK, refuse_foreign, replacing
+
     found, folder = comparing.compare(a, b, args.method), Path(args.output)
+    table, picture = folder / "comparison.md", folder / "comparison.png"
+    refuse_foreign([table, picture], args.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.md").write_text(comparison_markdown(found), encoding="utf-8")
-    comparing.draw_comparison(found, a, b, folder / "comparison.png")
+    with replacing(table) as part:
+        part.write_text(f"<!-- {MARK}: {a[MARK]} -->\n{comparison_markdown(found)}", encoding="utf-8")
+    comparing.draw_comparison(found, a, b, picture)
     Console().print(comparison_table(found))
     print(f"The table and a picture are in {folder}.")
 
@@ -211,11 +231,26 @@ def run(argv: Sequence[str]) -> None:
         RunArguments,
         ddp_timeout=7 * 24 * 3600,  # a process may have long rationales to write while the others wait
     )
-    from tract_trainer.cli.run import run_pipeline
+    from accelerate import PartialState
+
+    from tract_trainer.cli.run import HELD_OUT, run_pipeline
+    from tract_trainer.evaluation.tables import results_table
 
     rows = list(_rows(data))
-    result, path = run_pipeline(rows, data.eval_data, args, model, draw, settings, data.data)
+    held_out = None if data.eval_data is None else list(read_rows(data.eval_data, **data.format))
+    results = run_pipeline(
+        rows, held_out, args, model, draw, settings, source=data.data, eval_name=data.eval_data or HELD_OUT
+    )
+    path, result = results.popitem()
     show({path: result})
+    if results and PartialState().is_main_process:
+        (untrained,) = results.values()
+        table = {
+            f"{method}, {name}": figures
+            for name, found in (("untrained", untrained), ("trained", result))
+            for method, figures in found["methods"].items()
+        }
+        Console().print(results_table(table, "The seed model before training, and the judge"))
 
 
 def report(argv: Sequence[str]) -> None:
@@ -242,12 +277,12 @@ def records_by_name(data: DataArguments, args: EvaluateArguments) -> dict[str, l
     names = [args.benchmark] if isinstance(args.benchmark, str) else args.benchmark or []  # YAML may give one alone
     if (not names) == (data.data is None):
         raise InputError("Give either --benchmark NAME (with --path), or --data FILE with your own scored records.")
-    if args.columns is not None and data.data is None:
-        raise InputError("--columns renames the columns of --data. Leave it out with --benchmark.")
+    if data.data is None and any(data.format.values()):
+        raise InputError("--columns and --rubric are for --data. Leave them out with --benchmark.")
     if len(names) > 1 and args.path is not None and not Path(args.path).is_dir():
         raise InputError(f"--path must be the folder of the {len(names)} benchmarks, found {args.path!r}.")
     if data.data is not None:
-        return {data.data: own_benchmark(data.data, args.renames, data.split)[: data.max_records]}
+        return {data.data: own_benchmark(data.data, split=data.split, **data.format)[: data.max_records]}
     return {name: load_benchmark(name, args.path)[: data.max_records] for name in names}
 
 
@@ -263,11 +298,11 @@ def result_paths(output: str, names: Sequence[str]) -> dict[str, Path]:
     return {name: Path(output) / f"{stem.strip('.-')[:100] or 'data'}.json" for name, stem in stems.items()}
 
 
-def commit_of(model: str) -> str | None:
+def commit_of(model: str, revision: str | None = None) -> str | None:
     """The commit of a judge from the Hub; a folder has none."""
     from tract_trainer.engines.checkpoints import SavedJudge
 
-    return SavedJudge.find(model, weights=False).commit
+    return SavedJudge.find(model, revision, weights=False).commit
 
 
 def judged_summary(path: Path) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Turns a command line into one of the package's jobs.
+"""The entry point of `tract`: finds the command, and prints errors.
 
 A user's mistake is one message on stderr and exit code 2; a bug keeps its traceback.
 """
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"tract {command}: error: {error}", file=sys.stderr)
         return 2
-    except (ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if not _refused_by_library(error) or os.environ.get("TRACT_TRACEBACK"):
             raise
         more = "TRACT_TRACEBACK=1 before the command shows where."
@@ -65,9 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused_by_library(error: BaseException) -> bool:
-    """Whether a library raised the error about what it was given, as of a setting that this machine does not have."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return str(frames[-1][0].f_globals.get("__name__", "")).split(".")[0] in LIBRARIES
+    """Whether a library raised the error about what it was given: a setting, a damaged file, a disk that is full."""
+    if type(error).__name__ == "SafetensorError":
+        return True
+    frames = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raised_in = frames[-1].split(".")[0] in LIBRARIES or frames[-1] == "torch.serialization"
+    return raised_in and (isinstance(error, ValueError | ImportError | RuntimeError) or type(error) is Exception)
 
 
 def _silence_warnings() -> None:

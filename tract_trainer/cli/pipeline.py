@@ -1,5 +1,6 @@
 """Turns records into a trained judge and its figures: the steps behind the command line, one function each."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,9 +11,11 @@ from typing import Any, cast
 
 from accelerate.logging import get_logger
 from datasets import Dataset
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from tract_trainer._distributed import process_state
 from tract_trainer.data.datasets import as_dataset, is_trl_format
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import (
@@ -23,10 +26,20 @@ from tract_trainer.data.records import (
     gold_score,
     training_examples,
 )
-from tract_trainer.data.settings import begin
-from tract_trainer.data.store import finish_rows, finished_rows, without_nan
+from tract_trainer.data.settings import begin, check_settings
+from tract_trainer.data.store import (
+    contents,
+    finish_rows,
+    finished_rows,
+    is_ours,
+    locked,
+    refuse_foreign,
+    replacing,
+    without_nan,
+)
 from tract_trainer.data.templates import control_pattern
 from tract_trainer.engines.base import checked
+from tract_trainer.engines.checkpoints import SavedJudge
 from tract_trainer.errors import InputError
 from tract_trainer.judging.judge import Judge
 from tract_trainer.judging.judgment import Judgment
@@ -66,6 +79,39 @@ def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
         template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(path).chat_template
         tokenizer.chat_template = template
     return tokenizer
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "adapter_config.json",
+)
+
+
+def refuse_damaged(name_or_path: str) -> None:
+    """
+    Raises an InputError that names a file of a model in a folder which is truncated, or a pointer of Git LFS. Libraries
+    say what is wrong with such a file, but not which file it is.
+    """
+    folder = Path(name_or_path)
+    files = [folder / name for name in MODEL_FILES] + sorted(folder.glob("*.safetensors"))
+    for path in (path for path in files if path.is_file()):
+        with path.open("rb") as file:
+            pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+        if pointer:
+            raise InputError(f"{path} is a pointer of Git LFS, not the file itself. Fetch it with: git lfs pull")
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            else:
+                with safe_open(path, "pt"):
+                    pass
+        except (ValueError, RecursionError, SafetensorError) as error:
+            raise InputError(f"{path} is damaged: {error}. Copy or download it again.") from error
 
 
 def prompts_of(rows: Sequence[Record] | Dataset, judge: Judge) -> Dataset:
@@ -128,13 +174,69 @@ def train(
     trainer.accelerator.wait_for_everyone()  # the first process saves, and all may load
 
 
-def trained_with(
-    model_args: ModelConfig, args: RegressionAwareSFTConfig, source: str | None, rows: int
-) -> dict[str, Any]:
-    """What a training that goes on from a checkpoint has to share with the one that left it."""
-    scale = {"score_labels": args.score_labels, "score_values": args.score_values, "score_prefix": args.score_prefix}
-    data = {"data": source, "rows": rows}
-    return json.loads(json.dumps(asdict(model_args) | scale | data, default=str))  # type: ignore[no-any-return]
+OBJECTIVE = (
+    "score_labels", "score_values", "score_prefix", "score_loss_type", "score_loss_weight", "ce_loss_weight",
+    "renormalize_scores", "score_token_in_ce", "missing_score", "loss_type", "completion_only_loss",
+    "assistant_only_loss", "max_length", "truncation_mode", "packing", "packing_strategy", "seed",
+)  # fmt: skip
+"""Training arguments that must not change when a training resumes."""
+
+SETTINGS = "_training.json"  # names that begin with "_" are not uploaded
+
+
+def check_output_dir(model_args: ModelConfig, args: RegressionAwareSFTConfig, overwrite: bool = False) -> None:
+    """Raises an InputError where training would replace something in `args.output_dir` that it must not."""
+    folder, seed = Path(str(args.output_dir)), Path(str(model_args.model_name_or_path))
+    if seed.is_dir() and folder.exists() and folder.samefile(seed):
+        raise InputError(f"output_dir is {folder}, the folder of the model to train. Give another output_dir.")
+    if contents(folder) and is_ours(folder / SETTINGS) and not (overwrite or _resumed(args)):
+        raise InputError(
+            f"{folder} holds a training of tract sft. Resume it with --resume_from_checkpoint true, give another "
+            "output_dir, or train anew with --overwrite."
+        )
+    refuse_foreign([folder], overwrite, signs=[folder / SETTINGS])
+
+
+def begin_training(model_args: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset) -> None:
+    """
+    Writes down what is trained in `args.output_dir`, after [`check_output_dir`].
+
+    Raises:
+        InputError: training resumes with another model, other data or another objective.
+    """
+    folder = Path(str(args.output_dir))
+    settings, found = folder / SETTINGS, asdict(model_args) | {name: getattr(args, name) for name in OBJECTIVE}
+    found |= {"seed_model": seed_identity(model_args), "rows": rows_digest(dataset)}
+    trained_with = json.loads(json.dumps(found, default=str))
+    if _resumed(args):
+        checkpoint = str(args.resume_from_checkpoint)
+        known = settings if checkpoint.lower() == "true" else Path(checkpoint).parent / SETTINGS
+        if known.is_file():
+            check_settings(known, trained_with)
+    else:
+        for old in (path for path in folder.glob("checkpoint-*") if path.is_dir()):
+            shutil.rmtree(old)  # of a training that is overwritten; a later resume would go on from it
+    settings.unlink(missing_ok=True)
+    check_settings(settings, trained_with)
+
+
+def _resumed(args: RegressionAwareSFTConfig) -> bool:
+    return str(args.resume_from_checkpoint).lower() not in ("none", "false")
+
+
+def seed_identity(model_args: ModelConfig) -> str:
+    """Names the weights that training starts from: the commit of a model from the Hub, else a fingerprint."""
+    found = SavedJudge.find(str(model_args.model_name_or_path), model_args.model_revision, weights=False)
+    return found.commit or found.identity
+
+
+def rows_digest(dataset: Dataset) -> str:
+    """Names the rows of a dataset by their content."""
+    rows = hashlib.sha256()
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        for row in table.to_pylist():
+            rows.update(digest(row).encode())
+    return rows.hexdigest()[:32]
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -151,6 +253,20 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
+def check_judged(path: Path, overwrite: bool = False) -> tuple[Path, Path]:
+    """
+    Raises an InputError where [`judge_file`] would replace something that it must not.
+
+    Returns:
+        The paths of its settings and of its unfinished rows.
+    """
+    if not path.name or path.is_dir():
+        raise InputError(f"--output must be a file for the judgments, such as judged.jsonl; found the folder {path}.")
+    settings, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
+    refuse_foreign((path, settings, folder), overwrite, signs=[settings])
+    return settings, folder
+
+
 def judge_file(
     judge: Judge,
     records: Sequence[Record],
@@ -159,38 +275,39 @@ def judge_file(
     *,
     seed: int = 42,
     unfinished: str = "unscored",
+    overwrite: bool = False,
     **sampling: Any,
 ) -> None:
     """
-    Writes a line for each record to the JSONL file `path`, in their order. A second call goes on where a killed one
-    stopped; a file beside `path` tells what it was made with. Launched processes share the records.
+    Writes a judgment per record to the JSONL file `path`, in the order of the records. A stopped call goes on when it
+    is made again, also with some records corrected: only those are judged anew. Launched processes share the records.
 
     Raises:
-        InputError: it was made with another judge, other records or other settings, or a record has no prompt.
+        InputError: a record cannot be judged; the work was begun with another judge or other settings; or `path`, or
+            what would stand beside it, belongs to somebody else and `overwrite` is false.
     """
     settings = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
-    made_with = {"judge": judge.identity, "records": digest(list(records)), "num_cots": num_cots, **settings}
-    settings_path, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
-    if path.exists() and not settings_path.exists():
-        raise InputError(f"{path} exists, and not from `tract judge`. Give another --output, or delete it.")
-    check_prompts(records, judge.rows.prompt)
-    state = begin(settings_path, made_with, folder, path)
-    if path.exists():
-        return
+    keys = [digest(record) for record in records]
+    made_with = {"judge": judge.identity, "num_cots": num_cots, **settings, "records": digest(keys)}
+    settings_path, folder = check_judged(path, overwrite)
+    check_prompts(records, judge.rows.prompt_ids)
+    state = process_state()
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         asked = [records[i] for i in numbers]
         for place, judgment in judge.as_finished(asked, num_cots, progress=state.is_main_process, **settings):
             yield numbers[place], as_json(judgment)
 
-    finish_rows(folder, len(records), rows, state)
-    if state.is_main_process:
-        part = path.with_name(path.name + ".part")
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in finished_rows(folder, len(records)))
-        part.replace(path)
-        shutil.rmtree(folder)
-    state.wait_for_everyone()
+    with locked(folder, state.process_index, path):
+        free = () if path.exists() else ("records",)  # corrected records are judged with the others that are left
+        begin(settings_path, made_with, folder, path, overwrite=overwrite, free=free)
+        if not path.exists():
+            finish_rows(folder, keys, rows, state)
+            if state.is_main_process:
+                judged = finished_rows(folder, keys)
+                with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in judged)
+        state.wait_for_everyone()
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Turns the name of a benchmark, or a data set of one's own, into scored records or pairs.
+"""Scored records and pairs to evaluate a judge on: public benchmarks by their names, and data sets of one's own.
 
-A scored record is a judging record with its gold `score`; a pair is a mapping as `pairwise` has it, with `chosen` and
-`rejected`. Nothing here needs torch.
+A scored record is a judging record with its gold `score`; a pair is a mapping with the records `chosen` and `rejected`,
+see [`tract_trainer.data.pairs`]. Nothing here needs torch.
 """
 
 import math
@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tract_trainer.data.pairs import REWARD_BENCH_SUBSETS, read_pairs
+from tract_trainer.data.hashing import digest
+from tract_trainer.data.pairs import PAIR_COLUMNS, REWARD_BENCH_SUBSETS, read_pairs
 from tract_trainer.data.reading import read_rows
 from tract_trainer.data.records import SCORE_COLUMNS, Record, gold_score, ready_prompt
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
 
 PROMETHEUS_FILES = {
-    "feedback_bench": "feedback_collection_test.json",
+    "feedback_bench": "feedback_collection_ood_test.json",
+    "feedback_collection_test": "feedback_collection_test.json",
     "flask": "flask_eval.json",
     "vicuna": "vicuna_eval.json",
     "mt_bench": "mt_bench_eval.json",
@@ -34,6 +36,9 @@ BENCHMARKS = tuple(sorted({**PROMETHEUS_FILES, **PAIR_FILES}))
 ORIGIN = "the folder eval/benchmark/data of github.com/prometheus-eval/prometheus-eval"
 
 ORIGINS = {"reward_bench": "the folder data of huggingface.co/datasets/allenai/reward-bench"}
+
+GROUP_COLUMNS = ("group", "idx", "orig_instruction")
+"""Columns that may tell which records answer the same question."""
 
 PROMETHEUS_SCALE = ScoreScale.integers(1, 5)
 
@@ -61,7 +66,7 @@ def load_benchmark(name: str, path: str | Path | None = None) -> list[dict[str, 
     if name in PROMETHEUS_FILES:
         records = scored_records([_prometheus_record(row, number) for number, row in enumerate(rows)])
         check_scale(records, PROMETHEUS_SCALE)
-        return records
+        return grouped(records)
     pairs = read_pairs(rows)
     if name == "reward_bench":
         check_reward_bench(pairs)
@@ -95,32 +100,28 @@ def _prometheus_record(row: Record, number: int) -> dict[str, Any]:
 
 
 def own_benchmark(
-    source: str | Path, columns: Mapping[str, str] | None = None, split: str = "train"
+    source: str | Path,
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    rubric: str | Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """
     The scored records, or the pairs, of a data set of one's own.
 
     Args:
-        source (`str`): .json, .jsonl, .csv or .parquet file, folder with such files, or Hub data set.
-        columns (`Mapping[str, str]`, *optional*):
-            What columns are called here by what they are called there, e.g. `{"question": "instruction", "answer":
-            "response", "human": "score"}`. Other columns stay as they are.
-        split (`str`, *optional*, defaults to `"train"`): split of a folder or Hub data set.
+        source (`str`), columns (`Mapping[str, str]`, *optional*), split (`str`, *optional*, defaults to `"train"`),
+            rubric (`str` or `Mapping`, *optional*): see [`~tract_trainer.data.reading.read_rows`].
 
     Returns:
-        `list[dict]`: pairs where the columns are those of [`read_pairs`], and otherwise scored records.
+        `list[dict]`: pairs where the columns are those of [`read_pairs`], and otherwise scored records. Records have a
+        `group` where a column tells which of them answer the same question, see [`grouped`].
 
     Raises:
         InputError: there is no data, a column is missing, or a record has no gold score.
     """
-    rows = read_rows(source, split)
-    renames = columns or {}
-    found = sorted(set().union(*rows))
-    if absent := sorted(renames.keys() - set(found)):
-        raise InputError(f"{source} has no column {', '.join(map(repr, absent))} to rename; found {found}.")
-    rows = [_renamed(row, renames) for row in rows]
-    names = set().union(*rows)
-    if names & {"chosen", "rejected", "targets", "chosen_instruction"}:
+    rows = [dict(row) for row in read_rows(source, split, columns, rubric)]
+    names: set[str] = set().union(*rows)
+    if names & PAIR_COLUMNS:
         return read_pairs(rows)
     if {"prompt", "response"} <= names:
         raise InputError(
@@ -129,17 +130,23 @@ def own_benchmark(
         )
     if missing := _missing(names):
         raise InputError(
-            f"{source} has no column {', '.join(map(repr, missing))}; found {found}. Records need `instruction`, "
-            "`response` and `rubric`, or a ready `prompt`, and `score`; pairs need `instruction`, `chosen` and "
-            f'`rejected`. If yours has another name, give it: columns={{"yours": "{missing[0]}"}}.'
+            f"{source} has no column {', '.join(map(repr, missing))}; found {sorted(names)}. Records need "
+            "`instruction`, `response` and `rubric`, or a ready `prompt`, and `score`; pairs need `instruction`, "
+            f'`chosen` and `rejected`. If yours has another name, give it: columns={{"yours": "{missing[0]}"}}.'
         )
-    return scored_records(rows)
+    return grouped(scored_records(rows))
 
 
-def _renamed(row: Record, renames: Mapping[str, str]) -> dict[str, Any]:
-    """`row` with its columns renamed; a column that has a new name already gives way to it."""
-    kept = {name: value for name, value in row.items() if name not in renames}
-    return kept | {new: row[old] for old, new in renames.items() if old in row}
+def grouped(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    `records` with a `group`: that of the first column among `GROUP_COLUMNS` in which some records have the same value.
+    Intervals of figures take the records of a group for dependent.
+    """
+    for name in GROUP_COLUMNS:
+        values = [digest(record[name]) for record in records if record.get(name) is not None]
+        if len(set(values)) < len(values) == len(records):
+            return [{**record, "group": record[name]} for record in records]
+    return list(records)
 
 
 def _missing(names: set[str]) -> list[str]:

@@ -1,40 +1,19 @@
-"""Reads rows as a `datasets.Dataset`, and turns rows into one."""
+"""Rows as a `datasets.Dataset`."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
-from datasets import Dataset, IterableDataset, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import Dataset, IterableDataset
 
-from tract_trainer.data.reading import read_rows
 from tract_trainer.data.records import RATIONALE_COLUMNS, Record, gold_score
 from tract_trainer.errors import InputError
 
 READY_COLUMNS = {"completion", "messages", "text", "input_ids"}
 
-
 RECORD_COLUMNS = {"rubric", *RATIONALE_COLUMNS}
-
-
-def load_rows(source: str, split: str = "train") -> list[dict[str, Any]] | Dataset:
-    """Rows of a `.json`, `.jsonl`, `.parquet` or `.csv` file, of a folder with data files, or of a Hub data set."""
-    suffix = Path(source).suffix
-    if split != "train" and Path(source).is_file():
-        raise InputError(f"{source} is a file without splits, so split={split!r} has no meaning. Leave it out.")
-    if suffix in (".csv", ".json", ".jsonl"):
-        return read_rows(source)
-    try:
-        if suffix == ".parquet":
-            return described(load_dataset("parquet", data_files=source, split="train"), Path(source).parent)
-        return described(load_dataset(source, split=split), Path(source))
-    except (FileNotFoundError, ConnectionError, ValueError, DatasetsError) as error:
-        raise InputError(
-            f"There is no data at {source!r} ({error}). Give a .json, .jsonl, .parquet or .csv file, a folder, or a "
-            "data set of the Hub."
-        ) from error
 
 
 def is_trl_format(columns: Iterable[str]) -> bool:
@@ -63,9 +42,11 @@ OWN_RATIONALES = "Rationales that a judge wrote itself"
 
 def described(dataset: Dataset, folder: Path) -> Dataset:
     """`dataset`, the rows of `folder`, with what they are as its description, which `datasets` keeps with the rows."""
-    path = folder / "report.json"
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if "rationales" in report:
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not written by `generate_cot_dataset`
+        report = None
+    if isinstance(report, dict) and {"rationales", "rows"} <= report.keys():
         dataset.info.description = (
             f"{OWN_RATIONALES}: {report['rationales']:,} for {report['rows']:,} prompts, of which {len(dataset):,} are "
             "kept, each closed with its gold score."

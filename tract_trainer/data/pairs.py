@@ -1,14 +1,17 @@
-"""Reads pairs of responses, and makes the records of them that are judged one by one.
+"""Pairs of responses in their public formats, and the records of which they are judged.
 
 A pair is a mapping with the records `chosen`, the better one, and `rejected`, and the name of its `subset`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tract_trainer.data.records import Record, ready_prompt
+from tract_trainer.data.records import Record, ready_prompt, turn_text
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
+
+logger = logging.getLogger(__name__)
 
 SIDES = ("chosen", "rejected")
 
@@ -38,45 +41,117 @@ def general_rubric(scale: ScoreScale) -> dict[str, str]:
     return {"Criterion": criterion, **{label: described[label] for label in sorted(described, key=scale.value)}}
 
 
+PAIR_COLUMNS = {"chosen", "rejected", "targets", "chosen_instruction", "response 1", "response 2"}
+"""Columns by which rows are taken for pairs."""
+
+SHARED = ("rubric", "reference", "system_prompt")
+
+
 def read_pairs(rows: Sequence[Record]) -> list[dict[str, Any]]:
     """
-    The pairs in `rows`, each with its other columns.
+    The pairs in `rows`, each with its other columns. Ties are left out, and counted in a warning.
 
     Args:
-        rows (`Sequence[Mapping]`):
-            Rows with `instruction` (or `prompt`), `chosen` and `rejected`, and optionally `rubric` and `reference`; in
-            the HHH format, with `input` and `targets`; or in the Prometheus format, with the ready prompts
-            `chosen_instruction` and `rejected_instruction`. The subset is `subset` or `source`, or else `"all"`.
+        rows (`Sequence[Mapping]`): rows in one of these formats. The subset is `subset` or `source`, or else `"all"`.
+
+            * `instruction` (or `prompt`), `chosen` and `rejected`, and optionally `rubric`, `reference` and
+              `system_prompt`. `chosen` and `rejected` may be messages, as in TRL's preference data sets;
+            * `prompt`, `response 1`, `response 2` and `label`: 0 if the first is better, 1 if the second is, 2 for
+              a tie (Auto-J);
+            * `input` and `targets` (HHH);
+            * `chosen_instruction` and `rejected_instruction`, ready prompts, and optionally `tie` (Prometheus).
 
     Raises:
-        InputError: a row has another format, something else than text in it, or no better response.
+        InputError: a row has another format, or all pairs are ties.
     """
-    return [{**row, "subset": _subset(row), **_sides(row, number)} for number, row in enumerate(rows)]
+    read = [(row, _sides(row, number)) for number, row in enumerate(rows)]
+    pairs = [{**row, "subset": _subset(row), **sides} for row, sides in read if sides is not None]
+    if ties := len(rows) - len(pairs):
+        first = next(number for number, (_, sides) in enumerate(read) if sides is None)
+        said = f"{ties:,} of {len(rows):,} pairs are ties, without a better response; the first is pair {first}."
+        if not pairs:
+            raise InputError(f"{said} Give pairs with a better response.")
+        logger.warning(f"{said} They are left out.")
+    return pairs
 
 
 def _subset(row: Record) -> str:
     return str(row.get("subset") or row.get("source") or "all")
 
 
-def _sides(row: Record, number: int) -> dict[str, dict[str, Any]]:
-    """The records `chosen` and `rejected` of a row in any of the formats."""
+def _sides(row: Record, number: int) -> dict[str, dict[str, Any]] | None:
+    """The records `chosen` and `rejected` of a row in any of the formats; `None` for a tie."""
     if {"chosen_instruction", "rejected_instruction"} <= row.keys():
         if str(row.get("tie") or 0) != "0":
-            raise InputError(f"Pair {number} is a tie, without a better response to choose. Leave such pairs out.")
+            return None
         return {side: {"prompt": ready_prompt(_text(row, f"{side}_instruction", number))} for side in SIDES}
     if {"input", "targets"} <= row.keys():
         responses = _choices(row["targets"], number)
         return {side: {"instruction": _text(row, "input", number), "response": responses[side]} for side in SIDES}
     instruction = next((name for name in ("instruction", "prompt") if name in row), None)
-    if instruction is None or not {"chosen", "rejected"} <= row.keys():
+    shared = {name: row[name] for name in SHARED if row.get(name)}
+    if instruction is not None and {"response 1", "response 2", "label"} <= row.keys():
+        first, second = ({**shared, **_asked(row, instruction, f"response {i}", number)} for i in (1, 2))
+        better = _label(row, number)
+        return (
+            None
+            if better == "2"
+            else dict(zip(SIDES, (first, second) if better == "0" else (second, first), strict=True))
+        )
+    messages = isinstance(row.get("chosen"), list)
+    if not {"chosen", "rejected"} <= row.keys() or (instruction is None and not messages):
         raise InputError(
             f"Pair {number} has none of the formats of pairs: `instruction` (or `prompt`), `chosen` and `rejected`; "
-            "`input` and `targets` (HHH); `chosen_instruction` and `rejected_instruction` (Prometheus). "
-            f"Found {sorted(row)}."
+            "`prompt`, `response 1`, `response 2` and `label` (Auto-J); `input` and `targets` (HHH); "
+            f"`chosen_instruction` and `rejected_instruction` (Prometheus). Found {sorted(row)}."
         )
-    shared = {"instruction": _text(row, instruction, number)}
-    shared |= {name: row[name] for name in ("rubric", "reference") if row.get(name)}
-    return {side: {**shared, "response": _text(row, side, number)} for side in SIDES}
+    if row.get("label") is not None and _label(row, number) != "0":
+        raise InputError(
+            f"Pair {number} has `chosen` and `rejected`, and the `label` {row['label']!r}. If the label tells which "
+            "response is better, name the responses `response 1` and `response 2`; otherwise rename the label."
+        )
+    chosen, rejected = ({**shared, **_asked(row, instruction, side, number)} for side in SIDES)
+    if chosen["instruction"] != rejected["instruction"]:
+        raise InputError(f"The messages of pair {number} differ before the last turn. Give two answers to one prompt.")
+    return {"chosen": chosen, "rejected": rejected}
+
+
+def _label(row: Record, number: int) -> str:
+    """Auto-J's label, as text: a CSV file has it so."""
+    label = str(row["label"]).removesuffix(".0")
+    if isinstance(row["label"], bool) or label not in ("0", "1", "2"):
+        raise InputError(
+            f"`label` of pair {number} must be 0 (the first response is better), 1 (the second) or 2 (a tie), found "
+            f"{row['label']!r}. Rename the column if it tells something else."
+        )
+    return label
+
+
+def _asked(row: Record, instruction: str | None, response: str, number: int) -> dict[str, str]:
+    """`instruction` and `response` as text; messages before the last turn of the response are the instruction."""
+    turns = row[response]
+    if not isinstance(turns, list):
+        return {"instruction": _text(row, str(instruction), number), "response": _text(row, response, number)}
+    if not turns or not all(isinstance(turn, Mapping) and "content" in turn for turn in turns):
+        raise InputError(f"`{response}` of pair {number} must be text or messages with `content`, found {turns!r:.80}.")
+    if turns[-1].get("role") != "assistant":
+        raise InputError(
+            f"`{response}` of pair {number} must end with a turn of the assistant, found {turns[-1]!r:.80}."
+        )
+    if len(turns) > 1:
+        asked = conversation_text(turns[:-1])
+    elif instruction is None:
+        raise InputError(f"`{response}` of pair {number} is an answer without a question. Add `prompt`.")
+    else:
+        asked = _text(row, instruction, number)
+    return {"instruction": asked, "response": turn_text(turns[-1])}
+
+
+def conversation_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    """Messages as text: the content of a single turn, or all turns with their roles."""
+    if len(turns) == 1:
+        return turn_text(turns[0])
+    return "\n\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in turns)
 
 
 def _choices(targets: Any, number: int) -> dict[str, str]:
@@ -91,12 +166,12 @@ def _choices(targets: Any, number: int) -> dict[str, str]:
 
 
 def _text(row: Record, name: str, number: int) -> str:
-    if not isinstance(row[name], str):
-        raise InputError(
-            f"`{name}` of pair {number} must be text, found {type(row[name]).__name__}. Give the text alone, "
-            "not a list of messages."
-        )
-    return row[name]
+    found = row[name]
+    if isinstance(found, list) and found and all(isinstance(turn, Mapping) and "role" in turn for turn in found):
+        return conversation_text(found)
+    if not isinstance(found, str):
+        raise InputError(f"`{name}` of pair {number} must be text or messages, found {type(found).__name__}.")
+    return found
 
 
 def pair_records(pairs: Sequence[Record], scale: ScoreScale) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Turns a judging record into the `prompt`, `completion` and `score` of a training example, or into a prompt alone.
 
-A record is a mapping with `instruction`, `response`, `rubric` and optionally `reference`; or with a ready `prompt`
-(text or messages); or in the Prometheus format, where `instruction` is the ready prompt and `gpt4_score` and
-`gpt4_feedback` are the annotations.
+A record is a mapping with `instruction`, `response`, `rubric` and optionally `reference` and `system_prompt`; or with a
+ready `prompt` (text or messages); or in the Prometheus format, where `instruction` is the ready prompt and `gpt4_score`
+and `gpt4_feedback` are the annotations.
 """
 
 import math
@@ -43,6 +43,11 @@ def prompt_of(
         ValueError: the record has no prompt and too few fields to make one.
     """
     record = _given(record)
+    if record.get("system_prompt") and (record.get("response") is None or "system_prompt" not in template):
+        raise InputError(
+            "A record has a `system_prompt`, which its prompt would not show. Put it into the instruction or the "
+            "messages, use a template with {{ system_prompt }}, or leave it out."
+        )
     if record.get("prompt"):
         if record.get("response") is not None:
             raise InputError(
@@ -85,7 +90,9 @@ def _given(record: Record) -> dict[str, Any]:
 def checked_prompt(prompt: Any) -> Any:
     """A ready prompt, if it is text or messages."""
     turns = prompt if isinstance(prompt, list) else []
-    messages = bool(turns) and all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
+    messages = bool(turns) and all(
+        isinstance(turn, Mapping) and "role" in turn and ("content" in turn or "tool_calls" in turn) for turn in turns
+    )
     if isinstance(prompt, str) or (messages and any(turn["role"] != "assistant" for turn in turns)):
         return prompt
     raise InputError(

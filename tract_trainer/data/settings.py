@@ -1,72 +1,105 @@
-"""The settings a piece of work was begun with, written beside it and compared when it is resumed."""
+"""The settings that a piece of work was begun with: written beside it, and compared when it goes on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from tract_trainer._distributed import process_state, refuse_lone_process, refuse_sharding
+from tract_trainer.data.store import MARK, contents, refuse_foreign, remove_rows, replacing
 from tract_trainer.errors import InputError
 
 
-def check_settings(path: Path, settings: dict[str, Any], *work: Path) -> None:
+def check_settings(path: Path, settings: dict[str, Any], *work: Path, free: Collection[str] = ()) -> None:
     """
-    Writes the settings of a piece of work to `path`; where they stand there already, compares. Where all of the places
-    of the work are given, and nothing is at any of them, there is nothing that other settings could be mixed with.
+    Writes the settings of a piece of work to `path`, or compares them with those that are there. Settings at `path`
+    bind only while there is something at one of the places of the `work`; without `work`, always.
+
+    Args:
+        free (`Collection[str]`): names of settings that may change.
 
     Raises:
-        InputError: they differ, and each difference is named; or one of `work` is there without its settings.
+        InputError: the settings differ, and each difference is named; or there is work without settings.
     """
-    begun = [found for found in work if found.exists()]
-    if path.is_file() and (begun or not work):
-        changed = differences(_read(path), settings)
-        if changed:
-            there = [str(found) for found in (path, *begun)]
-            raise InputError(
-                f"{path} tells of work with other settings, which cannot be mixed:\n  "
-                + "\n  ".join(changed)
-                + f"\nGive another place for the output. To start over, delete {' and '.join(there)}."
-            )
+    found = _read(path)
+    if found is not None and without_mark(found) == settings:
         return
-    for found in begun:
+    begun = [place for place in work if (contents(place) if place.is_dir() else place.exists())]
+    if path.is_file() and (begun or not work):
+        if found is None:
+            raise InputError(
+                f"{path} must hold the settings of the work beside it as a JSON object, and is damaged. Give another "
+                "place for the output, or start over with --overwrite (overwrite=True)."
+            )
+        if changed := differences(found, settings, free):
+            there = " and ".join(str(place) for place in (path, *begun))
+            raise InputError(
+                f"{path} belongs to work with other settings, which cannot be mixed:\n  "
+                + "\n  ".join(changed)
+                + "\nGive another place for the output. To start over, use --overwrite (overwrite=True) or delete "
+                + f"{there}."
+            )
+    elif begun:
         raise InputError(
-            f"{found} holds work of an earlier run, and {path}, which tells how it was made, is gone. Give another "
-            f"place for the output. To start over, delete {found}."
+            f"{begun[0]} holds work of an earlier run, but its settings, {path}, are gone. Give another place for the "
+            f"output. To start over, use --overwrite (overwrite=True) or delete {begun[0]}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    temporary.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps({MARK: version("tract-trainer"), **settings}, indent=2) + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any] | None:
+    """The settings at `path`, `None` where there are none or they are damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{path}, which tells how the work beside it was made, is damaged. Give another place, or delete both."
-        )
-    return found
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each setting that is not what it was."""
+def without_mark(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != MARK}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
+    """A line for each setting that changed, but for those named in `free`."""
     return [
         f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
+        for name in sorted({*before, *now} - {MARK, *free})
         if before.get(name) != now.get(name)
     ]
 
 
-def begin(settings_path: Path, settings: dict[str, Any], *work: Path) -> PartialState:
-    """The launched processes, if they can share the work at `work` and its settings are those at `settings_path`."""
+def begin(
+    settings_path: Path,
+    settings: dict[str, Any],
+    *work: Path,
+    outputs: Iterable[Path] = (),
+    overwrite: bool = False,
+    free: Collection[str] = (),
+) -> PartialState:
+    """
+    Checks that the work at `work` can be begun or continued: by these processes, with these settings, at this place.
+
+    Args:
+        settings_path, settings, work, free: see [`check_settings`].
+        outputs (`Iterable[Path]`): further places that will be written, see [`refuse_foreign`].
+        overwrite (`bool`, *optional*, defaults to `False`): whether to start over, and to replace files of others.
+
+    Returns:
+        The launched processes.
+    """
     state = process_state()
     refuse_lone_process(state.num_processes)
     refuse_sharding()
     with state.main_process_first():
-        check_settings(settings_path, settings, *work)
+        refuse_foreign([*work, *outputs, settings_path], overwrite, signs=[settings_path])
+        if overwrite and state.is_main_process:
+            for place in (*work, settings_path):
+                remove_rows(place) if place.is_dir() else place.unlink(missing_ok=True)
+        check_settings(settings_path, settings, *(() if overwrite else work), free=free)
     return state

@@ -1,13 +1,14 @@
-"""Finished rows as lines of append-only files, and results as JSON files.
+"""What is written to disk: finished rows as lines of append-only files, results as JSON files.
 
-A line is whole or it does not count: the next process cuts off what a killed one left half-written.
+A line is whole or it does not count: the next process cuts off what a killed one left half-written. Files that this
+package did not write are never replaced or deleted, unless the caller asks for it.
 """
 
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tract_trainer._distributed import file_lock
 from tract_trainer.errors import InputError
 
 MARK = "tract_trainer_version"
-"""Is near the start of every result, table, picture and page, so that a later command knows that it may replace it."""
+"""Stands in every settings file, result and page that this package writes, so that a later call may replace it."""
+
+MARKED_BYTES = 1 << 16
 
 
 class Shards:
@@ -47,8 +50,8 @@ class Shards:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    key = json.loads(line)["key"]
-                except ValueError as error:
+                    key = str(json.loads(line)["key"])
+                except (ValueError, LookupError, TypeError, RecursionError) as error:  # no JSON, or none of ours
                     raise InputError(
                         f"{path} is damaged at byte {offset}: expected a row as JSON, found {line[:40]!r}. Delete the "
                         "file from there on; its rows will be made anew."
@@ -82,70 +85,125 @@ class Shards:
 
 
 @contextmanager
-def writing(folder: Path, process_index: int) -> Iterator[Shards]:
+def locked(folder: Path, process_index: int, result: Path | None = None) -> Iterator[None]:
     """
-    [`Shards`] to which no other running process writes meanwhile.
+    No other running process with this index works in `folder` meanwhile.
+
+    Args:
+        result (`Path`, *optional*): the file that is made of the rows in `folder`. Once it exists the rows are removed,
+            with the lock still held: whoever starts in that moment finds either the rows or the result.
 
     Raises:
-        InputError: one does.
+        InputError: another process works there.
     """
-    with file_lock(folder, f"process-{process_index:05d}.lock"):
+    with file_lock(folder, f".process-{process_index:05d}.lock"):
+        try:
+            yield
+        finally:
+            if process_index == 0 and result is not None and result.exists():
+                remove_rows(folder)
+                for lock in folder.glob(".process-*.lock"):
+                    lock.unlink()
+                with suppress(OSError):  # not empty: somebody else keeps files there
+                    folder.rmdir()
+
+
+def remove_rows(folder: Path) -> None:
+    """Deletes from `folder` the rows and the settings that this package put there, and nothing else."""
+    for path in folder.glob("process-*.jsonl"):
+        path.unlink(missing_ok=True)
+    if is_ours(folder / "settings.json"):
+        (folder / "settings.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder: Path, process_index: int) -> Iterator[Shards]:
+    """[`Shards`] to which no other running process writes meanwhile; an `InputError` where one does."""
+    with locked(folder, process_index):
         yield Shards(folder, process_index)
 
 
 def finish_rows(
     folder: Path,
-    count: int,
+    keys: Sequence[str],
     rows: Callable[[Sequence[int]], Iterable[tuple[int, Mapping[str, Any]]]],
     state: PartialState,
 ) -> None:
     """
-    Adds to `folder` those of `count` rows that an earlier call did not, as they come from `rows`: that is given their
-    numbers, and gives each number with its row, in any order. Launched processes share them.
+    Makes the rows that `folder` lacks. Launched processes share them, each under its own [`locked`].
+
+    Args:
+        keys (`Sequence[str]`): a key for each row. Rows with the same key are made once.
+        rows (`Callable`): takes numbers of rows, gives each number with its row, in any order.
     """
-    with writing(folder, state.process_index) as shards:
-        missing = [number for number in range(count) if str(number) not in shards]
-        state.wait_for_everyone()  # every process has read the shards before one writes
-        for number, row in rows(missing[state.process_index :: state.num_processes]):
-            shards.append([(str(number), dict(row))])
+    shards = Shards(folder, state.process_index)
+    numbers = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))  # of each key, its first
+    missing = sorted(number for key, number in numbers.items() if key not in shards)
+    state.wait_for_everyone()  # every process has read the shards before one writes
+    for number, row in rows(missing[state.process_index :: state.num_processes]):
+        shards.append([(keys[number], dict(row))])
     state.wait_for_everyone()
 
 
-def finished_rows(folder: Path, count: int) -> Iterator[dict[str, Any]]:
-    """The rows that [`finish_rows`] left there, in the order of their numbers."""
+def finished_rows(folder: Path, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows that [`finish_rows`] left there, in the order of `keys`."""
     shards = Shards(folder)
-    for number in range(count):
-        row = shards[str(number)]
+    for key in keys:
+        row = shards[key]
         del row["key"]
         yield row
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to beside `path`, which it replaces at the end: `path` is never half-written."""
-    part = path.with_name(f"{path.name}.part")
-    yield part
-    part.replace(path)
+    """A hidden file beside `path`, which takes the place of `path` at the end: there is never half a file."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def refuse_foreign(files: Iterable[Path], overwrite: bool = False) -> None:
-    """
-    Raises an InputError for the first of `files` that is there and was not written by this package: its first
-    kilobyte lacks `MARK`. With `overwrite`, only a folder in the place of a file is refused.
-    """
-    for path in files:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, and a file is to be written there. Give another output.")
-        if path.exists() and not overwrite and MARK.encode() not in _head(path):
-            raise InputError(
-                f"{path} exists and was not written by tract. Give another output, move the file away, or replace it "
-                "with --overwrite true (overwrite=True)."
-            )
-
-
-def _head(path: Path) -> bytes:
+def is_ours(path: Path) -> bool:
+    """Whether this package wrote the file at `path`, by its `MARK`."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
-        return file.read(1024)
+        return MARK.encode() in file.read(MARKED_BYTES)
+
+
+def contents(folder: Path) -> list[str]:
+    """Names in a folder, but those that begin with `.` or `_`, which are locks and the like; none where it is none."""
+    return sorted(path.name for path in folder.iterdir() if path.name[0] not in "._") if folder.is_dir() else []
+
+
+def refuse_foreign(places: Iterable[Path], overwrite: bool = False, *, signs: Iterable[Path] = ()) -> None:
+    """
+    Refuses to replace what this package did not write. Call it before any work.
+
+    Args:
+        places (`Iterable[Path]`): what will be written or deleted: files, and folders. A folder counts if it has
+            [`contents`].
+        overwrite (`bool`, *optional*, defaults to `False`): whether files of others may be replaced.
+        signs (`Iterable[Path]`, *optional*): files of this package that show that all of `places` are its own, too.
+
+    Raises:
+        InputError: there is something at one of `places`, and this package did not write it.
+    """
+    if overwrite or any(map(is_ours, signs)):
+        return
+    for place in places:
+        if held := contents(place):
+            raise InputError(
+                f"{place} holds files that tract did not write, such as {held[0]!r}. Give another place for the "
+                "output, or replace what is in the way with --overwrite (overwrite=True)."
+            )
+        if place.exists() and not place.is_dir() and not is_ours(place):
+            raise InputError(
+                f"{place} exists, and tract did not write it. Give another place for the output, or replace the file "
+                "with --overwrite (overwrite=True)."
+            )
 
 
 def save_results(path: str | Path, results: Mapping[str, Any]) -> None:

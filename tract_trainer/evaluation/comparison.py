@@ -15,8 +15,18 @@ from tract_trainer.errors import InputError
 from tract_trainer.evaluation.artifacts import read_artifacts
 from tract_trainer.evaluation.methods import METHODS, scores_by_method
 from tract_trainer.evaluation.pairwise import pair_wins
-from tract_trainer.evaluation.pictures import COLORS, DOTS, MARKERS, grid, legend_below, shortened, thinned, unit
-from tract_trainer.hub.results import FIGURES
+from tract_trainer.evaluation.pictures import (
+    COLORS,
+    MARKERS,
+    METHOD_COLORS,
+    grid,
+    legend_below,
+    save_png,
+    shortened,
+    thinned,
+    unit,
+)
+from tract_trainer.hub.results import FIGURES, main_figures
 from tract_trainer.metrics import ERRORS, PLAIN, ROUNDED, Floats, accuracy_difference, paired_difference
 from tract_trainer.scale import ScoreScale
 
@@ -82,15 +92,18 @@ def draw_comparison(found: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[s
         legend_below(figure, scores)
     else:
         _draw_scores(figure, scores, of_a, of_b, a)
-    _draw_differences(agreement, {name: one for name, one in found["figures"].items() if name not in ERRORS})
+    color = METHOD_COLORS[found["method"]]
+    _draw_differences(agreement, {name: one for name, one in found["figures"].items() if name not in ERRORS}, color)
     agreement.set_title("A - B, 95 % interval: right of 0, A is better", fontsize=10)
     if errors is not None:
-        _draw_differences(errors, {name: one for name, one in found["figures"].items() if name in ERRORS})
+        _draw_differences(errors, {name: one for name, one in found["figures"].items() if name in ERRORS}, color)
         errors.set_title("errors (scale units): left of 0, A is better", fontsize=10)
-    names = f"A: {shortened(found['a'])}    B: {shortened(found['b'])}"
-    title = f"{shortened(found['benchmark'])}, {found['method']}, n = {found['n'] - found['unscored']:,}\n{names}"
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    figure.savefig(path, dpi=DOTS)
+    lines = [f"{shortened(found['benchmark'])}, {found['method']}, n = {found['n'] - found['unscored']:,}"]
+    for side in ("a", "b"):
+        figures = {name: one[side] for name, one in found["figures"].items()} | {"n": 1, "unscored": 0}
+        lines.append(f"{side.upper()}: {shortened(found[side])}, {main_figures(figures)}")
+    figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
+    save_png(figure, path)
 
 
 def _check(a: Mapping[str, Any], b: Mapping[str, Any], method: str) -> None:
@@ -166,12 +179,12 @@ def _draw_margins(ax: Axes, of_a: Floats, of_b: Floats) -> None:
     grid(ax)
 
 
-def _draw_differences(ax: Axes, figures: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw_differences(ax: Axes, figures: Mapping[str, Mapping[str, Any]], color: str) -> None:
     differences = np.array([found["difference"] for found in figures.values()])
     bounds = np.array([found["difference_ci"] for found in figures.values()]).T
     places = np.arange(len(figures))
     reach = [np.clip(differences - bounds[0], 0, None), np.clip(bounds[1] - differences, 0, None)]
-    ax.errorbar(differences, places, xerr=reach, fmt="o", color=COLORS[0], markersize=5, elinewidth=1.4)
+    ax.errorbar(differences, places, xerr=reach, fmt="o", color=color, markersize=5, elinewidth=1.4)
     chances = [found["p_value"] for found in figures.values()]
     written = ["p < 0.001" if chance < 0.001 else f"p = {chance:.3f}".replace("nan", "-") for chance in chances]
     ax.set_yticks(

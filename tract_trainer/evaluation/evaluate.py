@@ -4,9 +4,7 @@ docs/evaluation.md describes a result key by key. It holds `None` for NaN, and i
 its `judgments`. A row is one of these; of a pair there are two, the chosen response first.
 """
 
-import contextlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -14,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
-from tract_trainer._distributed import file_lock, process_state
+from tract_trainer._distributed import process_state
 from tract_trainer.data.benchmarks import check_scale
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.pairs import pair_records
@@ -26,7 +23,9 @@ from tract_trainer.data.store import (
     MARK,
     finish_rows,
     finished_rows,
+    locked,
     refuse_foreign,
+    remove_rows,
     replacing,
     save_results,
     without_nan,
@@ -48,7 +47,7 @@ from tract_trainer.metrics import agreement
 
 ASKED = (
     "instruction", "response", "rubric", "reference", "prompt", "messages", "tools", "chat_template_kwargs", "score",
-    "chosen", "rejected",
+    "chosen", "rejected", "system_prompt",
 )  # fmt: skip
 """Columns that a result depends on."""
 
@@ -59,11 +58,6 @@ NOT_KEPT = {
 """Columns that a judgment has under another name, or that are long."""
 
 LONGEST = 300  # characters of JSON in a column that judgments keep
-
-LOCK = ".lock"
-
-WORK = re.compile(r"process-\d+\.(jsonl|lock)|settings\.(json|tmp)|\.lock")
-"""Files of an evaluation that is not finished."""
 
 
 def evaluate(
@@ -139,18 +133,19 @@ def evaluate(
             yield i, {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
 
     folder = path.with_name(f"{path.stem}.unfinished")
-    # The lock is held until the result is there and the work is deleted: another call finds one or the other.
-    with file_lock(folder, LOCK) if state.is_main_process else contextlib.nullcontext():
-        state.wait_for_everyone()
+    replaced = path.exists()  # with `overwrite`, a result of something else
+    # The lock is held until the result is there and the rows are removed: another call finds one or the other.
+    with locked(folder, state.process_index, None if replaced else path):
         if _finished(path, head, overwrite) is None:
-            work = folder / "process-00000.jsonl", folder / "process-00000.lock"
-            begin(folder / "settings.json", _made_with(head), *work)
-            finish_rows(folder, len(known), rows, state)
+            begin(folder / "settings.json", _made_with(head), *folder.glob("process-*.jsonl"))
+            keys = [str(number) for number in range(len(known))]
+            finish_rows(folder, keys, rows, state)
             if state.is_main_process:
-                judged = list(finished_rows(folder, len(known)))
+                judged = list(finished_rows(folder, keys))
                 figures = without_nan(_figures(judged, judge.config, num_cots))
                 save({**head, **figures, "judgments": judged}, path)
-        _delete(folder, state)
+                remove_rows(folder)
+        state.wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
@@ -233,18 +228,6 @@ def _finished(path: Path, head: Mapping[str, Any], overwrite: bool) -> dict[str,
 def _made_with(head: Mapping[str, Any]) -> dict[str, Any]:
     """What the judgments of a result depend on."""
     return {"judge": head["judge"]["identity"], "benchmark": head["benchmark"], **head["settings"]}
-
-
-def _delete(folder: Path, state: PartialState) -> None:
-    """Deletes the files of the work, and the folder unless there are others."""
-    state.wait_for_everyone()
-    if state.is_main_process:
-        for path in folder.iterdir():
-            if WORK.fullmatch(path.name):
-                path.unlink()
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-    state.wait_for_everyone()
 
 
 def _without_rationales(judge: Judge, records: Sequence[Record], shown: bool) -> Iterator[tuple[int, Judgment]]:

@@ -90,10 +90,12 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
     Args:
         histories (`Mapping[str, Sequence[Mapping]]`): `trainer.state.log_history` of each run, by its name.
     """
+    everything = [f"{part}{key}" for key in CURVES for part in ("", "eval_")]
+    histories = {name: history for name, history in histories.items() if _logged(history, *everything)}
     keys = [key for key in CURVES if any(_logged(history, key, f"eval_{key}") for history in histories.values())]
     if not keys:
         return None
-    columns = min(3, len(keys))
+    columns = 2 if len(keys) == 4 else min(3, len(keys))
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.2, 3.0 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

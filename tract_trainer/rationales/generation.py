@@ -54,6 +54,7 @@ def generate_cot_dataset(
     max_retries: int = 2,
     unfinished: str = "drop",
     progress: bool = True,
+    overwrite: bool = False,
 ) -> Dataset:
     """
     Has a stage-1 model write its own rationale for every prompt, and attaches the gold score to it (Chiang, Lee and
@@ -79,6 +80,8 @@ def generate_cot_dataset(
         unfinished (`str`, *optional*, defaults to `"drop"`):
             What to do with a rationale that never came to a score: `"drop"` it, or `"force"`: close it where it ends.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to start over, and to replace files in `output_dir` that this function did not write.
 
     Returns:
         [`~datasets.Dataset`] with `prompt`, `completion` and `score`, in the order of the rows: a dataset that the
@@ -115,7 +118,7 @@ def generate_cot_dataset(
     work = _Work(judge, unformatted(dataset), num_cots, sampling, seed, max_retries)
     settings = work.settings()  # reads what every row is rendered with: a bad one is refused now, not hours later
     folder = Path(output_dir)
-    state = begin(folder / "settings.json", settings, folder / ".shards")
+    state = begin(folder / "settings.json", settings, folder / ".shards", outputs=[folder], overwrite=overwrite)
     with writing(folder / ".shards", state.process_index) as shards:
         batches = work.batches(batch_size or judge.engine.batch_size)
         missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
