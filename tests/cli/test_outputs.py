@@ -63,14 +63,18 @@ def test_judgments_do_not_replace_files_of_others(judge_folder, records_file, tm
     assert (theirs.read_text() == '{"mine": 1}') == ("unfinished" in name)  # what was not in the way is still there
 
 
-@pytest.mark.parametrize("output", [".", "folder"])
-def test_judgments_go_into_a_file(judge_folder, records_file, tmp_path, monkeypatch, refused, output):
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (".", "--output must be a file for the judgments, such as judged.jsonl; found the folder ."),
+        ("folder", "folder is a folder, and a file is to be written there. Give another place for it."),
+    ],
+)
+def test_judgments_go_into_a_file(judge_folder, records_file, tmp_path, monkeypatch, refused, output, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     command = ["judge", "--model", judge_folder, "--input", records_file, "--output", output]
-    assert refused(*command).endswith(
-        f"--output must be a file for the judgments, such as judged.jsonl; found the folder {output}."
-    )
+    assert refused(*command).endswith(message)
 
 
 # Judgments

@@ -131,13 +131,13 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n"
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("model.safetensors", lambda data: POINTER.encode(), "model.safetensors is a pointer of Git LFS, not the file"),
+        ("model.safetensors", lambda data: POINTER.encode(), "model.safetensors is a Git LFS pointer, not the file"),
         ("model.safetensors", lambda data: data[:-100], "model.safetensors is damaged: "),
         ("model.safetensors", lambda data: data[:4], "model.safetensors is damaged: "),
         (
             "tokenizer.json",
             lambda data: POINTER.encode(),
-            "tokenizer.json is a pointer of Git LFS, not the file",
+            "tokenizer.json is a Git LFS pointer, not the file",
         ),
         ("tokenizer.json", lambda data: data[: len(data) // 2], "tokenizer.json is damaged: "),
         ("config.json", lambda data: data[:20], "config.json is damaged: "),

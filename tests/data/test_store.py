@@ -102,14 +102,16 @@ def test_files_of_others_are_refused_and_our_own_are_not(tmp_path):
     check_settings(ours, {"judge": "a"})
     empty.mkdir()
     (empty / ".hidden").touch()
-    refuse_foreign([ours, empty, tmp_path / "nothing"])
+    refuse_foreign([ours, tmp_path / "nothing"], folders=[empty, tmp_path / "nothing"])
+    with pytest.raises(InputError, match=r"folder is a folder, and a file is to be written there\."):
+        refuse_foreign([empty], overwrite=True)
     with pytest.raises(InputError, match=r"theirs\.json exists, and tract did not write it\. Give another place for"):
         refuse_foreign([ours, theirs])
     refuse_foreign([theirs], overwrite=True)
     refuse_foreign([theirs], signs=[tmp_path / "nothing", ours])
     (empty / "train.parquet").touch()
     with pytest.raises(InputError, match=r"folder holds files that tract did not write, such as 'train\.parquet'\. "):
-        refuse_foreign([empty], signs=[theirs])
+        refuse_foreign([], folders=[empty], signs=[theirs])
 
 
 def test_only_the_rows_and_the_settings_of_a_folder_are_removed(tmp_path):

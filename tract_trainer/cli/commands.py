@@ -47,12 +47,12 @@ def _rows(data: DataArguments) -> Any:
 
 
 def _judge(args: JudgeArguments, draw: SamplingArguments) -> Any:
-    from tract_trainer.cli.pipeline import refuse_damaged
+    from tract_trainer.engines.checkpoints import check_files
     from tract_trainer.judging.judge import Judge
 
     if args.model is None:
         raise InputError("--model is missing: the folder or Hub repository of a judge.")
-    refuse_damaged(args.model)
+    check_files(Path(args.model))
     return Judge.from_pretrained(
         args.model,
         args.engine,
@@ -75,10 +75,11 @@ def sft(argv: Sequence[str]) -> None:
     )
     from tract_trainer._distributed import file_lock
     from tract_trainer.cli import pipeline
+    from tract_trainer.engines.checkpoints import check_files
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
-    pipeline.refuse_damaged(model.model_name_or_path)
+    check_files(Path(model.model_name_or_path))
     folder, first = Path(args.output_dir), args.process_index == 0
     if first:
         pipeline.check_output_dir(model, args, output.overwrite)
@@ -101,11 +102,12 @@ def inspect(argv: Sequence[str]) -> None:
         RegressionAwareSFTConfig, ModelConfig,
     )  # fmt: skip
     from tract_trainer.cli import pipeline
+    from tract_trainer.engines.checkpoints import check_files
     from tract_trainer.training.inspection import inspect_dataset, view
 
     if model.model_name_or_path is None:
         raise InputError("--model_name_or_path is missing: the model whose tokenizer and settings count.")
-    pipeline.refuse_damaged(model.model_name_or_path)
+    check_files(Path(model.model_name_or_path))
     dataset = pipeline.training_data(_rows(data), args, model)
     Console().print(view(inspect_dataset(dataset, args, model), shown.rows))
 
@@ -119,7 +121,8 @@ def generate(argv: Sequence[str]) -> None:
     from tract_trainer.rationales.generation import generate_cot_dataset
 
     if int(os.environ.get("RANK", "0")) == 0:
-        refuse_foreign([Path(args.output_dir)], args.overwrite, signs=[Path(args.output_dir) / "settings.json"])
+        folder = Path(args.output_dir)
+        refuse_foreign([], args.overwrite, folders=[folder], signs=[folder / "settings.json"])
     rows, judge = _rows(data), _judge(args, draw)
     dataset = pipeline.prompts_of(rows, judge)
     generate_cot_dataset(

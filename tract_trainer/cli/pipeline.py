@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from accelerate.logging import get_logger
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -79,39 +78,6 @@ def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
         template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(path).chat_template
         tokenizer.chat_template = template
     return tokenizer
-
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "adapter_config.json",
-)
-
-
-def refuse_damaged(name_or_path: str) -> None:
-    """
-    Raises an InputError that names a file of a model in a folder which is truncated, or a pointer of Git LFS. Libraries
-    say what is wrong with such a file, but not which file it is.
-    """
-    folder = Path(name_or_path)
-    files = [folder / name for name in MODEL_FILES] + sorted(folder.glob("*.safetensors"))
-    for path in (path for path in files if path.is_file()):
-        with path.open("rb") as file:
-            pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
-        if pointer:
-            raise InputError(f"{path} is a pointer of Git LFS, not the file itself. Fetch it with: git lfs pull")
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            else:
-                with safe_open(path, "pt"):
-                    pass
-        except (ValueError, RecursionError, SafetensorError) as error:
-            raise InputError(f"{path} is damaged: {error}. Copy or download it again.") from error
 
 
 def prompts_of(rows: Sequence[Record] | Dataset, judge: Judge) -> Dataset:
@@ -194,7 +160,7 @@ def check_output_dir(model_args: ModelConfig, args: RegressionAwareSFTConfig, ov
             f"{folder} holds a training of tract sft. Resume it with --resume_from_checkpoint true, give another "
             "output_dir, or train anew with --overwrite."
         )
-    refuse_foreign([folder], overwrite, signs=[folder / SETTINGS])
+    refuse_foreign([], overwrite, folders=[folder], signs=[folder / SETTINGS])
 
 
 def begin_training(model_args: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset) -> None:
@@ -260,10 +226,10 @@ def check_judged(path: Path, overwrite: bool = False) -> tuple[Path, Path]:
     Returns:
         The paths of its settings and of its unfinished rows.
     """
-    if not path.name or path.is_dir():
+    if not path.name:
         raise InputError(f"--output must be a file for the judgments, such as judged.jsonl; found the folder {path}.")
     settings, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
-    refuse_foreign((path, settings, folder), overwrite, signs=[settings])
+    refuse_foreign([path, settings], overwrite, folders=[folder], signs=[settings])
     return settings, folder
 
 

@@ -71,7 +71,7 @@ def run_pipeline(
     _check_later_steps(args, draw, settings)
     folder, main = Path(str(args.output_dir)), PartialState().is_main_process
     if main:
-        refuse_foreign([folder], settings.overwrite, signs=[folder / "settings.json"])
+        refuse_foreign([], settings.overwrite, folders=[folder], signs=[folder / "settings.json"])
     held_out, training, dataset = _data(rows, eval_rows, args, model, settings, source)
     made_with = _settings(rows, eval_rows, args, model, settings)
     made_with["seed_model"] = pipeline.seed_identity(model)

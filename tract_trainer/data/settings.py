@@ -78,7 +78,7 @@ def begin(
     settings_path: Path,
     settings: dict[str, Any],
     *work: Path,
-    outputs: Iterable[Path] = (),
+    folders: Iterable[Path] = (),
     overwrite: bool = False,
     free: Collection[str] = (),
 ) -> PartialState:
@@ -87,7 +87,7 @@ def begin(
 
     Args:
         settings_path, settings, work, free: see [`check_settings`].
-        outputs (`Iterable[Path]`): further places that will be written, see [`refuse_foreign`].
+        folders (`Iterable[Path]`): folders for the output, see [`refuse_foreign`].
         overwrite (`bool`, *optional*, defaults to `False`): whether to start over, and to replace files of others.
 
     Returns:
@@ -97,7 +97,7 @@ def begin(
     refuse_lone_process(state.num_processes)
     refuse_sharding()
     with state.main_process_first():
-        refuse_foreign([*work, *outputs, settings_path], overwrite, signs=[settings_path])
+        refuse_foreign([settings_path], overwrite, folders=folders, signs=[settings_path])
         if overwrite and state.is_main_process:
             for place in (*work, settings_path):
                 remove_rows(place) if place.is_dir() else place.unlink(missing_ok=True)

@@ -178,31 +178,35 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name[0] not in "._") if folder.is_dir() else []
 
 
-def refuse_foreign(places: Iterable[Path], overwrite: bool = False, *, signs: Iterable[Path] = ()) -> None:
+def refuse_foreign(
+    files: Iterable[Path], overwrite: bool = False, *, folders: Iterable[Path] = (), signs: Iterable[Path] = ()
+) -> None:
     """
     Refuses to replace what this package did not write. Call it before any work.
 
     Args:
-        places (`Iterable[Path]`): what will be written or deleted: files, and folders. A folder counts if it has
-            [`contents`].
+        files (`Iterable[Path]`), folders (`Iterable[Path]`, *optional*): what will be written or deleted.
         overwrite (`bool`, *optional*, defaults to `False`): whether files of others may be replaced.
-        signs (`Iterable[Path]`, *optional*): files of this package that show that all of `places` are its own, too.
+        signs (`Iterable[Path]`, *optional*): files of this package that show that all the others are its own, too.
 
     Raises:
-        InputError: there is something at one of `places`, and this package did not write it.
+        InputError: this package did not write one of the `files`, or what one of the `folders` holds ([`contents`]); or
+            a folder is in the place of a file.
     """
-    if overwrite or any(map(is_ours, signs)):
-        return
-    for place in places:
-        if held := contents(place):
+    known = overwrite or any(map(is_ours, signs))
+    for file in files:
+        if file.is_dir():
+            raise InputError(f"{file} is a folder, and a file is to be written there. Give another place for it.")
+        if not known and file.exists() and not is_ours(file):
             raise InputError(
-                f"{place} holds files that tract did not write, such as {held[0]!r}. Give another place for the "
-                "output, or replace what is in the way with --overwrite (overwrite=True)."
-            )
-        if place.exists() and not place.is_dir() and not is_ours(place):
-            raise InputError(
-                f"{place} exists, and tract did not write it. Give another place for the output, or replace the file "
+                f"{file} exists, and tract did not write it. Give another place for the output, or replace the file "
                 "with --overwrite (overwrite=True)."
+            )
+    for folder in folders:
+        if not known and (held := contents(folder)):
+            raise InputError(
+                f"{folder} holds files that tract did not write, such as {held[0]!r}. Give another place for the "
+                "output, or replace what is in the way with --overwrite (overwrite=True)."
             )
 
 

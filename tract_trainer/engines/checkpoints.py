@@ -29,6 +29,8 @@ READ_WHOLE = 1 << 28
 SAMPLES, SAMPLE_BYTES = 8, 512
 """Pieces that are read of every tensor of a larger file, and their size."""
 
+JSON_FILES = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -128,6 +130,11 @@ def check_files(folder: Path) -> None:
                 )
         if file.suffix == ".safetensors":
             _header(file)
+        if file.name in JSON_FILES:
+            try:
+                json.loads(file.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{file} is damaged: {error}. Save or download it again.") from error
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:

@@ -118,7 +118,7 @@ def generate_cot_dataset(
     work = _Work(judge, unformatted(dataset), num_cots, sampling, seed, max_retries)
     settings = work.settings()  # reads what every row is rendered with: a bad one is refused now, not hours later
     folder = Path(output_dir)
-    state = begin(folder / "settings.json", settings, folder / ".shards", outputs=[folder], overwrite=overwrite)
+    state = begin(folder / "settings.json", settings, folder / ".shards", folders=[folder], overwrite=overwrite)
     with writing(folder / ".shards", state.process_index) as shards:
         batches = work.batches(batch_size or judge.engine.batch_size)
         missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
