@@ -370,7 +370,7 @@ def test_how_rationales_are_drawn_may_change_until_stage_2_begins(
     with monkeypatch.context() as patch:
         patch.setattr("tract_trainer.cli.run.generate_cot_dataset", Mock(side_effect=KeyboardInterrupt))
         assert main(argv) == 130
-    assert "tract run: stopped. What is on disk is kept; the same command goes on." in capsys.readouterr().err
+    assert "tract run: stopped. Finished work is on disk; the same command resumes." in capsys.readouterr().err
     trained = (folder / "stage1" / "model.safetensors").stat().st_mtime_ns
     argv += ["--max_new_tokens", "14"]
     assert main(argv) == 0

@@ -145,6 +145,10 @@ def emptied(file):
     file.write_bytes(b"")
 
 
+def hollow(file):
+    file.write_text("{}")
+
+
 def pointer(file):
     file.write_text(POINTER)
 
@@ -159,10 +163,12 @@ def pointer(file):
         ),
         (WEIGHTS, emptied, r"model\.safetensors is damaged: expected a safetensors file, found 0 bytes\."),
         (WEIGHTS, pointer, r"model\.safetensors is a Git LFS pointer, not the file itself\. Run `git lfs pull` in"),
-        (TOKENS, cut, r"^The tokenizer of '.*judge' cannot be loaded: .* Are its files .* damaged\?"),
-        (TOKENS, emptied, r"^The tokenizer of '.*judge' cannot be loaded: .* Are its files .* damaged\?"),
+        (TOKENS, cut, r"tokenizer\.json is damaged: .*\. Save or download it again\."),
+        (TOKENS, emptied, r"tokenizer\.json is damaged: "),
+        (TOKENS, hollow, r"^The tokenizer of '.*judge' cannot be loaded: .* Are its files .* damaged\?"),
         (TOKENS, pointer, r"tokenizer\.json is a Git LFS pointer, not the file itself\."),
-        ("tokenizer_config.json", cut, r"^The tokenizer of '.*judge' cannot be loaded: "),
+        ("tokenizer_config.json", cut, r"tokenizer_config\.json is damaged: "),
+        ("config.json", cut, r"config\.json is damaged: "),
     ],
 )
 def test_a_damaged_file_is_one_error(folder, name, damage, message):
@@ -174,7 +180,9 @@ def test_a_damaged_file_is_one_error(folder, name, damage, message):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"base_model_name_or_path": "base"}', POINTER])
 def test_a_damaged_adapter_config_is_one_error(tmp_path, text):
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(InputError, match=r"adapter_config\.json (does not describe an adapter|is a Git LFS pointer)"):
+    with pytest.raises(
+        InputError, match=r"adapter_config\.json (is damaged|does not describe an adapter|is a Git LFS)"
+    ):
         SavedJudge.find(tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_the_snippet_for_an_adapter_gives_the_score_of_the_judge(tmp_path, monke
     trainer = train_judge(folder, 5, dataset=dataset, model=str(tmp_path / "seed"), peft_config=adapter)
     check_learned(trainer)
     trainer.save_model()
-    assert "With Transformers and PEFT alone:" in lines(folder)
+    assert "With Transformers and PEFT only:" in lines(folder)
     names = run_snippet(monkeypatch, folder)
     (expected,) = Judge.from_pretrained(folder).rescore([{"prompt": names["prompt"]}], [names["rationale"]])
     assert names["score"] == pytest.approx(expected.score, abs=1e-4)
@@ -210,7 +210,7 @@ def run_snippet(monkeypatch, folder):
     """The names that the card's code without the package defines, run beside the judge's folder."""
     monkeypatch.chdir(folder.parent)
     (code,) = re.findall(
-        r"(?:Transformers|PEFT) alone:\n\n(`{3,})python\n(.*?)\1", (folder / "README.md").read_text(), re.DOTALL
+        r"(?:Transformers|PEFT) only:\n\n(`{3,})python\n(.*?)\1", (folder / "README.md").read_text(), re.DOTALL
     )
     torch.manual_seed(0)
     names: dict = {}

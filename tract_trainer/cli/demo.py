@@ -1,4 +1,4 @@
-"""Turns nothing but a seed into trained judges and a table that compares them: no download, no GPU, a few minutes.
+"""The demo: trains three judges on a made-up task and compares them. No download, no GPU, a few minutes.
 
 The task ([`tract_trainer.cli.demo_task`]) is small enough for a model of 140,000 parameters and still has what the
 paper

@@ -1,4 +1,4 @@
-"""Turns a seed into the demo's records, its tokenizer and the model that knows the facts but not the scoring.
+"""The demo's task: its records, its tokenizer, and a model of random weights, all made from a seed.
 
 An answer makes four claims, each cites a source. The annotated rationale is a verdict on each, and the score is one
 plus the number of sound claims, with 15 % of the scores off by one, as human scores are. Half of the citations are of

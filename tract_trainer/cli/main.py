@@ -26,7 +26,7 @@ COMMANDS = {
     "compare": "two judges on the same records: differences, intervals, p-values",
     "run": "both stages and the evaluation, from one YAML file",
     "report": "one HTML page of a run or a result: figures, curves, judgments to browse",
-    "demo": "the whole pipeline on a task and a model made on the spot, in minutes, without a download",
+    "demo": "the full pipeline on a small built-in task, in minutes, without a download",
 }
 
 
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         more = "TRACT_TRACEBACK=1 before the command shows where."
         return _failed(command, f"{str(error).strip()} ({type(error).__name__}; {more})")
     except KeyboardInterrupt:
-        again = "with --resume_from_checkpoint true the same command" if command == "sft" else "the same command"
-        print(f"tract {command}: stopped. What is on disk is kept; {again} goes on.", file=sys.stderr)
+        again = "the same command with --resume_from_checkpoint true" if command == "sft" else "the same command"
+        print(f"tract {command}: stopped. Finished work is on disk; {again} resumes.", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""Turns records into a trained judge and its figures: the steps behind the command line, one function each."""
+"""The steps behind the command line, one function each: a dataset of records, training, judging a file."""
 
 import hashlib
 import json
@@ -106,8 +106,8 @@ def train(
     eval_dataset: Dataset | None = None,
 ) -> None:
     """
-    Trains one stage and saves it to `args.output_dir`. It goes on from `args.resume_from_checkpoint`, where `"true"` is
-    the last whole checkpoint in the folder, if there is one.
+    Trains one stage and saves it to `args.output_dir`. Training resumes from `args.resume_from_checkpoint`: a folder,
+    or `"true"` for the last complete checkpoint in `args.output_dir`, if there is one.
     """
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -165,7 +165,7 @@ def check_output_dir(model_args: ModelConfig, args: RegressionAwareSFTConfig, ov
 
 def begin_training(model_args: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset) -> None:
     """
-    Writes down what is trained in `args.output_dir`, after [`check_output_dir`].
+    Records in `args.output_dir` what is trained there. Call [`check_output_dir`] before.
 
     Raises:
         InputError: training resumes with another model, other data or another objective.
@@ -181,7 +181,7 @@ def begin_training(model_args: ModelConfig, args: RegressionAwareSFTConfig, data
             check_settings(known, trained_with)
     else:
         for old in (path for path in folder.glob("checkpoint-*") if path.is_dir()):
-            shutil.rmtree(old)  # of a training that is overwritten; a later resume would go on from it
+            shutil.rmtree(old)  # of an overwritten training: a later resume would start from it
     settings.unlink(missing_ok=True)
     check_settings(settings, trained_with)
 
@@ -206,14 +206,14 @@ def rows_digest(dataset: Dataset) -> str:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was saved to its end, which is `trainer_state.json`."""
+    """The newest complete checkpoint. `trainer_state.json` is saved last."""
     named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
     numbered = [(int(name[1]), path) for name, path in named if name and path.is_dir()]
     for _, checkpoint in sorted(numbered, reverse=True):
         try:
             TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         except (OSError, ValueError):
-            logger.warning(f"{checkpoint} was not saved to its end, so training does not go on from there.")
+            logger.warning(f"{checkpoint} is incomplete, so training does not resume from it.")
         else:
             return str(checkpoint)
     return None
@@ -245,8 +245,9 @@ def judge_file(
     **sampling: Any,
 ) -> None:
     """
-    Writes a judgment per record to the JSONL file `path`, in the order of the records. A stopped call goes on when it
-    is made again, also with some records corrected: only those are judged anew. Launched processes share the records.
+    Writes a judgment per record to the JSONL file `path`, in the order of the records. A stopped call resumes
+    when it is made again, also with corrected records: only those are judged anew. Launched processes share the
+    records.
 
     Raises:
         InputError: a record cannot be judged; the work was begun with another judge or other settings; or `path`, or

@@ -223,7 +223,7 @@ def _publish(folder: Path, result: dict[str, Any], args: RegressionAwareSFTConfi
         )
 
 
-# Words in the names of training arguments that say how to log, save, place or load, not what is learned.
+# Parts of names of training arguments that do not change what is learned: they log, save, place or load.
 NOT_LEARNED = (
     "log", "report", "hub", "save", "eval", "project", "output_dir", "run_name", "tqdm", "use_cpu", "resume",
     "num_proc", "ddp", "fsdp", "deepspeed", "local_rank", "accelerator", "tracking", "trackio",

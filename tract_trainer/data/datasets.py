@@ -23,7 +23,7 @@ def is_trl_format(columns: Iterable[str]) -> bool:
 
 
 def as_dataset(rows: Sequence[Record] | Dataset) -> Dataset:
-    """The rows with the columns of all of them (`from_list` alone has those of the first), their scores as numbers."""
+    """Rows as a dataset with the columns of all rows (`from_list` takes those of the first), and scores as numbers."""
     if isinstance(rows, Dataset):
         return rows
     columns = dict.fromkeys(column for row in rows for column in row)
@@ -41,7 +41,7 @@ OWN_RATIONALES = "Rationales that a judge wrote itself"
 
 
 def described(dataset: Dataset, folder: Path) -> Dataset:
-    """`dataset`, the rows of `folder`, with what they are as its description, which `datasets` keeps with the rows."""
+    """`dataset` with a description, if `folder` holds the report of self-generated rationales."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not written by `generate_cot_dataset`

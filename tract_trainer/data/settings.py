@@ -1,4 +1,4 @@
-"""The settings that a piece of work was begun with: written beside it, and compared when it goes on."""
+"""The settings of a piece of work: written beside it when it begins, and compared when it resumes."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping

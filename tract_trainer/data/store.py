@@ -1,7 +1,7 @@
 """What is written to disk: finished rows as lines of append-only files, results as JSON files.
 
-A line is whole or it does not count: the next process cuts off what a killed one left half-written. Files that this
-package did not write are never replaced or deleted, unless the caller asks for it.
+Half a line, which a killed process may leave, is cut off by the next one. Files that this package did not write are
+never replaced or deleted, unless the caller asks for it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Uploads judges and rationales to the Hub. A failed upload says how to go on."""
+"""Uploads judges and rationales to the Hub. The error of a failed upload holds the command that completes it."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ DATASET_TEMPLATE = "dataset_card.md.jinja"
 def upload_advice(
     folder: Path, repo_id: str, repo_type: str = "model", private: bool | None = None, revision: str | None = None
 ) -> Iterator[None]:
-    """Raises an `OSError` where the upload of `folder` fails, which says what is on disk and how to go on."""
+    """Raises an `OSError` if the upload of `folder` fails, with the command that completes it."""
     try:
         yield
     except Exception as error:
@@ -62,7 +62,7 @@ def push_judge(
         `str`: the commit's address.
 
     Raises:
-        OSError: the upload failed; the message says how to go on.
+        OSError: the upload failed; the message holds the command that completes it.
     """
     return _push(Path(folder), repo_id, token, private, revision=revision)
 
@@ -90,7 +90,7 @@ def push_dataset(
 
     Raises:
         InputError: the folder holds no finished rationales.
-        OSError: the upload failed; the message says how to go on.
+        OSError: the upload failed; the message holds the command that completes it.
     """
     folder = Path(folder)
     missing = [name for name in DATASET_FILES if not (folder / name).is_file()]

@@ -30,7 +30,7 @@ from tract_trainer.training.score_labels import UNTRAINED
 
 
 class RowCounts(NamedTuple):
-    """Rows of a dataset that were given, those without a usable score by what is wrong with them, and those used."""
+    """Counts of a dataset's rows: given, lost for lack of a usable score (by the reason), and used."""
 
     given: int
     lost: dict[str, int]
@@ -42,8 +42,9 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
     [`~trl.SFTTrainer`] that saves judges.
 
     Overridden are `_save` (adds the model card and `judge_config.json`), `create_model_card` (writes ours, at every
-    checkpoint), `_push_from_checkpoint` (what is pushed in training can be loaded too), `push_to_hub` (a failure says
-    how to go on), and `training_step`, `log` and `_save_checkpoint` (a loss that is not finite ends the run).
+    checkpoint), `_push_from_checkpoint` (a checkpoint that is pushed is a judge, too), `push_to_hub` (a failure holds
+    the command that completes the upload), and `training_step`, `log` and `_save_checkpoint` (a loss that is not finite
+    ends the run).
     """
 
     args: RegressionAwareSFTConfig
@@ -90,7 +91,7 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
         are those of [`~transformers.Trainer.push_to_hub`], and of `create_model_card`.
 
         Raises:
-            OSError: the upload failed. Everything is in `args.output_dir`, and the message says how to go on.
+            OSError: the upload failed; the message holds the command that completes it.
         """
         folder = Path(str(self.args.output_dir))
         name = self.hub_model_id or self.args.hub_model_id or folder.resolve().name
@@ -279,7 +280,7 @@ def _adapter(config: Any) -> str:
 
 
 def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, Any]:
-    """The data's name, stage and counts. `datasets` keeps with the rows what is known of where they come from."""
+    """The data's name, its description and its counts. `datasets` keeps name and description with the rows."""
     info = getattr(trainer.train_dataset, "info", None)
     known, about = getattr(info, "dataset_name", None), getattr(info, "description", None) or ""
     name = dataset_name or (known if known not in UNNAMED else None)
