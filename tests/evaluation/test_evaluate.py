@@ -446,6 +446,21 @@ def test_files_of_others_are_refused_before_any_work_and_kept(records, tmp_path,
     assert evaluate(judge, records, "mine", path) == result
     other = evaluate(judge, records, "mine", path, seed=7, overwrite=True)
     assert other["settings"]["seed"] == 7 and strict(path) == other
+    assert not (tmp_path / "r.unfinished").exists()
+
+    def interrupted(prompt):
+        if number_of(prompt) == 11:
+            raise KeyboardInterrupt
+        return noisy(prompt)
+
+    stopped = fake_judge(interrupted)
+    stopped.engine.batch_size = 1
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(stopped, records, "mine", path, 1, seed=8, overwrite=True)
+    assert strict(path) == other
+    judge.engine.generated = 0
+    assert evaluate(judge, records, "mine", path, 1, seed=8, overwrite=True)["settings"]["seed"] == 8
+    assert judge.engine.generated == 4
     with pytest.raises(InputError, match=r"^Expected a \.json file for the result, got '.*r'\."):
         evaluate(judge, records, "mine", tmp_path / "r")
 

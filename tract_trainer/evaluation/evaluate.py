@@ -25,7 +25,6 @@ from tract_trainer.data.store import (
     finished_rows,
     locked,
     refuse_foreign,
-    remove_rows,
     replacing,
     save_results,
     without_nan,
@@ -133,9 +132,8 @@ def evaluate(
             yield i, {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
 
     folder = path.with_name(f"{path.stem}.unfinished")
-    replaced = path.exists()  # with `overwrite`, a result of something else
     # The lock is held until the result is there and the rows are removed: another call finds one or the other.
-    with locked(folder, state.process_index, None if replaced else path):
+    with locked(folder, state.process_index, path):
         if _finished(path, head, overwrite) is None:
             begin(folder / "settings.json", _made_with(head), *folder.glob("process-*.jsonl"))
             keys = [str(number) for number in range(len(known))]
@@ -144,7 +142,6 @@ def evaluate(
                 judged = list(finished_rows(folder, keys))
                 figures = without_nan(_figures(judged, judge.config, num_cots))
                 save({**head, **figures, "judgments": judged}, path)
-                remove_rows(folder)
         state.wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
@@ -157,6 +154,8 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if path.suffix != ".json":
         raise InputError(f"Expected a .json file for the result, got {str(path)!r}.")
     beside = [path.with_suffix(".md"), *(path.with_name(f"{path.stem}-{picture}.png") for picture in PICTURES)]
+    if folders := [place for place in (path, *beside) if place.is_dir()]:
+        raise InputError(f"{folders[0]} is a folder, and a file is to be written there. Give another output.")
     refuse_foreign([path] if path.exists() else beside, overwrite)
 
 
