@@ -409,9 +409,13 @@ def test_an_interrupted_evaluation_goes_on_and_is_not_mixed_with_another(records
     with pytest.raises(InputError, match="seed: 42 there, 7 now"):
         evaluate(fake_judge(noisy), records, "mine", path, 1, seed=7)
     judge = fake_judge(noisy)
-    result = evaluate(judge, records, "mine", path, 1)
-    assert judge.engine.generated == 4
-    assert result == evaluate(fake_judge(noisy), records, "mine", tmp_path / "whole.json", 1)
+    # Another text is judged anew, another gold score is not; nor is one that is asked twice asked again.
+    corrected = [{**records[0], "score": 5.0}, {**records[1], "instruction": "Record 1 is worth 4."}, *records[2:]]
+    corrected.append(records[2])
+    result = evaluate(judge, corrected, "mine", path, 1)
+    assert judge.engine.generated == 4 + 1
+    assert result == evaluate(fake_judge(noisy), corrected, "mine", tmp_path / "whole.json", 1)
+    assert result["judgments"][0]["gold"] == 5 and result["judgments"][2]["score"] == result["judgments"][12]["score"]
     assert not list(tmp_path.glob("*unfinished*"))
 
 
