@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from real_text import CONSTANT, FIGURES, RESAMPLES, Run, figure_with_interval
+from real_text import CONSTANT, FIGURES, Run, figure_with_interval
 from real_text import TRIVIAL as PREDICTORS
 
 Floats = NDArray[np.float64]
 VALUES = np.arange(1.0, 6.0)
+RESAMPLES = 2000
 TRIVIAL = "trivial and ceiling"
 CEILING = "one run of GPT-4 (gold: the mean of the other two)"
 GREEDY, SAMPLED, SEVERAL, RAIL, RAIL_SEVERAL = "greedy", "sampled", "mean of sampled", "RAIL", "RAIL, several"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import FAMILIES, PREFIX, make_tokenizer
 
+from tract_trainer.errors import InputError
 from tract_trainer.scale import FoundScore, ScoreScale, ScoreTokens
 
 FIVE = ScoreScale.integers(1, 5)
@@ -267,3 +268,62 @@ def test_a_multilingual_rationale_cut_inside_a_character_hides_nothing(family):
     tokens = ScoreTokens.resolve(FIVE, "Score: ", tokenizer)
     ids = tokenizer("評価は良い。それは🙂🙂🙂Score: 3", add_special_tokens=False)["input_ids"]
     assert tokens.find(ids) == FoundScore(len(ids) - 1, "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3-4", None),
+        ("3 - 4", None),
+        ("3 or 4", None),
+        ("4½", None),
+        ("2 1/2", None),
+        ("4/10", None),
+        ("4/5", "4"),
+        ("4 / 5", "4"),
+        ("4.5", None),
+        ("4. It is right.", "4"),
+        ("4 out of 5", "4"),
+        ("4, since it is right", "4"),
+        ("4 - good", "4"),
+    ],
+)
+def test_a_label_that_goes_on_is_no_label(text, expected):
+    tokenizer = make_tokenizer("qwen")
+    found = ScoreTokens.resolve(ScoreScale.integers(1, 5), PREFIX, tokenizer).find(
+        tokenizer(PREFIX + text)["input_ids"]
+    )
+    assert (None if found is None else found.label) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [("B+", None), ("B-", None), ("Aérien", None), ("B.", "B"), ("A", "A")])
+def test_a_letter_that_goes_on_is_no_label(text, expected):
+    tokenizer = make_tokenizer("qwen")
+    tokens = ScoreTokens.resolve(ScoreScale(list("ABCDE"), [1, 2, 3, 4, 5]), PREFIX, tokenizer)
+    found = tokens.find(tokenizer(PREFIX + text)["input_ids"])
+    assert (None if found is None else found.label) == expected
+
+
+def merging(text):
+    """A tokenizer that has `text` as one token."""
+    tokenizer = make_tokenizer("qwen")
+    tokenizer.add_tokens([text])
+    return tokenizer
+
+
+def test_a_prefix_whose_end_merges_with_one_label_is_named_as_the_cause():
+    scale = ScoreScale(list("ABCDE"), [1, 2, 3, 4, 5])
+    with pytest.raises(InputError, match=r"The end of score_prefix, '>', merges with some labels and not with others"):
+        ScoreTokens.resolve(scale, "<score>", merging(">A"))
+
+
+def test_letters_that_are_several_tokens_are_not_told_to_be_letters():
+    scale = ScoreScale(["A", "excellently"], [1, 2])
+    with pytest.raises(InputError, match=r"each score must be one token\.\nUse labels that are, e\.g\. digits"):
+        ScoreTokens.resolve(scale, PREFIX, make_tokenizer("qwen"))
+
+
+def test_a_space_before_labels_of_another_script_is_named_as_the_cause():
+    scale = ScoreScale(["\u5dee", "\u597d"], [1, 2])
+    with pytest.raises(InputError, match=r"Leave out the space at the end of score_prefix: 'Score:'"):
+        ScoreTokens.resolve(scale, "Score: ", make_tokenizer("qwen"))

@@ -1,4 +1,4 @@
-"""Launched processes: their group, locks between them, and launches that cannot work."""
+"""The group of launched processes, launches that cannot work, and file locks."""
 
 import os
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from filelock import FileLock, Timeout
 from tract_trainer.errors import InputError
 
 PATIENCE = timedelta(days=7)
+"""Time that a process waits for the others. If one ends with an error, the launcher ends all."""
 
 
 def process_state() -> PartialState:
     """
-    The launched processes as one group: of CPUs where `accelerate launch --cpu` says so or there is nothing else. They
-    may wait for each other for days: one may have long texts to write, and if one dies the launcher ends the others.
-    A group that training arguments have made keeps their `ddp_timeout`.
+    This process in the group of all launched ones, on CPUs after `accelerate launch --cpu` or if there is no GPU. A
+    group that training arguments have made keeps their `ddp_timeout`.
     """
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=PATIENCE)
 
 
 def refuse_sharding(accelerator: Accelerator | None = None) -> None:
-    """Raises `InputError` under a launch that would shard a model which is to judge, or where `accelerator` does."""
+    """Raises `InputError` if this launch, or `accelerator`, shards models. A judge needs all of its model."""
     names = ("FSDP", "DEEPSPEED")
     by = [name for name in names if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"]
     if accelerator is not None and accelerator.parallelism_config is not None:
@@ -39,7 +39,7 @@ def refuse_sharding(accelerator: Accelerator | None = None) -> None:
 
 
 def refuse_lone_process(num_processes: int) -> None:
-    """Raises `InputError` for one of several launched processes that does not know the others."""
+    """Raises `InputError` if several processes were launched and this one is in no group with the others."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and num_processes == 1:
         raise InputError(
@@ -50,7 +50,7 @@ def refuse_lone_process(num_processes: int) -> None:
 
 @contextmanager
 def file_lock(folder: Path, name: str) -> Iterator[None]:
-    """Holds the lock `name` in `folder`; an InputError where another running process does."""
+    """Holds the lock `name` in `folder`. Raises `InputError` if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / name, timeout=0)
     try:

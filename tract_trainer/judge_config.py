@@ -46,6 +46,9 @@ Write a short rationale that weighs the response against the rubric. Then end wi
 
 FILE_NAME = "judge_config.json"
 
+MAX_PREFIX = 1000
+"""Characters of a score prefix."""
+
 KINDS = {
     "score_labels": list,
     "score_prefix": str,
@@ -88,6 +91,11 @@ class JudgeConfig:
         scale = ScoreScale(self.score_labels, self.score_values)  # labels as text, values as floats, or an error
         object.__setattr__(self, "score_labels", list(scale.labels))
         object.__setattr__(self, "score_values", list(scale.values))
+        if len(self.score_prefix) > MAX_PREFIX:
+            raise InputError(
+                f"score_prefix has {len(self.score_prefix):,} characters. Give the text right before a score, at most "
+                f"{MAX_PREFIX:,}."
+            )
 
     @property
     def scale(self) -> ScoreScale:

@@ -159,7 +159,20 @@ class ScoreTokens:
                 f"This tokenizer does not keep the prefix: of {prefix + scale.labels[0]!r} it makes "
                 f"{_decode(tokenizer, rows[0])!r}. Set score_prefix to text that it keeps."
             )
+        tokens._check_behind_a_rationale()
         return tokens
+
+    def _check_behind_a_rationale(self) -> None:
+        """Raises an InputError where a label has another token behind a rationale than at the start of a text."""
+        for label in self.scale.labels:
+            rows = (
+                self.tokenizer(f"{text}{self.prefix}{label}")["input_ids"] for text in ("Right. ", "Right.\n", "Right.")
+            )
+            if not any(found is not None and found.label == label for found in map(self.find, rows)):
+                raise InputError(
+                    f"This tokenizer writes {label!r} after {self.prefix!r} with another token behind a rationale than "
+                    "at the start of a text, so no row would have a score. Use a longer score_prefix, e.g. 'Score: '."
+                )
 
     def find(self, input_ids: Sequence[int], labels: Sequence[int] | None = None) -> FoundScore | None:
         """
@@ -219,7 +232,17 @@ def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
 
 def _not_one_token(label: str, pieces: list[str], prefix: str) -> str:
     found = f"{len(pieces)} tokens {tuple(pieces)}" if len(pieces) > 1 else f"written as {pieces[0]!r}"
-    return (
-        f"score {label!r} is {found} in this tokenizer after {prefix!r}; each score must be one token.\n"
-        'Use labels that are, e.g. score_labels=["A", ..., "J"] with score_values=[1, ..., 10].'
-    )
+    text = "".join(pieces)
+    merged = text.removesuffix(label) if text.endswith(label) else ""
+    if merged.strip() and prefix.endswith(merged):
+        remedy = (
+            f"The end of score_prefix, {merged!r}, merges with some labels and not with others. End it with other "
+            "characters, e.g. a space or a line break."
+        )
+    elif prefix.endswith(" ") and not label.isascii():
+        remedy = f"Leave out the space at the end of score_prefix: {prefix.rstrip()!r}."
+    elif label.isalpha():
+        remedy = 'Use labels that are, e.g. digits: score_labels=["1", ..., "5"].'
+    else:
+        remedy = 'Use labels that are, e.g. score_labels=["A", ..., "J"] with score_values=[1, ..., 10].'
+    return f"score {label!r} is {found} in this tokenizer after {prefix!r}; each score must be one token.\n{remedy}"

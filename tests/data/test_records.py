@@ -426,3 +426,12 @@ def test_only_the_last_answer_of_a_conversation_is_left_out_of_the_prompt():
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
     assert prompt_of({"messages": turns}, ScoreScale.integers(1, 5), "Score: ") == turns[:3]
     assert prompt_of({"messages": turns[:3]}, ScoreScale.integers(1, 5), "Score: ") == turns[:3]
+
+
+def test_a_field_that_no_record_has_is_an_error_and_a_missing_one_may_be_asked_for():
+    template = "{{ instruction }} {{ response }} {% if category %}{{ category }}{% endif %}"
+    assert prompt(RECORD, template=template).strip() == "Name a prime. 7"
+    with pytest.raises(InputError, match=r"prompt_template cannot be rendered .*'rubrik' is undefined"):
+        prompt(RECORD, template="{{ response }} {{ rubrik }}")
+    with pytest.raises(InputError, match=r"prompt_template cannot be rendered .*division"):
+        prompt(RECORD, template="{{ response }} {{ 1 / 0 }}")

@@ -221,3 +221,10 @@ def test_code_in_a_repository_is_not_run_even_if_the_terminal_says_yes(folder, t
     assert not marker.exists()
     AutoModelForCausalLM.from_pretrained(folder)  # what the library does unless it is told not to
     assert marker.exists()
+
+
+def test_a_revision_among_the_arguments_of_the_model_is_refused(folder):
+    """That of the judge is another argument, and that of an adapter's base model is in the adapter's config."""
+    with pytest.raises(InputError, match=r"^model_kwargs must not hold 'revision'\. Give revision=\.\.\. beside it"):
+        Judge.from_pretrained(folder, model_kwargs={"revision": "main"})
+    Judge.from_pretrained(folder, revision="main")

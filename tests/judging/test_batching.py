@@ -4,8 +4,8 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent import futures
 from datetime import timedelta
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -76,12 +76,13 @@ def test_what_had_begun_is_given_before_the_error_is_raised_and_nothing_else_is_
         seen.wait()
         return piece
 
-    def wait(*args, **kwargs):
-        finished = futures.wait(*args, **kwargs)
-        seen.set()  # the error has been read, and the others may end
-        return finished
+    class Finished(SimpleQueue):
+        def get(self):
+            finished = super().get()
+            seen.set()  # the error has been read, and the others may end
+            return finished
 
-    monkeypatch.setattr(batching, "wait", wait)
+    monkeypatch.setattr(batching, "SimpleQueue", Finished)
     with pytest.raises(ConnectionError, match=r"^gone$"):
         for _, result in as_finished(work, range(100), 4):
             found.append(result)

@@ -117,9 +117,7 @@ class EngineArguments:
     def __post_init__(self) -> None:
         self.model_kwargs = json_object("model_kwargs", self.model_kwargs, '{"dtype": "bfloat16"}')
         if "revision" in self.engine_settings:
-            raise ValueError(
-                "model_kwargs must not hold a revision. Give it as --revision (tract run: model_revision)."
-            )
+            raise ValueError("model_kwargs must not hold a revision. Give it as --revision.")
 
     @property
     def engine_settings(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Every value is checked here, whether it comes from the command line or from YAML
 is made of it: what a library would refuse much later, or with a traceback, is one line now.
 """
 
+import argparse
 import difflib
 import itertools
 import os
@@ -47,7 +48,13 @@ MAIN = {
 
 def parse(command: str, description: str, argv: Sequence[str], *kinds: Any, **defaults: Any) -> tuple[Any, ...]:
     """The command's arguments, from the command line and from `--config FILE.yaml`."""
-    parser = _Parser(kinds, prog=f"tract {command}", description=f"{description} --config FILE.yaml sets any of these.")
+    parser = _Parser(
+        kinds,
+        prog=f"tract {command}",
+        usage=f"tract {command} [--config FILE.yaml] [--SETTING VALUE ...]",
+        description=f"{description} --config FILE.yaml sets any of these.",
+        formatter_class=_Formatter,
+    )
     parser.set_defaults(**defaults)
     argv = list(itertools.chain(*(word.split("=", 1) if word.startswith("--config=") else [word] for word in argv)))
     if any(kind is ModelConfig or issubclass(kind, SFTConfig) for kind in kinds):
@@ -71,6 +78,21 @@ def parse(command: str, description: str, argv: Sequence[str], *kinds: Any, **de
     return tuple(arguments)
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Shows each setting once, though `-` may stand for `_`, and only defaults that say something."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else "VALUE"
+        value = "[true|false]" if action.nargs == "?" else value
+        return f"{action.option_strings[0]} {value}{' ...' if action.nargs == '+' else ''}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, False, argparse.SUPPRESS) and action.nargs != 0
+        return f"{action.help or ''}{' (default: %(default)s)' if shown else ''}"
+
+
 class _Parser(TrlParser):
     """TRL's parser. Its complaints are one line, and every value is checked, also from a YAML file."""
 
@@ -82,7 +104,7 @@ class _Parser(TrlParser):
         of_trl = {field.name for kind in (SFTConfig, ModelConfig) for field in fields(kind)} - MAIN
         for action in self._actions:
             if action.dest in of_trl and not all_of_them:
-                action.help = "==SUPPRESS=="
+                action.help = argparse.SUPPRESS
         self._action_groups.sort(key=lambda group: group.title == "options")
         self.epilog = "" if all_of_them else "--help-all shows all settings of TRL's SFTConfig and ModelConfig as well."
 

@@ -24,13 +24,13 @@ def template_text(template: str) -> str:
     Raises:
         InputError: it is no template, or shows nothing of the response that is judged.
     """
-    from jinja2 import TemplateSyntaxError, meta
+    from jinja2 import TemplateError, meta
 
     if "{" not in template and os.path.isfile(template):
         template = Path(template).read_text(encoding="utf-8")
     try:
         names = meta.find_undeclared_variables(compiled(template).environment.parse(template))
-    except TemplateSyntaxError as error:
+    except TemplateError as error:
         raise InputError(f"prompt_template is no Jinja template: {error}.") from error
     if "response" not in names:
         raise InputError(
@@ -42,25 +42,18 @@ def template_text(template: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def compiled(template: str) -> "Template":
-    """The template, ready to render. What it holds cannot reach beyond the fields it is given."""
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    """The template, ready to render. It reaches nothing but the fields that it is given, and its work is bounded."""
+    from tract_trainer.data import sandbox
 
-    class Missing(StrictUndefined):
-        """A field that a record lacks: `{% if field %}` is false, and to show it is an error."""
-
-        def __bool__(self) -> bool:  # type: ignore[override]
-            return False
-
-    return ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=Missing
-    ).from_string(template)
+    return sandbox.compiled(template)
 
 
 def rendered(template: str, fields: dict[str, Any]) -> str:
     """The prompt; an InputError where the template asks for what `fields` do not have, or computes what it cannot."""
+    from tract_trainer.data import sandbox
+
     try:
-        return compiled(template).render(fields)
+        return sandbox.render(compiled(template), fields)
     except Exception as error:  # a template may raise anything: it holds expressions
         raise InputError(f"prompt_template cannot be rendered for a record with {sorted(fields)}: {error}.") from error
 

@@ -28,6 +28,10 @@ class HubToken(str):
         return self
 
 
+ERRORS = ("rmse", "mae")
+"""Ends of the names of metrics of which less is better."""
+
+
 @dataclass
 class RegressionAwareSFTConfig(SFTConfig):
     r"""
@@ -121,6 +125,8 @@ class RegressionAwareSFTConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith(ERRORS):
+            self.greater_is_better = False  # Transformers knows it of names that end in "loss" alone
         super().__post_init__()
         self.hub_token = self.hub_token and HubToken(self.hub_token)
         if isinstance(self.model_init_kwargs, dict) and isinstance(self.model_init_kwargs.get("token"), str):

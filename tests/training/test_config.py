@@ -1,0 +1,33 @@
+"""The training arguments that are read in a way of their own."""
+
+import pytest
+
+from tract_trainer import RegressionAwareSFTConfig
+from tract_trainer.errors import InputError
+
+
+def config(**kwargs):
+    return RegressionAwareSFTConfig("x", use_cpu=True, bf16=False, report_to="none", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("score_rmse", False), ("eval_score_mae", False), ("score_pearson", True), ("score_loss", False)],
+)
+def test_the_best_checkpoint_is_the_one_with_the_smaller_error(metric, greater):
+    args = config(
+        metric_for_best_model=metric, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps"
+    )
+    assert args.greater_is_better is greater
+
+
+def test_what_the_user_says_of_the_metric_stays():
+    assert config(metric_for_best_model="score_rmse", greater_is_better=True).greater_is_better is True
+
+
+def test_chat_template_kwargs_are_a_mapping_or_json():
+    assert config(chat_template_kwargs='{"enable_thinking": false}').template_kwargs == {"enable_thinking": False}
+    assert config().template_kwargs == {}
+    for wrong in ("[1]", "{", 3):
+        with pytest.raises(InputError, match="chat_template_kwargs must be a mapping or JSON"):
+            config(chat_template_kwargs=wrong)
