@@ -173,7 +173,7 @@ def test_work_of_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
 def test_work_that_nothing_tells_the_settings_of_is_not_adopted(tmp_path):
     work = tmp_path / miniature.MAIN / "seed-00"
     work.mkdir(parents=True)
-    with pytest.raises(InputError, match=r"half known holds work of an earlier run, but its settings, .*gone"):
+    with pytest.raises(InputError, match=r"its settings, .*settings\.json, are gone"):
         miniature.check_work(tmp_path, miniature.SMALL)
     work.rmdir()
     work.parent.rmdir()
@@ -181,7 +181,7 @@ def test_work_that_nothing_tells_the_settings_of_is_not_adopted(tmp_path):
     work.mkdir(parents=True)
     (work / "TRACT.json").write_text("{}")
     (tmp_path / "arms" / "TRACT.json").unlink()
-    with pytest.raises(InputError, match=r"TRACT\.json holds work of an earlier run, but its settings, .*gone"):
+    with pytest.raises(InputError, match=r"its settings, .*TRACT\.json, are gone"):
         miniature.check_work(tmp_path, miniature.SMALL)
 
 

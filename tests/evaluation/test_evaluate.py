@@ -409,9 +409,13 @@ def test_an_interrupted_evaluation_goes_on_and_is_not_mixed_with_another(records
     with pytest.raises(InputError, match="seed: 42 there, 7 now"):
         evaluate(fake_judge(noisy), records, "mine", path, 1, seed=7)
     judge = fake_judge(noisy)
-    result = evaluate(judge, records, "mine", path, 1)
-    assert judge.engine.generated == 4
-    assert result == evaluate(fake_judge(noisy), records, "mine", tmp_path / "whole.json", 1)
+    # Another text is judged anew, another gold score is not; nor is one that is asked twice asked again.
+    corrected = [{**records[0], "score": 5.0}, {**records[1], "instruction": "Record 1 is worth 4."}, *records[2:]]
+    corrected.append(records[2])
+    result = evaluate(judge, corrected, "mine", path, 1)
+    assert judge.engine.generated == 4 + 1
+    assert result == evaluate(fake_judge(noisy), corrected, "mine", tmp_path / "whole.json", 1)
+    assert result["judgments"][0]["gold"] == 5 and result["judgments"][2]["score"] == result["judgments"][12]["score"]
     assert not list(tmp_path.glob("*unfinished*"))
 
 
@@ -446,6 +450,21 @@ def test_files_of_others_are_refused_before_any_work_and_kept(records, tmp_path,
     assert evaluate(judge, records, "mine", path) == result
     other = evaluate(judge, records, "mine", path, seed=7, overwrite=True)
     assert other["settings"]["seed"] == 7 and strict(path) == other
+    assert not (tmp_path / "r.unfinished").exists()
+
+    def interrupted(prompt):
+        if number_of(prompt) == 11:
+            raise KeyboardInterrupt
+        return noisy(prompt)
+
+    stopped = fake_judge(interrupted)
+    stopped.engine.batch_size = 1
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(stopped, records, "mine", path, 1, seed=8, overwrite=True)
+    assert strict(path) == other
+    judge.engine.generated = 0
+    assert evaluate(judge, records, "mine", path, 1, seed=8, overwrite=True)["settings"]["seed"] == 8
+    assert judge.engine.generated == 4
     with pytest.raises(InputError, match=r"^Expected a \.json file for the result, got '.*r'\."):
         evaluate(judge, records, "mine", tmp_path / "r")
 

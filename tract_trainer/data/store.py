@@ -97,15 +97,14 @@ def locked(folder: Path, process_index: int, result: Path | None = None) -> Iter
         InputError: another process works there.
     """
     with file_lock(folder, f".process-{process_index:05d}.lock"):
-        try:
-            yield
-        finally:
-            if process_index == 0 and result is not None and result.exists():
-                remove_rows(folder)
-                for lock in folder.glob(".process-*.lock"):
-                    lock.unlink()
-                with suppress(OSError):  # not empty: somebody else keeps files there
-                    folder.rmdir()
+        yield
+        # Not after an error: where a result is being replaced, the one that exists is the old one.
+        if process_index == 0 and result is not None and result.exists():
+            remove_rows(folder)
+            for lock in folder.glob(".process-*.lock"):
+                lock.unlink()
+            with suppress(OSError):  # not empty: somebody else keeps files there
+                folder.rmdir()
 
 
 def remove_rows(folder: Path) -> None:

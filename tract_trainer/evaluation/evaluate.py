@@ -25,7 +25,6 @@ from tract_trainer.data.store import (
     finished_rows,
     locked,
     refuse_foreign,
-    remove_rows,
     replacing,
     save_results,
     without_nan,
@@ -78,8 +77,8 @@ def evaluate(
     """
     Judges records and writes the result: JSON to `path`, and beside it a Markdown table and pictures.
 
-    Judgments are saved as they are made: the same call resumes where a killed one stopped, and returns a finished
-    result. Launched processes share the records, so each of them must call this.
+    Judgments are saved as they are made: the same call resumes where a killed one stopped, also with some records
+    corrected, and returns a finished result. Launched processes share the records, so each of them must call this.
 
     Args:
         judge ([`Judge`]): the judge.
@@ -129,22 +128,19 @@ def evaluate(
         asked = [every[i] for i in numbers]
         read = judge.as_finished(asked, num_cots, progress=shown, **drawn) if num_cots else None
         for place, judgment in read or _without_rationales(judge, asked, shown is not False):
-            i = numbers[place]
-            yield i, {**known[i], **_row(judgment, judge.rows.prompt(every[i]))}
+            yield numbers[place], _row(judgment, judge.rows.prompt(asked[place]))
 
     folder = path.with_name(f"{path.stem}.unfinished")
-    replaced = path.exists()  # with `overwrite`, a result of something else
     # The lock is held until the result is there and the rows are removed: another call finds one or the other.
-    with locked(folder, state.process_index, None if replaced else path):
+    with locked(folder, state.process_index, path):
         if _finished(path, head, overwrite) is None:
-            begin(folder / "settings.json", _made_with(head), *folder.glob("process-*.jsonl"))
-            keys = [str(number) for number in range(len(known))]
+            begin(folder / "settings.json", _of_any_record(head), *folder.glob("process-*.jsonl"))
+            keys = [digest(_asked(record)) for record in every]  # corrected records are judged with those that are left
             finish_rows(folder, keys, rows, state)
             if state.is_main_process:
-                judged = list(finished_rows(folder, keys))
+                judged = [{**of, **row} for of, row in zip(known, finished_rows(folder, keys), strict=True)]
                 figures = without_nan(_figures(judged, judge.config, num_cots))
                 save({**head, **figures, "judgments": judged}, path)
-                remove_rows(folder)
         state.wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
@@ -157,6 +153,8 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if path.suffix != ".json":
         raise InputError(f"Expected a .json file for the result, got {str(path)!r}.")
     beside = [path.with_suffix(".md"), *(path.with_name(f"{path.stem}-{picture}.png") for picture in PICTURES)]
+    if folders := [place for place in (path, *beside) if place.is_dir()]:
+        raise InputError(f"{folders[0]} is a folder, and a file is to be written there. Give another output.")
     refuse_foreign([path] if path.exists() else beside, overwrite)
 
 
@@ -226,8 +224,13 @@ def _finished(path: Path, head: Mapping[str, Any], overwrite: bool) -> dict[str,
 
 
 def _made_with(head: Mapping[str, Any]) -> dict[str, Any]:
-    """What the judgments of a result depend on."""
-    return {"judge": head["judge"]["identity"], "benchmark": head["benchmark"], **head["settings"]}
+    """What a result depends on."""
+    return {**_of_any_record(head), "benchmark": head["benchmark"]}
+
+
+def _of_any_record(head: Mapping[str, Any]) -> dict[str, Any]:
+    """What every judgment of a result depends on, beside its record."""
+    return {"judge": head["judge"]["identity"], **head["settings"]}
 
 
 def _without_rationales(judge: Judge, records: Sequence[Record], shown: bool) -> Iterator[tuple[int, Judgment]]:
@@ -243,6 +246,10 @@ def _are_pairs(records: Sequence[Record]) -> bool:
     if not len(records):
         raise InputError("There are no records to evaluate on. Give at least one.")
     return isinstance(records[0].get("chosen"), Mapping)
+
+
+def _asked(record: Record) -> dict[str, Any]:
+    return {name: record[name] for name in ASKED if name in record and name != "score"}
 
 
 def _digest(records: Sequence[Record]) -> str:
