@@ -170,7 +170,7 @@ def test_tract_run_pushes_the_second_stage_with_its_evaluation(world):
     assert all(b"2, on self-generated rationales" in files["README.md"] for files in commits)  # never stage 1
     assert "2, on self-generated rationales" in text and "Rationales that a judge wrote itself: " in text
     assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == "held-out records"
-    assert "### held-out records" in text and "No evaluation" not in text
+    assert "| held-out records |" in text and "No evaluation" not in text
     assert "`records.jsonl`" in (folder / "by-run" / "stage1" / "README.md").read_text()
 
 
