@@ -227,7 +227,9 @@ def check_judged(path: Path, overwrite: bool = False) -> tuple[Path, Path]:
         The paths of its settings and of its unfinished rows.
     """
     if not path.name:
-        raise InputError(f"--output must be a file for the judgments, such as judged.jsonl; found the folder {str(path)!r}.")
+        raise InputError(
+            f"--output must be a file for the judgments, such as judged.jsonl; found the folder {str(path)!r}."
+        )
     settings, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
     refuse_foreign([path, settings], overwrite, folders=[folder], signs=[settings])
     return settings, folder
