@@ -16,7 +16,7 @@ from datasets import Dataset
 from tiny import RATIONALES
 
 from tract_trainer import Judge, generate_cot_dataset
-from tract_trainer.cli import main
+from tract_trainer.cli.main import main
 
 ROWS, KILLS = 500, 30
 SETTINGS = {"max_new_tokens": 60, "unfinished": "force", "batch_size": 4, "progress": False}
@@ -120,7 +120,7 @@ def records_file(folder, count):
 
 STUCK = """
 import sys, threading
-from tract_trainer.cli import main
+from tract_trainer.cli.main import main
 from tract_trainer.engines.transformers import TransformersEngine
 generate, asked = TransformersEngine.generate, []
 def stuck(*args):
