@@ -1,8 +1,8 @@
 """Turns the judgments that `real_model.py` kept into tables with intervals, and paired differences of judges.
 
 Correlations are means over folds: each fold has judges of its own, and how high their scores lie is no agreement.
-Intervals are of 95 %, from resampled instructions; a difference is taken of the same resamples, on the folds that both
-judges have finished. `n` records, `R` resamples, `K` labels.
+Intervals are of 95 %, with each instruction left out in turn; a difference is taken on the folds that both judges have
+finished. `n` records, `G` instructions, `K` labels.
 """
 
 import json
@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from real_text import CONSTANT, FIGURES, RESAMPLES, Run, figure_with_interval
+from real_text import CONSTANT, FIGURES, Run, figure_with_interval
 from real_text import TRIVIAL as PREDICTORS
+
+from tract_trainer.metrics import interval
 
 Floats = NDArray[np.float64]
 VALUES = np.arange(1.0, 6.0)
@@ -103,20 +105,20 @@ def by_method(found: Mapping[str, Any]) -> dict[str, Floats]:
 
 
 def figures(folds: Sequence[Fold], side: Side) -> dict[str, Floats]:
-    """Figures `(1 + R,)`: of all records, then of each resample; means over the folds and over the seeds."""
+    """Figures `(1 + G,)`: of all records, then without each instruction; means over the folds and over the seeds."""
     groups = np.unique(np.concatenate([fold.groups for fold in folds]))  # (G,)
-    drawn = np.random.default_rng(0).multinomial(len(groups), [1 / len(groups)] * len(groups), RESAMPLES).T
-    drawn = np.hstack([np.ones((len(groups), 1)), drawn])  # (G, 1 + R)
+    kept = np.hstack([np.ones((len(groups), 1), bool), ~np.eye(len(groups), dtype=bool)])  # (G, 1 + G)
     found = []
     for seed in sorted({fold.seed for fold in folds}):
         own = [fold for fold in folds if fold.seed == seed]
         names = np.concatenate([fold.groups for fold in own])
         of_fold = np.repeat([fold.fold for fold in own], [len(fold.gold) for fold in own])
-        weights = drawn[np.searchsorted(groups, names)]  # (n, 1 + R)
+        of_rows = kept[np.searchsorted(groups, names)].T  # (1 + G, n)
         for pairs in zip(*(readings(fold, side) for fold in own), strict=True):
             scores, gold = (np.concatenate(of_folds) for of_folds in zip(*pairs, strict=True))
-            found.append(Run({"": scores}, gold, names, of_fold).figures("", weights))
-    return {name: np.mean([one[name] for one in found], 0) for name in FIGURES}
+            run = Run({"": scores}, gold, names, of_fold)
+            found.append([run.figures("", rows) for rows in of_rows])
+    return {name: np.mean([[left[name] for left in one] for one in found], 0) for name in FIGURES}
 
 
 def readings(fold: Fold, side: Side) -> Iterator[tuple[Floats, Floats]]:
@@ -128,8 +130,11 @@ def readings(fold: Fold, side: Side) -> Iterator[tuple[Floats, Floats]]:
         yield fold.runs[:, run], np.delete(fold.runs, run, 1).mean(1)
 
 
-def cell(found: Floats) -> str:
-    return figure_with_interval(float(found[0]), np.quantile(found[1:], [0.025, 0.975]).tolist())
+def cell(found: Floats, name: str = "difference") -> str:
+    """A figure, the first of `found`, with the jackknife's interval from the others."""
+    parts = found[1:]
+    error = np.sqrt((len(parts) - 1) / len(parts) * ((parts - parts.mean()) ** 2).sum())
+    return figure_with_interval(float(found[0]), list(interval(float(found[0]), float(error), len(parts), 0.95, name)))
 
 
 def arms_of(folds: Sequence[Fold], order: Sequence[str]) -> list[str]:
@@ -142,7 +147,7 @@ def figure_table(folds: Sequence[Fold], arms: Sequence[str], figure: str) -> str
     for arm in arms:
         own = [fold for fold in folds if arm in fold.judgments]
         sides = [Side(arm, method) for method in METHODS]
-        cells = [cell(figures(own, side)[figure]) if side in own[0].scores else "" for side in sides]
+        cells = [cell(figures(own, side)[figure], figure) if side in own[0].scores else "" for side in sides]
         rows.append([arm, *cells, str(sum(len(fold.gold) for fold in own))])
     return table([FIGURES[figure], *METHODS, "records"], rows)
 
@@ -153,7 +158,7 @@ def reference_table(folds: Sequence[Fold]) -> str:
     for side in [*(Side(name, "") for name in PREDICTORS), Side(CEILING, "")]:
         found = figures(folds, side)
         shown = ("rmse",) if side.name == CONSTANT else FIGURES
-        rows.append([side.name, *(cell(found[name]) if name in shown else "-" for name in FIGURES)])
+        rows.append([side.name, *(cell(found[name], name) if name in shown else "-" for name in FIGURES)])
     return table(["no judge", *FIGURES.values()], rows)
 
 

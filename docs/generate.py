@@ -48,7 +48,8 @@ def command_line() -> str:
 
 
 def _table(settings: "list[Field[Any]]") -> list[str]:
-    return ["| setting | default | |", "|---|---|---|", *map(_row, settings), ""]
+    lines = ["| setting | default | |", "|---|---|---|", *map(_row, settings)]
+    return ['<div class="settings" markdown>', "", *lines, "", "</div>", ""]
 
 
 def _kinds(command: str) -> tuple[Any, ...]:

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("path", help="mt_bench_eval.json")
     parser.add_argument("--output_dir", default="runs/mt_bench")
     args, overrides = parser.parse_known_args()
-    seed_model = Path(args.output_dir) / "seed"
+    seed_model = Path(f"{args.output_dir}-seed")  # beside the run: its folder holds nothing else
     if not (seed_model / "config.json").is_file():
         make_seed_model(args.path, seed_model)
     config = Path(__file__).with_suffix(".yaml")

@@ -69,8 +69,8 @@ def test_a_folder_without_the_file_is_refused_with_how_to_write_it(tmp_path):
         JudgeConfig.load(tmp_path)
     assert str(raised.value) == (
         f"{str(tmp_path)!r} holds no judge_config.json, so its scale and prefix are unknown. A judge is a model saved "
-        "by RegressionAwareSFTTrainer; to judge with another model, write the file once with\n"
-        "JudgeConfig(score_labels=..., score_values=..., score_prefix=...).save(folder)."
+        "by RegressionAwareSFTTrainer. To judge with an untrained model, give its scale: "
+        "Judge.from_pretrained(..., scale=ScoreScale.integers(1, 5)), or --score_labels 1 2 3 4 5."
     )
 
 

@@ -50,7 +50,7 @@ def test_a_judge_that_is_no_longer_as_it_was_learned_fails_the_check(learned, ju
 def test_a_learned_judge_writes_what_it_was_shown_whatever_the_seed(judge_folder):
     judge = Judge.from_pretrained(judge_folder)
     greedy = judge.score(RECORDS, temperature=0, repetition_penalty=1, max_new_tokens=60, progress=False)
-    assert [judgment.rationale for judgment in greedy] == RATIONALES
+    assert [judgment.rationale.strip() for judgment in greedy] == RATIONALES
     drawn = judge.score(RECORDS, 20, seed=1, max_new_tokens=60, progress=False)
     for judgment, known in zip(drawn, zip(RATIONALES, SECOND_THOUGHTS, strict=True), strict=True):
         assert {rationale.text.strip() for rationale in judgment.rationales} <= set(known)

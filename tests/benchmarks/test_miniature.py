@@ -164,7 +164,7 @@ def test_what_an_arm_left_is_not_gone_on_with_when_the_arm_or_one_before_it_chan
 
 def test_work_of_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
     miniature.check_work(tmp_path, miniature.SMALL)
-    (tmp_path / miniature.MAIN).mkdir()
+    (tmp_path / miniature.MAIN / "seed-00").mkdir(parents=True)
     monkeypatch.setattr(miniature, "digest_of_code", lambda: "another")
     with pytest.raises(InputError, match=r"code: '[0-9a-f]{12}' there, 'another' now"):
         miniature.check_work(tmp_path, miniature.SMALL)
@@ -173,7 +173,7 @@ def test_work_of_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
 def test_work_that_nothing_tells_the_settings_of_is_not_adopted(tmp_path):
     work = tmp_path / miniature.MAIN / "seed-00"
     work.mkdir(parents=True)
-    with pytest.raises(InputError, match=r"settings\.json, which tells how it was made, is gone"):
+    with pytest.raises(InputError, match=r"its settings, .*settings\.json, are gone"):
         miniature.check_work(tmp_path, miniature.SMALL)
     work.rmdir()
     work.parent.rmdir()
@@ -181,7 +181,7 @@ def test_work_that_nothing_tells_the_settings_of_is_not_adopted(tmp_path):
     work.mkdir(parents=True)
     (work / "TRACT.json").write_text("{}")
     (tmp_path / "arms" / "TRACT.json").unlink()
-    with pytest.raises(InputError, match=r"TRACT\.json, which tells how it was made, is gone"):
+    with pytest.raises(InputError, match=r"its settings, .*TRACT\.json, are gone"):
         miniature.check_work(tmp_path, miniature.SMALL)
 
 

@@ -50,8 +50,7 @@ def refused(capsys):
     def call(*argv):
         capsys.readouterr()
         assert main([str(argument) for argument in argv]) == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        first = next(i for i, line in enumerate(lines) if line.startswith(f"tract {argv[0]}: error: "))
-        return "\n".join(lines[first:])
+        shown = capsys.readouterr().err
+        return shown[shown.index(f"tract {argv[0]}: error: ") :].strip()
 
     return call

@@ -269,3 +269,9 @@ def test_a_seed_model_that_is_replaced_before_stage_2_is_refused(
     done(*command, "--max_steps", "1", "--overwrite")
     state = json.loads((tmp_path / "run" / "stage2" / "trainer_state.json").read_text())
     assert state["global_step"] == 1
+
+
+def test_training_that_diverges_is_one_line_and_no_judge(sft, tmp_path, refused):
+    message = refused(*sft, "--max_steps", "9", "--learning_rate", "1e30", "--save_steps", "1", "--logging_steps", "1")
+    assert message.startswith("tract sft: error: The ") and "not finite" in message and "has diverged. The" in message
+    assert not (tmp_path / "judge" / "model.safetensors").exists()

@@ -307,7 +307,7 @@ def test_the_command_line_judges_through_a_server(folder, local, tmp_path):
             ["--base_url", "http://localhost:1/v1"],
             "--engine server and --base_url http://HOST:PORT/v1 belong together.",
         ),
-        (["--model_kwargs", "{x"], "model_kwargs must be JSON, e.g. '{\"dtype\": \"bfloat16\"}', found '{x'."),
+        (["--model_kwargs", "{x"], 'model_kwargs must be a JSON object such as {"dtype": "bfloat16"}, got \'{x\'.'),
     ],
 )
 def test_engine_settings_that_do_not_fit_are_one_line(folder, tmp_path, capsys, flags, message):
@@ -651,7 +651,7 @@ def test_a_judgment_is_kept_though_one_before_it_is_not_made(folder, local, tmp_
     with serving(local, fail=fail) as server, pytest.raises(InputError, match="refuses the request"):
         work(connect(folder, server), records, tmp_path)
     (shard,) = tmp_path.glob("*.unfinished/process-00000.jsonl")
-    assert sorted(json.loads(line)["key"] for line in shard.open()) == sorted(str(i) for i in range(1, 40))
+    assert len({json.loads(line)["key"] for line in shard.open()}) == 39
 
 
 # Records that a server refuses

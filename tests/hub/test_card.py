@@ -6,22 +6,21 @@ import re
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from datasets import Dataset
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig
 from tiny import PREFIX, check_learned, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 
 from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale, generate_cot_dataset
 from tract_trainer.data.records import training_examples
 from tract_trainer.errors import InputError
-from tract_trainer.hub.card import END, START, Card, add_results, read_card, write_card
+from tract_trainer.hub.card import END, START, add_results, read_card, write_card
 from tract_trainer.hub.pushing import write_dataset_card
 from tract_trainer.judge_config import JudgeConfig
-from tract_trainer.training.saving import RECORD, _hyperparameters
+from tract_trainer.training.saving import RECORD
 
 FEW = {"steps": 2}
 
@@ -72,14 +71,12 @@ def test_a_saved_judge_has_a_card_that_states_how_it_was_made(tmp_path):
         "| used | 8 |",
         "| score_loss_weight | 0.5 |",
         "| max_steps | 25 |",
-        "| batch size in all | 8 (1 processes x 8 rows x 1 accumulated) |",
+        "| per_device_train_batch_size | 8 |",
         "No evaluation of these weights has been added yet.",
     ):
         assert text.count(line) == 1, line
-    start = text.index("| step | epoch | ce_loss | score_loss |")
-    curve = [line.strip("| ").split(" | ") for line in text[start + 2 : text.index("", start)]]
-    assert [row[0] for row in curve] == ["1", "4", "6", "9", "12", "14", "17", "20", "22", "25"]
-    assert all(float(cell) > 0 for row in curve for cell in row)
+    (row,) = [line.strip("| ").split(" | ") for line in text if line.startswith("| training | 25 |")]
+    assert all(float(cell) > 0 for cell in row[2:4]) and row[4:] == ["-"] * 3
 
 
 def test_held_out_figures_stand_beside_the_losses(tmp_path):
@@ -104,7 +101,7 @@ def test_held_out_figures_stand_beside_the_losses(tmp_path):
 
 def test_rows_kept_for_the_cross_entropy_and_rows_cut_are_told_apart(tmp_path):
     rows = [*make_rows(4), {**make_rows(1)[0], "completion": "No score."}]
-    long = {**rows[0], "prompt": "word " * 200}
+    long = {**rows[0], "prompt": "word " * 200 + "\n"}
     dataset = make_dataset(8).from_list([*rows, long])
     trainer = train_judge(tmp_path, dataset=dataset, missing_score="keep", **FEW)
     assert trainer.row_counts["train"] == (6, {"hold no score": 1}, 6)
@@ -116,7 +113,7 @@ def test_rows_without_a_trained_token_within_max_length_are_counted(tmp_path):
     args = RegressionAwareSFTConfig(
         str(tmp_path), max_length=90, missing_score="keep", report_to="none", use_cpu=True, bf16=False
     )
-    dataset = make_dataset(8).from_list([*make_rows(4), {**make_rows(1)[0], "prompt": "word " * 200}])
+    dataset = make_dataset(8).from_list([*make_rows(4), {**make_rows(1)[0], "prompt": "word " * 200 + "\n"}])
     tokenizer = make_tokenizer()
     trainer = RegressionAwareSFTTrainer(
         make_model("llama", len(tokenizer)), args, train_dataset=dataset, processing_class=tokenizer
@@ -137,11 +134,11 @@ def test_a_dataset_of_own_rationales_is_stage_2_and_any_other_is_not_said_to_be(
     )  # fmt: skip
     train_judge(tmp_path / "two", dataset=own, **FEW).save_model()
     one, two = lines(judge_folder), lines(tmp_path / "two")
-    assert "| Stage | 2, on rationales of its own |" in two
+    assert "| Stage | 2, on self-generated rationales |" in two
     assert any(
         line.startswith("Rationales that a judge wrote itself: 8 for 8 prompts, of which 8 are kept") for line in two
     )
-    assert any(line.startswith("| Stage | 1, unless the rationales of the data are a judge's own") for line in one)
+    assert any(line.startswith("| Stage | 1, unless the data holds a judge's own rationales") for line in one)
 
 
 def test_the_licence_is_that_of_the_seed_model_where_its_card_is_at_hand(tmp_path):
@@ -152,13 +149,13 @@ def test_the_licence_is_that_of_the_seed_model_where_its_card_is_at_hand(tmp_pat
     (seed / "README.md").write_text("---\nlicense: other\nlicense_name: gemma\ntags: [x]\n---\n")
     train_judge(tmp_path / "judge", model=str(seed), **FEW).save_model()
     assert "| Licence of the seed model | other, gemma |" in lines(tmp_path / "judge")
-    metadata = read_card(tmp_path / "judge").metadata
+    metadata = read_card(tmp_path / "judge").data.to_dict()
     assert (metadata["license"], metadata["license_name"]) == ("other", "gemma")
     assert "base_model" not in metadata  # a folder is no address
     (seed / "README.md").unlink()
     train_judge(tmp_path / "other", model=str(seed), **FEW).save_model()
     shown = "| Licence of the seed model | not at hand when this was written: see the seed model |"
-    assert shown in lines(tmp_path / "other") and "license" not in read_card(tmp_path / "other").metadata
+    assert shown in lines(tmp_path / "other") and "license" not in read_card(tmp_path / "other").data.to_dict()
 
 
 def test_the_citations_are_whole(saved):
@@ -230,15 +227,19 @@ def test_what_was_written_by_hand_survives_and_the_rest_is_written_anew(saved):
     own = {
         "language": ["de"],
         "license": "mit",
-        "tags": ["mine", *card.metadata["tags"]],
+        "tags": ["mine", *card.data.to_dict()["tags"]],
         "pipeline_tag": "text-ranking",
     }
     others = [{"name": "x", "results": [{"dataset": {"name": "y"}, "task": {}, "metrics": []}]}]
     text = card.text.replace("# judge", "# My judge\n\nBefore it.").replace("| Seed | 42 |", "| Seed | no |")
-    write_card(folder, Card({**card.metadata, **own, "model-index": others}, text + "\nAfter it: — ü.\n"))
+    before, mine = card.data.to_dict(), {**own, "model-index": others}
+    for name, value in mine.items():
+        card.data[name] = value
+    card.text = text + "\nAfter it: — ü.\n"
+    write_card(folder, card)
     trainer.save_model()
     found = read_card(folder)
-    assert found.metadata == {**card.metadata, **own, "model-index": others}
+    assert found.data.to_dict() == {**before, **mine}
     assert found.text == text.replace("| Seed | no |", "| Seed | 42 |") + "\nAfter it: — ü.\n"
 
 
@@ -248,18 +249,12 @@ def test_an_adapter_keeps_what_was_written_by_hand_though_peft_writes_a_card_too
     first = (tmp_path / "README.md").read_text()
     assert "an adapter (LORA, rank 4, alpha 8) on" in first and "More Information Needed" not in first
     card = read_card(tmp_path)
-    assert card.metadata["library_name"] == "peft"
-    write_card(tmp_path, Card({**card.metadata, "tags": ["mine", *card.metadata["tags"]]}, card.text + "\nMine.\n"))
+    assert card.data.to_dict()["library_name"] == "peft"
+    card.data["tags"], card.text = ["mine", *card.data["tags"]], card.text + "\nMine.\n"
+    write_card(tmp_path, card)
     before = (tmp_path / "README.md").read_text()
     trainer.save_model()
     assert (tmp_path / "README.md").read_text() == before
-
-
-def test_an_adapter_without_target_modules_has_none_among_its_hyperparameters():
-    model = get_peft_model(make_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    args = RegressionAwareSFTConfig("judge", use_cpu=True, bf16=False, report_to="none")
-    found = _hyperparameters(SimpleNamespace(args=args, model=model))
-    assert found["max_length"] and "target modules" not in found
 
 
 def test_a_readme_of_the_users_own_keeps_its_text_and_gets_metadata(tmp_path):
@@ -269,7 +264,7 @@ def test_a_readme_of_the_users_own_keeps_its_text_and_gets_metadata(tmp_path):
     add_results(tmp_path, result())
     card = read_card(tmp_path)
     assert card.text == "Mine.\n"
-    assert "llm-as-a-judge" in card.metadata["tags"] and card.metadata["model-index"]
+    assert "llm-as-a-judge" in card.data.to_dict()["tags"] and card.data.to_dict()["model-index"]
 
 
 def test_a_readme_that_cannot_be_read_is_left_alone_and_training_goes_on(tmp_path, caplog):
@@ -310,7 +305,7 @@ def test_a_card_costs_no_network(saved, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     trainer.model.config._name_or_path = "Qwen/Qwen3-8B"
     trainer.create_model_card(dataset_name="me/data", tags="x")
-    metadata = read_card(folder).metadata
+    metadata = read_card(folder).data.to_dict()
     assert (metadata["base_model"], metadata["datasets"]) == ("Qwen/Qwen3-8B", ["me/data"])
     assert "x" in metadata["tags"]
     trainer.create_model_card()
@@ -338,18 +333,17 @@ def test_a_template_that_is_none_for_records_is_asked_with_a_ready_prompt(tmp_pa
 
 def test_results_are_added_with_intervals_and_n_and_replaced_by_newer_ones(saved):
     trainer, folder = saved
-    write_card(
-        folder,
-        Card({**read_card(folder).metadata, "model-index": [{"name": "x", "results": []}]}, read_card(folder).text),
-    )
+    card = read_card(folder)
+    card.data["model-index"] = [{"name": "x", "results": []}]
+    write_card(folder, card)
     for found in (result(), result("mt bench", "d2"), result(num_cots=8), result(pearson=0.65)):
         add_results(folder, found)
     text = (folder / "README.md").read_text()
-    assert text.count("### flask\n") == 2 and text.count("### mt bench\n") == 1
-    assert text.count("| Pearson | .650 [.50, .70] | .650 [.50, .70] |") == 1
-    assert text.count("| Pearson | .610 [.50, .70] | .610 [.50, .70] |") == 2
-    assert "n = 90, 10 unscored" in text and "No evaluation" not in text
-    other, own = read_card(folder).metadata["model-index"]
+    figure = "Pearson (95 % interval 0.500 to 0.700, n = 90, 10 unscored)"
+    for row in ("flask | 1 | RAIL: {} | 0.650", "flask | 8 | RAIL: {} | 0.610", "mt bench | 1 | decoded: {} | 0.610"):
+        assert text.count(f"| {row.format(figure)} |") == 1
+    assert text.count("| flask | 1 |") == 2 and "No evaluation" not in text
+    other, own = read_card(folder).data.to_dict()["model-index"]
     assert other == {"name": "x", "results": []} and own["name"] == "judge"
     shown = [(r["dataset"]["name"], r["dataset"]["args"]["num_cots"], r["metrics"][0]["value"]) for r in own["results"]]
     assert shown == [("mt bench", 1, 0.61), ("flask", 8, 0.61), ("flask", 1, 0.65)]
@@ -363,14 +357,19 @@ def test_results_of_other_weights_are_dropped(saved):
     trainer, folder = saved
     card = read_card(folder)
     others = {"dataset": {"name": "y", "type": "y"}, "task": {"type": "z"}, "metrics": []}
-    write_card(folder, Card({**card.metadata, "model-index": [{"name": "judge", "results": [others]}]}, card.text))
+    card.data["model-index"] = [{"name": "judge", "results": [others]}]
+    write_card(folder, card)
     add_results(folder, result())
-    assert len(read_card(folder).metadata["model-index"][0]["results"]) == 2
+    theirs, ours = read_card(folder).data["model-index"]
+    assert theirs == {"name": "judge", "results": [others]} and len(ours["results"]) == 1
+    card = read_card(folder)
+    card.data["model-index"] = [{"name": "judge", "results": [others, *ours["results"]]}]  # moved together by hand
+    write_card(folder, card)
     trainer.args.max_steps = 3
     trainer.train()
     trainer.save_model()
-    assert read_card(folder).metadata["model-index"] == [{"name": "judge", "results": [others]}]
-    assert "### flask" not in (folder / "README.md").read_text()
+    assert read_card(folder).data.to_dict()["model-index"] == [{"name": "judge", "results": [others]}]
+    assert "| flask |" not in (folder / "README.md").read_text()
     assert "No evaluation of these weights has been added yet." in lines(folder)
 
 

@@ -167,8 +167,8 @@ def test_tract_run_pushes_the_second_stage_with_its_evaluation(world):
     assert {name for name in hub.repositories if "by-run" in name or "stage" in name} == {"models/tester/by-run"}
     metadata, text = card_of(hub, "tester/by-run")
     commits = list(hub.repositories["models/tester/by-run"].commits.values())[1:]
-    assert all(b"2, on rationales of its own" in files["README.md"] for files in commits)  # never stage 1
-    assert "2, on rationales of its own" in text and "Rationales that a judge wrote itself: " in text
+    assert all(b"2, on self-generated rationales" in files["README.md"] for files in commits)  # never stage 1
+    assert "2, on self-generated rationales" in text and "Rationales that a judge wrote itself: " in text
     assert metadata["model-index"][0]["results"][0]["dataset"]["name"] == "held-out records"
     assert "### held-out records" in text and "No evaluation" not in text
     assert "`records.jsonl`" in (folder / "by-run" / "stage1" / "README.md").read_text()

@@ -467,9 +467,12 @@ def test_other_settings_in_the_same_folder_are_refused_with_both_named(scripted,
     with pytest.raises(ValueError) as raised:
         generate_cot_dataset(scripted(finished), **{**first, **change})
     lines = str(raised.value).split("\n")
-    assert lines[0] == f"{tmp_path / 'settings.json'} tells of work with other settings, which cannot be mixed:"
+    assert lines[0] == f"{tmp_path / 'settings.json'} belongs to work with other settings, which cannot be mixed:"
     there = f"{tmp_path / 'settings.json'} and {tmp_path / '.shards'}"
-    assert lines[-1] == f"Give another place for the output. To start over, delete {there}."
+    assert (
+        lines[-1]
+        == f"Give another place for the output. To start over, use --overwrite (overwrite=True) or delete {there}."
+    )
     assert set(said) <= {line.strip() for line in lines[1:-1]}
     assert len(lines[1:-1]) == len(said) + ("dataset" in change)  # the rows' hash, too
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import ParallelismConfig
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import check_learned, judge_rows, make_model, make_rows, make_tokenizer, train_judge
+from tiny import check_learned, judge_rows, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
 
 from tract_trainer import Judge, JudgeCallback, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, agreement
@@ -100,7 +100,7 @@ def test_what_cannot_be_judged_is_refused_at_once(trained, tmp_path):
         ([{"prompt": "x", "score": 11}], {}, "The gold score of record 0 is 11, off the scale of 1 to 5"),
         ([{"x": 1, "score": 1}], {}, "Record 0: A record needs `instruction`, `response` and `rubric`"),
         (RECORDS, {"foo": 1}, "'foo' is not a setting of a judge's score; known are"),
-        (RECORDS, {"num_cots": 0}, "num_cots must be at least 1, got 0"),
+        (RECORDS, {"num_cots": -1}, "num_cots must be at least 0, got -1"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             JudgeCallback(trainer, records, steps=1, **settings)
@@ -111,10 +111,9 @@ def test_what_cannot_be_judged_is_refused_at_once(trained, tmp_path):
 
 
 @pytest.fixture
-def adapted(tmp_path):
-    """A trainer of an adapter."""
-    tokenizer = make_tokenizer()
-    model = make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id, hidden_size=32)
+def adapted(judge_folder, tmp_path):
+    """A trainer of an adapter on a model that puts its probability on the scale."""
+    model = AutoModelForCausalLM.from_pretrained(judge_folder)
     return train_judge(tmp_path, steps=1, model=model, peft_config=LoraConfig(r=4, target_modules="all-linear"))
 
 

@@ -359,10 +359,11 @@ def test_an_adapter_with_the_tokens_of_another_chat_template_is_a_judge(make_tra
     trained = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
     judge, records = Judge.from_pretrained(tmp_path), make_rows()
     assert judge.engine.model.get_input_embeddings().weight.size(0) > rows
-    rationales = ["It is clear."] * len(records)
-    assert [found.probs for found in judge.rescore(records, rationales)] == [
-        pytest.approx(found.probs, rel=1e-5) for found in trained.rescore(records, rationales)
-    ]
+    rows = [judge.rows.scored_ids(record, "It is clear.") for record in records]
+    assert rows == [trained.rows.scored_ids(record, "It is clear.") for record in records]
+    found, expected = (torch.tensor(each.engine.score(rows)) for each in (judge, trained))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert expected.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])

@@ -49,19 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         getattr(import_module("tract_trainer.cli.commands"), command)(arguments[1:])
     except (InputError, OSError) as error:
-        print(f"tract {command}: error: {error}", file=sys.stderr)
-        return 2
+        return _failed(command, str(error))
     except Exception as error:
         if not _refused_by_library(error) or os.environ.get("TRACT_TRACEBACK"):
             raise
         more = "TRACT_TRACEBACK=1 before the command shows where."
-        print(f"tract {command}: error: {str(error).strip()} ({type(error).__name__}; {more})", file=sys.stderr)
-        return 2
+        return _failed(command, f"{str(error).strip()} ({type(error).__name__}; {more})")
     except KeyboardInterrupt:
         again = "with --resume_from_checkpoint true the same command" if command == "sft" else "the same command"
         print(f"tract {command}: stopped. What is on disk is kept; {again} goes on.", file=sys.stderr)
         return 130
     return 0
+
+
+def _failed(command: str, message: str) -> int:
+    """Prints an error, on a terminal below a progress bar that may stand there, and returns the exit code."""
+    print("\n" * sys.stderr.isatty() + f"tract {command}: error: {message}", file=sys.stderr)
+    return 2
 
 
 def _refused_by_library(error: BaseException) -> bool:

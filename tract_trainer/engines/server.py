@@ -337,32 +337,38 @@ class Servers:
 
     async def ask(self, request: Callable[[openai.AsyncOpenAI], Awaitable[Answer]]) -> Answer:
         """
-        The answer of the first server that gives one.
+        The answer of the first server that gives one. Servers that are set aside are left out, unless all are.
 
         Raises:
             ConnectionError: none answers in `max_retries + 1` tries, or one answers with what cannot be read.
             RefusedError: a server refuses the prompt or the settings.
             InputError: a server refuses any such request, e.g. because of its key.
         """
-        turn = next(self.turns) % len(self.clients)
+        turn, tries = next(self.turns) % len(self.clients), 0
         order = [*self.clients[turn:], *self.clients[:turn]]
-        tries = 0
         while True:
-            try:
-                return await self._ask_each(order, request)
-            except UNAVAILABLE as error:
-                tries += 1
-                if tries > self.max_retries:
-                    raise ConnectionError(
-                        f"{self} gave no answer in {tries} tries: {self._said(error)} Is the server up? What is on "
-                        "disk is kept: run the same again when it is."
-                    ) from error
-                await sleep(self._wait(error, tries))
-            except openai.APIStatusError as error:
-                kind = RefusedError if error.status_code in REFUSED else InputError
-                raise kind(f"{_without_password(error.request.url)} refuses the request: {error}") from error
-            except (AttributeError, TypeError, ValueError) as error:  # of the client, at what is no JSON object
-                raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
+            now, failures = time.monotonic(), []
+            for client in [client for client in order if self.aside.get(client, now) <= now] or order:
+                try:
+                    async with asyncio.timeout(self.timeout):  # the client's own timeout starts anew with every byte
+                        answer = await request(client)
+                    self.aside.pop(client, None)
+                    return answer
+                except UNAVAILABLE as error:
+                    self._failed(client, error)
+                    failures.append(error)
+                except openai.APIStatusError as error:
+                    kind = RefusedError if error.status_code in REFUSED else InputError
+                    raise kind(f"{_without_password(error.request.url)} refuses the request: {error}") from error
+                except (AttributeError, TypeError, ValueError) as error:  # of the client, at what is no JSON object
+                    raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
+            failure, tries = min(failures, key=_asked_wait), tries + 1
+            if tries > self.max_retries:
+                raise ConnectionError(
+                    f"{self} gave no answer in {tries} tries: {self._said(failure)} Is the server up? What is on disk "
+                    "is kept: run the same again when it is."
+                ) from failure
+            await sleep(self._wait(failure, tries))
 
     async def ask_all(self, request: Callable[[openai.AsyncOpenAI], Awaitable[Answer]]) -> dict[str, Answer]:
         """By its address, the answer of each server that gives one; if none does, as [`ask`]."""
@@ -373,29 +379,13 @@ class Servers:
                 answers[str(one)] = await one.ask(request)
         return answers or {str(self): await self.ask(request)}
 
-    async def _ask_each(
-        self, order: list[openai.AsyncOpenAI], request: Callable[[openai.AsyncOpenAI], Awaitable[Answer]]
-    ) -> Answer:
-        """The first answer. Servers that are set aside are left out, unless all are."""
-        now, failed = time.monotonic(), []
-        for client in [client for client in order if self.aside.get(client, now) <= now] or order:
-            try:
-                async with asyncio.timeout(self.timeout):  # the client's own timeout starts anew with every byte
-                    answer = await request(client)
-                self.aside.pop(client, None)
-                return answer
-            except UNAVAILABLE as error:
-                logger.info("%s gave no answer: %s", _without_password(client.base_url), self._said(error))
-                failed.append(error)
-                if isinstance(error, openai.APIConnectionError | TimeoutError):
-                    self._set_aside(client, error)
-        raise min(failed, key=_asked_wait)
-
-    def _set_aside(self, client: openai.AsyncOpenAI, error: Exception) -> None:
-        if client not in self.aside and len(self.clients) > 1:
-            shown = _without_password(client.base_url)
-            logger.warning("%s gave no answer (%s): it is set aside, the others are asked.", shown, self._said(error))
-        self.aside[client] = time.monotonic() + SET_ASIDE
+    def _failed(self, client: openai.AsyncOpenAI, error: Exception) -> None:
+        shown, said = _without_password(client.base_url), self._said(error)
+        logger.info("%s gave no answer: %s", shown, said)
+        if isinstance(error, openai.APIConnectionError | TimeoutError):
+            if client not in self.aside and len(self.clients) > 1:
+                logger.warning("%s gave no answer (%s): it is set aside, the others are asked.", shown, said)
+            self.aside[client] = time.monotonic() + SET_ASIDE
 
     def _said(self, error: Exception) -> str:
         return str(error) or f"It did not answer within timeout={self.timeout:g} seconds."

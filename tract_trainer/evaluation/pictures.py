@@ -125,9 +125,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
     return figure
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def save_png(figure: Figure, path: str | Path) -> None:
     """Saves a figure as PNG."""
-    with replacing(path) as part, _any_glyph():
+    with replacing(Path(path)) as part, _any_glyph():
         figure.savefig(part, format="png", dpi=DOTS, metadata={"Software": MARK})
 
 

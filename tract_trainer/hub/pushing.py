@@ -1,4 +1,4 @@
-"""Turns a finished folder into a repository of the Hub, and a failed upload into what to do next."""
+"""Uploads judges and rationales to the Hub. A failed upload says how to go on."""
 
 import json
 import shlex
@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from tract_trainer.errors import InputError
-from tract_trainer.hub.card import fence, read_card, renewed, write_card
+from tract_trainer.hub.card import fence, read_card, renew
 from tract_trainer.judge_config import DEFAULT_TEMPLATE, JudgeConfig
 
 NOT_UPLOADED = ("_*", "checkpoint-*", ".*")
@@ -25,7 +25,7 @@ DATASET_TEMPLATE = "dataset_card.md.jinja"
 def upload_advice(
     folder: Path, repo_id: str, repo_type: str = "model", private: bool | None = None, revision: str | None = None
 ) -> Iterator[None]:
-    """Turns the failure of an upload of `folder` into an `OSError` that says how to go on, and what is on disk."""
+    """Raises an `OSError` where the upload of `folder` fails, which says what is on disk and how to go on."""
     try:
         yield
     except Exception as error:
@@ -107,8 +107,8 @@ def push_dataset(
 
 def write_dataset_card(folder: Path, name: str, judge: str | None = None) -> None:
     """Writes `README.md` for the rationales in `folder`; what was written there by hand stays."""
-    before = read_card(folder)
-    if before is None:
+    card = read_card(folder)
+    if card is None:
         raise InputError(f"{folder / 'README.md'} cannot be read. Correct the block at its head, or delete it.")
     found = {part: json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("report", "settings")}
     config = JudgeConfig.load(folder)
@@ -119,7 +119,7 @@ def write_dataset_card(folder: Path, name: str, judge: str | None = None) -> Non
         "task_categories": ["text-generation"],
         "tags": ["tract-trainer", "llm-as-a-judge", "synthetic"],
     }
-    write_card(folder, renewed(before, folder, DATASET_TEMPLATE, facts, metadata))
+    renew(card, folder, DATASET_TEMPLATE, facts, metadata)
 
 
 def _push(

@@ -1,14 +1,20 @@
-"""Turns a trained model into a judge that anyone can load: what lies beside the weights, and its upload."""
+"""Saves a trained model as a judge that anyone can load: what lies beside the weights, and its upload.
 
+A model whose loss or weights are not finite is not saved.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import try_to_load_from_cache
+import torch
+from huggingface_hub import RepoCard, try_to_load_from_cache
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from trl import SFTTrainer
 from trl.data_utils import is_conversational
 
@@ -16,7 +22,7 @@ from tract_trainer.data.datasets import OWN_RATIONALES
 from tract_trainer.data.records import prompt_of
 from tract_trainer.engines.checkpoints import lora_limit
 from tract_trainer.errors import InputError
-from tract_trainer.hub.card import Card, fence, read_card, renewed, write_card
+from tract_trainer.hub.card import fence, read_card, renew
 from tract_trainer.hub.pushing import upload_advice
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.training.config import RegressionAwareSFTConfig
@@ -36,8 +42,8 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
     [`~trl.SFTTrainer`] that saves judges.
 
     Overridden are `_save` (adds the model card and `judge_config.json`), `create_model_card` (writes ours, at every
-    checkpoint), `_push_from_checkpoint` (what is pushed in training can be loaded too) and `push_to_hub` (a failure
-    says how to go on).
+    checkpoint), `_push_from_checkpoint` (what is pushed in training can be loaded too), `push_to_hub` (a failure says
+    how to go on), and `training_step`, `log` and `_save_checkpoint` (a loss that is not finite ends the run).
     """
 
     args: RegressionAwareSFTConfig
@@ -46,6 +52,7 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
     _sample: dict[str, Any]
     _dataset_name: str | None = None
     _score_separator: str = " "
+    _diverged_at: Tensor | None = None
 
     @property
     def judge_config(self) -> JudgeConfig:
@@ -64,8 +71,7 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
-        Writes the model card, `README.md` in `args.output_dir`. What was written there by hand stays, see
-        [`tract_trainer.hub.card`].
+        Writes the model card, `README.md` in `args.output_dir`. Text that you wrote around its generated part stays.
 
         Args:
             model_name (`str`, *optional*): title of a new card; by default, the name of the repository or folder.
@@ -102,7 +108,43 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
             self.judge_config.save(str(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        step = self.state.global_step + 1
+        if self._diverged_at is None:
+            self._diverged_at = torch.full((), torch.inf, device=loss.device)
+        # Kept on the device: to look at it now would make every step wait.
+        self._diverged_at = torch.where(loss.isfinite().all(), self._diverged_at, self._diverged_at.clamp(max=step))
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if {"loss", "train_loss"} & logs.keys():  # which every process logs
+            self._refuse_divergence()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._refuse_divergence()
+        super()._save_checkpoint(model, trial)
+
+    def _refuse_divergence(self) -> None:
+        """Raises an InputError if the loss of a step so far was not finite, on any process."""
+        if self._diverged_at is not None:
+            first = float(self.accelerator.gather(self._diverged_at).min())
+            if math.isfinite(first):
+                raise self._divergence(f"The loss is not finite at step {first:.0f}")
+
+    def _divergence(self, found: str) -> InputError:
+        folder = Path(str(self.args.output_dir))
+        checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        return InputError(
+            f"{found}: training has diverged. The last checkpoint kept: {checkpoint or 'none'}. Lower learning_rate or "
+            "max_grad_norm, use bf16 instead of fp16, or look for rows that are far too long."
+        )
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        weights = self.model.parameters() if state_dict is None else state_dict.values()
+        if not all(_is_finite(weight) for weight in weights):
+            raise self._divergence(f"The weights are not finite after step {self.state.global_step}")
         folder = Path(str(output_dir or self.args.output_dir))
         before = read_card(folder)  # PEFT writes a card of its own over it
         loaded_with = self.args.model_init_kwargs
@@ -111,15 +153,20 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self._write_card(folder, before)
-            self.judge_config.save(folder)  # last: where it is, the judge is whole
+            self.judge_config.save(folder)  # last: where it is, the judge is complete
 
     def _write_card(
-        self, folder: Path, before: Card | None, model_name: str | None = None, tags: Sequence[str] = ()
+        self, folder: Path, card: RepoCard | None, model_name: str | None = None, tags: Sequence[str] = ()
     ) -> None:
-        if before is not None:
-            facts, metadata = judge_card(self, folder, self._dataset_name, tags)
-            title = {"title": model_name} if model_name else {}
-            write_card(folder, renewed(before, folder, TEMPLATE, {**facts, **title}, metadata))
+        if card is not None:
+            facts, metadata = card_facts(self, folder, self._dataset_name, tags)
+            renew(card, folder, TEMPLATE, facts | ({"title": model_name} if model_name else {}), metadata)
+
+
+def _is_finite(weight: Any) -> bool:
+    """Whether a tensor, or this process's part of a distributed one, has finite numbers only."""
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    return not torch.is_tensor(local) or not local.is_floating_point() or bool(local.isfinite().all())
 
 
 TEMPLATE = "model_card.md.jinja"
@@ -130,72 +177,72 @@ RECORD = {
     "rubric": "Is the answer correct and justified?",
 }
 
-CURVE_ROWS = 10
-
 ARGUMENTS = (
     "score_loss_type", "score_loss_weight", "ce_loss_weight", "score_token_in_ce", "missing_score", "learning_rate",
     "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
-    "max_length", "packing", "neftune_noise_alpha",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16", "fp16", "max_length", "packing",
+    "neftune_noise_alpha",
 )  # fmt: skip
+
+FIGURES = ("step", "ce_loss", "score_loss", "score_pearson", "score_spearman", "score_rmse")
 
 LICENCE = ("license", "license_name", "license_link")
 
-PACKAGES = {
-    "tract-trainer": "tract-trainer",
-    "TRL": "trl",
-    "Transformers": "transformers",
-    "PyTorch": "torch",
-    "Datasets": "datasets",
-    "Tokenizers": "tokenizers",
-    "PEFT": "peft",
-}
+PACKAGES = ("tract-trainer", "trl", "transformers", "torch", "datasets", "tokenizers", "peft")
 
 UNNAMED = ("arrow", "csv", "generator", "json", "parquet", "text")
 """What `datasets` calls a dataset that it read from a file."""
 
+OUTCOMES = {"error": "dropped", "drop": "dropped", "keep": "without the score term"}
+"""What `missing_score` does with rows."""
 
-def judge_card(
+
+def card_facts(
     trainer: "JudgeSavingTrainer", folder: Path, dataset_name: str | None, tags: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """
+    What is known of a judge when it is saved.
+
     Args:
-        trainer ([`~tract_trainer.training.saving.JudgeSavingTrainer`]): what trained the judge.
+        trainer ([`JudgeSavingTrainer`]): what trained the judge.
         folder (`Path`): where it is saved; its name stands for the judge as long as there is no repository.
         dataset_name (`str`, *optional*): Hub repository of the training data.
         tags (`Sequence[str]`): further tags.
 
     Returns:
-        The template's variables, and the metadata.
+        The variables of the card's template, and the card's metadata.
     """
-    config, model = trainer.judge_config, trainer.model
-    name = trainer.hub_model_id or trainer.args.hub_model_id or folder.resolve().name
+    args, config, model = trainer.args, trainer.judge_config, trainer.model
+    name = trainer.hub_model_id or args.hub_model_id or folder.resolve().name
     plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     base = str(getattr(plain.config, "_name_or_path", ""))
-    licence = _licence(base)
-    on_hub = base if base and not Path(base).is_dir() else None
-    record, prompt = _example(config)
+    licence, prompt = _licence(base), _example_prompt(config)
+    adapter: Any = model.active_peft_config if isinstance(model, PeftModel) else None
     facts = {
         "title": name.split("/")[-1],
         "name": name,
         "config": config,
-        "record": record,
+        "record": {"prompt": prompt} if prompt == READY_PROMPT else RECORD,
         "prompt": prompt,
         "fence": fence(prompt, config.prompt_template),
-        "base": on_hub or Path(base).name,
-        "base_revision": getattr(getattr(model, "active_peft_config", None), "revision", None),
-        "base_link": _linked(base),
+        "base": base if base and not Path(base).is_dir() else Path(base).name,
+        "base_on_hub": bool(base) and not Path(base).is_dir(),
+        "base_revision": getattr(adapter, "revision", None),
         "licence": ", ".join(str(value) for value in licence.values()),
-        "seed": trainer.args.seed,
+        "seed": args.seed,
         "progress": f"{trainer.state.global_step:,} steps, {trainer.state.epoch or 0:.2f} epochs",
-        **_adapter(model),
+        "adapter": "" if adapter is None else _adapter(adapter),
+        "lora_rank": lora_limit(getattr(adapter, "r", 0)),
         **_data(trainer, dataset_name),
-        "hyperparameters": _hyperparameters(trainer),
-        **_loss_facts(trainer.state.log_history, trainer.args.score_loss_type),
-        "versions": {shown: version(package) for shown, package in PACKAGES.items()},
+        "hyperparameters": {
+            name: _shown(value) for name in ARGUMENTS if (value := getattr(trainer.args, name)) is not None
+        },
+        "figures": _last_figures(trainer.state.log_history),
+        "versions": {package: version(package) for package in PACKAGES},
     }
     metadata = {
-        "base_model": on_hub,
-        "library_name": "peft" if facts["adapter"] else "transformers",
+        "base_model": facts["base"] if facts["base_on_hub"] else None,
+        "library_name": "transformers" if adapter is None else "peft",
         "pipeline_tag": "text-generation",
         "tags": ["generated_from_trainer", *trainer._tag_names, *tags],
         "datasets": facts["datasets"],
@@ -205,39 +252,30 @@ def judge_card(
 
 
 def _licence(base: str) -> dict[str, Any]:
-    """What the seed model's own card says of its licence, if that card is on this machine."""
+    """The licence in the seed model's own card, if that card is on this machine."""
     path = Path(base, "README.md") if base else None
     if path is not None and not path.parent.is_dir() and base.count("/") <= 1:
         cached = try_to_load_from_cache(base, "README.md")
         path = Path(cached) if isinstance(cached, str) else None
     card = read_card(path.parent) if path is not None and path.is_file() else None
-    return {} if card is None else {key: card.metadata[key] for key in LICENCE if key in card.metadata}
+    return {} if card is None else {key: card.data[key] for key in LICENCE if key in card.data}
 
 
-def _linked(base: str) -> str:
-    if not base:
-        return "a model made in memory"
-    return f"`{Path(base).name}`" if Path(base).is_dir() else f"[{base}](https://huggingface.co/{base})"
+READY_PROMPT = f"{RECORD['instruction']}\n{RECORD['response']}\n{RECORD['rubric']}\n"
 
 
-def _example(config: JudgeConfig) -> tuple[dict[str, str], str]:
-    """A record to ask with, and its prompt; a ready prompt where the template is none for such records."""
+def _example_prompt(config: JudgeConfig) -> str:
+    """The prompt of `RECORD`; a ready one where the judge's template is none for such records."""
     try:
-        return RECORD, str(prompt_of(RECORD, config.scale, config.score_prefix, config.prompt_template))
+        return str(prompt_of(RECORD, config.scale, config.score_prefix, config.prompt_template))
     except (InputError, TypeError):
-        prompt = f"{RECORD['instruction']}\n{RECORD['response']}\n{RECORD['rubric']}\n"
-        return {"prompt": prompt}, prompt
+        return READY_PROMPT
 
 
-def _adapter(model: Any) -> dict[str, Any]:
-    if not isinstance(model, PeftModel):
-        return {"adapter": "", "lora_rank": 0}
-    config: Any = model.active_peft_config
-    rank = getattr(config, "r", 0)
-    shown = {"rank": rank, "alpha": getattr(config, "lora_alpha", None)}
+def _adapter(config: Any) -> str:
+    shown = {"rank": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
     kind = str(getattr(config.peft_type, "value", config.peft_type))
-    text = ", ".join([kind, *(f"{name} {value}" for name, value in shown.items() if value)])
-    return {"adapter": text, "lora_rank": lora_limit(rank)}
+    return ", ".join([kind, *(f"{name} {value}" for name, value in shown.items() if value)])
 
 
 def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, Any]:
@@ -245,63 +283,31 @@ def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, 
     info = getattr(trainer.train_dataset, "info", None)
     known, about = getattr(info, "dataset_name", None), getattr(info, "description", None) or ""
     name = dataset_name or (known if known not in UNNAMED else None)
-    own = about.startswith(OWN_RATIONALES)
-    text = f"`{name}`." if name else "The data set has no name: it was made in memory or read from a file."
-    counts = trainer.row_counts.get("train")
-    rows = [] if counts is None else [("given", counts.given)]
+    counts, rows = trainer.row_counts.get("train"), [("given", "not known: the data was a stream")]
     if counts is not None:
-        outcome = _OUTCOMES[trainer.args.missing_score]
-        rows += [(f"{'dropped' if why == UNTRAINED else outcome}: {why}", count) for why, count in counts.lost.items()]
-        rows += [("used", counts.used)]
+        outcome = OUTCOMES[trainer.args.missing_score]
+        lost = [(f"{'dropped' if why == UNTRAINED else outcome}: {why}", n) for why, n in counts.lost.items()]
+        rows = [(what, f"{n:,}") for what, n in [("given", counts.given), *lost, ("used", counts.used)]]
     return {
         "datasets": [name] if name and "/" in name else None,
-        "data": f"{about} {text if name else ''}".strip() if own else text,
-        "stage": "2, on rationales of its own"
-        if own
-        else "1, unless the rationales of the data are a judge's own: the data does not tell",
-        "rows": [(what, f"{count:,}") for what, count in rows] or [("given", "not known: the data was a stream")],
+        "data": name,
+        "about": about if about.startswith(OWN_RATIONALES) else "",
+        "rows": rows,
     }
 
 
-_OUTCOMES = {"error": "dropped", "drop": "dropped", "keep": "without the score term"}
-
-
-def _hyperparameters(trainer: "JudgeSavingTrainer") -> dict[str, str]:
-    args: Any = trainer.args
-    found = {name: getattr(args, name, None) for name in ARGUMENTS}
-    del found["num_train_epochs" if args.max_steps > 0 else "max_steps"]
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "none"
-    found |= {
-        "batch size in all": f"{batch} ({args.world_size} processes x {args.per_device_train_batch_size} rows x "
-        f"{args.gradient_accumulation_steps} accumulated)",
-        "mixed precision": f"{precision}; weights {str(trainer.model.dtype).removeprefix('torch.')}",
-    }
-    if isinstance(trainer.model, PeftModel):
-        config: Any = trainer.model.active_peft_config
-        targets = getattr(config, "target_modules", None) or ()  # not every kind of adapter has them
-        found["target modules"] = targets if isinstance(targets, str) else ", ".join(sorted(targets)) or None
-    return {name: _shown(value) for name, value in found.items() if value is not None}
-
-
-def _loss_facts(history: Sequence[Mapping[str, Any]], score_loss_type: str) -> dict[str, Any]:
-    """A few rows of both curves, first and last among them, and the last figures of each evaluation set."""
-    logged = [entry for entry in history if "ce_loss" in entry]
-    last = len(logged) - 1
-    chosen = sorted({round(i * last / (CURVE_ROWS - 1)) for i in range(CURVE_ROWS)}) if logged else []
-    held_out: dict[str, list[str]] = {}
+def _last_figures(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The last logged `FIGURES` of training and of each evaluation set, each row with its name first."""
+    found: dict[str, Mapping[str, Any]] = {}
     for entry in history:
         for key in entry:
-            if key.startswith("eval_") and key.endswith("ce_loss"):
-                prefix = key.removesuffix("ce_loss")
-                figures = ("ce_loss", "score_loss", "score_pearson", "score_spearman", "score_rmse")
-                cells = [_shown(entry.get(f"{prefix}{name}")) for name in figures]
-                held_out[prefix] = [prefix.removeprefix("eval_").strip("_") or "eval", str(entry["step"]), *cells]
-    return {
-        "curve": [[_shown(logged[i].get(name)) for name in ("step", "epoch", "ce_loss", "score_loss")] for i in chosen],
-        "held_out": list(held_out.values()),
-        "score_unit": ", squared units of the scale" if score_loss_type == "squared_error" else f", {score_loss_type}",
-    }
+            if key.endswith("ce_loss"):
+                found[key.removesuffix("ce_loss")] = entry
+    names = {prefix: prefix.removeprefix("eval_").strip("_") or ("eval" if prefix else "training") for prefix in found}
+    return [
+        [names[prefix], *(_shown(entry.get(name if name == "step" else f"{prefix}{name}")) for name in FIGURES)]
+        for prefix, entry in found.items()
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -53,16 +53,24 @@ def test_sft_generate_judge_and_evaluate_read_them(shaped, seed_folder, tmp_path
     assert [row["gold"] for row in result["judgments"]] == [float(row["human"]) for row in ROWS]
 
 
-def test_run_reads_them_and_evaluates_the_seed_model_first(shaped, seed_folder, tmp_path, capsys, done):
+@pytest.fixture
+def untrained(judge_folder, tmp_path):
+    """A model without a judge_config.json, which puts its probability on the scale all the same."""
+    folder = shutil.copytree(judge_folder, tmp_path / "model")
+    (folder / "judge_config.json").unlink()
+    return folder
+
+
+def test_run_reads_them_and_evaluates_the_seed_model_first(shaped, untrained, tmp_path, capsys, done):
     run = tmp_path / "run"
-    command = ["run", "--data", *shaped, "--model_name_or_path", seed_folder, "--output_dir", run, *CPU, *DRAW]
+    command = ["run", "--data", *shaped, "--model_name_or_path", untrained, "--output_dir", run, *CPU, *DRAW]
     command += ["--max_steps", "1", "--max_retries", "0", "--eval_fraction", "0.25", "--baseline"]
     done(*command)
     shown = capsys.readouterr().out
-    untrained, trained = (json.loads((run / f"{name}.json").read_text()) for name in ("baseline", "evaluation"))
-    assert untrained["judge"]["name"] == str(seed_folder) and trained["judge"]["name"] == str(run / "stage2")
-    assert untrained["benchmark"] == trained["benchmark"] and untrained["settings"] == trained["settings"]
-    prompts = [[row["prompt"] for row in result["judgments"]] for result in (untrained, trained)]
+    before, trained = (json.loads((run / f"{name}.json").read_text()) for name in ("baseline", "evaluation"))
+    assert before["judge"]["name"] == str(untrained) and trained["judge"]["name"] == str(run / "stage2")
+    assert before["benchmark"] == trained["benchmark"] and before["settings"] == trained["settings"]
+    prompts = [[row["prompt"] for row in result["judgments"]] for result in (before, trained)]
     assert prompts[0] == prompts[1]  # asked in the same way
     assert "untrained" in shown and "The seed model before training, and the judge" in shown
     assert shown.index("[0/4]") < shown.index("[1/4]")
@@ -87,21 +95,19 @@ def test_one_record_is_shaped_like_many(judge_folder, tmp_path, capsys, done):
 # An untrained model
 
 
-def test_an_untrained_model_judges_with_a_scale(seed_folder, tmp_path, capsys, done, refused):
+def test_an_untrained_model_judges_with_a_scale(untrained, tmp_path, capsys, done, refused):
     (tmp_path / "r.json").write_text('{"instruction": "Name a prime.", "response": "7", "rubric": "Right?"}')
     (tmp_path / "t.jinja").write_text("Rate {{ response }}. ")
-    command = ["judge", "--model", seed_folder, "--record", tmp_path / "r.json", "--num_cots", "0"]
+    command = ["judge", "--model", untrained, "--record", tmp_path / "r.json", "--num_cots", "0"]
     assert "give its scale" in refused(*command)
-    flags = ["--score_labels", "1", "2", "3", "--score_values", "0", "5", "10", "--score_prefix", "Score: "]
+    flags = ["--score_labels", *"12345", "--score_values", *"02468", "--score_prefix", PREFIX]
     done(*command, *flags, "--prompt_template", tmp_path / "t.jinja")
     judgment = json.loads(capsys.readouterr().out)
-    scale = ScoreScale(["1", "2", "3"], [0, 5, 10])
-    judge = Judge.from_pretrained(
-        seed_folder, scale=scale, score_prefix="Score: ", prompt_template="Rate {{ response }}. "
-    )
+    scale = ScoreScale(list("12345"), [0, 2, 4, 6, 8])
+    judge = Judge.from_pretrained(untrained, scale=scale, score_prefix=PREFIX, prompt_template="Rate {{ response }}. ")
     expected = judge.score(json.loads((tmp_path / "r.json").read_text()), 0)
-    assert set(judgment["probs"]) == {"1", "2", "3"}
-    assert judgment["score"] == pytest.approx(expected.score, nan_ok=True) or judgment["reason"] == expected.reason
+    assert set(judgment["probs"]) == set("12345")
+    assert judgment["score"] == pytest.approx(expected.score, abs=1e-5) and judgment["reason"] == ""
     trained = refused("judge", "--model", tmp_path / "r.json", *command[3:])
     assert "r.json" in trained
 
