@@ -204,11 +204,12 @@ def compare(argv: Sequence[str]) -> None:
     files = list(itertools.takewhile(lambda text: not text.startswith("-"), argv))
     (args,) = parse("compare A.json B.json", "Differences between two judges.", argv[len(files) :], CompareArguments)
     from tract_trainer.evaluation import comparison as comparing
+    from tract_trainer.evaluation.evaluate import load_result
     from tract_trainer.evaluation.tables import comparison_markdown, comparison_table
 
     if len(files) != 2:
         raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
-    a, b = map(comparing.load_result, files)
+    a, b = map(load_result, files)
     from tract_trainer.data.store import MARK, refuse_foreign, replacing
 
     found, folder = comparing.compare(a, b, args.method), Path(args.output)
