@@ -290,9 +290,13 @@ def paired_difference(
     def figures(kept: NDArray[np.bool_]) -> list[float]:
         return [FIGURES[figure](x[kept], gold[kept]) if kept.any() else math.nan for x, gold in sides]
 
+    def difference_of(kept: NDArray[np.bool_]) -> list[float]:
+        one, other = figures(kept)
+        return [one - other]
+
     of_a, of_b = figures(np.ones(int(both.sum()), dtype=bool))
     difference = of_a - of_b
-    (error,), folds = standard_errors(lambda kept: [np.subtract(*figures(kept))], group_numbers(groups, len(y))[both])
+    (error,), folds = standard_errors(difference_of, group_numbers(groups, len(y))[both])
     found = {"n": len(y), "unscored": int((~both).sum()), "a": of_a, "b": of_b, "difference": difference}
     if np.array_equal(first[both], second[both]) and not math.isnan(error):
         return found | {"difference_ci": (0.0, 0.0), "p_value": 1.0}

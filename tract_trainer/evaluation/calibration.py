@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tract_trainer.errors import InputError
 from tract_trainer.metrics import Floats, checked_scale
@@ -56,7 +57,7 @@ def calibration(
     def sums(side: Floats) -> Floats:  # (K - 1, B)
         return np.bincount(bins.ravel(), side.ravel(), n_bins * len(thresholds)).reshape(-1, n_bins).astype(np.float64)
 
-    def error(shares: Floats) -> float:
+    def error(shares: NDArray[Any]) -> float:
         # The records of a bin times the difference of its means is the sum of their differences.
         return float(np.abs(sums(predicted - shares)).sum() / predicted.size) if predicted.size else math.nan
 
