@@ -203,6 +203,5 @@ def test_diverged_training_ends_every_process_with_one_message(tmp_path, learnin
     settings = {"learning_rate": learning_rate, "max_grad_norm": 0.0, "save_strategy": "steps", "save_steps": 1}
     with pytest.raises(AssertionError, match=rf"InputError: {message}") as raised:
         two_processes(tmp_path, **{**settings, "max_steps": 3})
-    errors = re.findall(r"^(?:\[rank\d\]: )?([\w.]*Error): (.*)", str(raised.value), re.M)
-    assert len({said for kind, said in errors}) == 1, errors
+    assert len(set(re.findall("InputError: (.*)", str(raised.value)))) == 1  # whether one process says it or both
     assert not (tmp_path / "judge_config.json").exists() and not (tmp_path / "result.pt").exists()

@@ -149,8 +149,8 @@ def _predictions(result: Mapping[str, Any]) -> Figure:
 def _confusion(result: Mapping[str, Any]) -> Figure:
     """Rounded RAIL scores against rounded gold scores: shares and, where there is room, numbers of records."""
     values, gold, predicted = _scores(result, "RAIL")
-    rounded = [nearest(of, values) for of in (predicted, gold)]
-    counts = np.histogram2d(*rounded, bins=[np.append(values, np.inf)] * 2)[0]  # (K, K)
+    edges = np.append(values, np.inf)
+    counts = np.histogram2d(nearest(predicted, values), nearest(gold, values), bins=(edges, edges))[0]  # (K, K)
     shares = counts / np.where(counts.sum(0) > 0, counts.sum(0), np.nan)
     readable = len(values) <= MOST_CELLS
     size = max(5.6, 1.2 + 0.62 * len(values)) if readable else 7.0
@@ -298,7 +298,7 @@ def with_interval(found: Iterable[Mapping[str, Any]], name: str) -> tuple[Floats
 
 def _logged(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """Epochs and values of what was logged under `key`; without what is no finite number."""
-    points = [(entry.get("epoch"), entry.get(key)) for entry in history]
+    points: list[tuple[Any, Any]] = [(entry.get("epoch"), entry.get(key)) for entry in history]
     return [(x, y) for x, y in points if all(isinstance(v, int | float) and np.isfinite(v) for v in (x, y))]
 
 
