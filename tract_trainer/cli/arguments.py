@@ -259,6 +259,12 @@ class EvaluateArguments(AskArguments):
         metadata={"help": "Folder of the results, or, for one benchmark, a .json file. Tables and pictures go beside."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace other files at the output and beside it."})
+    fail_under: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Exit with code 1 if a figure of RAIL is worse than its limit, e.g. pearson=0.6 rmse=0.9, for CI."
+        },
+    )
 
 
 @dataclass

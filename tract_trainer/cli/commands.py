@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -181,6 +182,7 @@ def evaluate(argv: Sequence[str]) -> None:
     data, args, draw = parse(
         "evaluate", "Compares a judge with gold scores.", argv, DataArguments, EvaluateArguments, SamplingArguments
     )
+    limits = quality_limits(args.fail_under or [])
     records = records_by_name(data, args)
     paths = result_paths(args.output, list(records))
     from tract_trainer.data.store import refuse_foreign
@@ -198,6 +200,37 @@ def evaluate(argv: Sequence[str]) -> None:
         named = {"judge_name": args.model, "revision": commit_of(args.model, args.revision)}
         results[path] = evaluate_on(loaded, records[name], name, path, draw.num_cots, **named, **settings)
     show(results)
+    if missed := [text for result in results.values() for text in missed_limits(result, limits)]:
+        sys.exit(f"tract evaluate: {'; '.join(missed)}")  # with exit code 1
+
+
+def quality_limits(given: Sequence[str]) -> dict[str, float]:
+    """The limits of `--fail_under`, by figure."""
+    from tract_trainer.hub.results import FIGURES
+
+    limits = {}
+    for text in given:
+        name, _, limit = text.partition("=")
+        if name not in FIGURES or not re.fullmatch(r"-?\d*\.?\d+", limit):
+            raise InputError(
+                f"--fail_under takes figures with limits, such as pearson=0.6; found {text!r}. The figures are "
+                f"{', '.join(FIGURES)}."
+            )
+        limits[name] = float(limit)
+    return limits
+
+
+def missed_limits(result: dict[str, Any], limits: dict[str, float]) -> list[str]:
+    """A text for each figure of RAIL that is worse than its limit, or not defined."""
+    from tract_trainer.metrics import ERRORS
+
+    missed = []
+    for name, limit in limits.items():
+        value = result["methods"]["RAIL"].get(name)
+        if value is None or (value > limit if name in ERRORS else value < limit):
+            shown = "is not defined" if value is None else f"is {value:.3f}"
+            missed.append(f"{result['benchmark']['name']}: {name} of RAIL {shown}, the limit is {limit:g}")
+    return missed
 
 
 def compare(argv: Sequence[str]) -> None:
@@ -340,7 +373,7 @@ def show(results: dict[Path, dict[str, Any]]) -> None:
     from tract_trainer._distributed import process_state
     from tract_trainer.data.store import MARK, replacing
     from tract_trainer.evaluation.tables import results_table, summary_table
-    from tract_trainer.hub.results import model_index, verdict
+    from tract_trainer.hub.results import ceiling_remark, model_index, verdict, with_ceiling
 
     if not process_state().is_main_process:  # all have the same results
         return
@@ -348,7 +381,9 @@ def show(results: dict[Path, dict[str, Any]]) -> None:
     for path, result in results.items():
         text = f"{names[path]}: {verdict(result)}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-        console.print(results_table(result["methods"], names[path]))
+        console.print(results_table(with_ceiling(result), names[path]))
+        if remark := ceiling_remark(result):
+            console.print(remark, markup=False, highlight=False, soft_wrap=True)
         text = f"Judgments and figures are in {path}, the table and the pictures beside it.\n"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     scored = [result for result in results.values() if result.get("calibration")]

@@ -32,6 +32,7 @@ from tract_trainer.data.store import (
 from tract_trainer.engines.base import checked
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.calibration import calibration
+from tract_trainer.evaluation.ceiling import ceiling
 from tract_trainer.evaluation.groups import pair_groups, record_groups
 from tract_trainer.evaluation.methods import mean_mass, scores_by_method
 from tract_trainer.evaluation.pairwise import pair_figures
@@ -201,17 +202,19 @@ def read_json(path: Path) -> Any:
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: int) -> dict[str, Any]:
-    """`methods`, `by_rationales` and `calibration` of a result."""
+    """`methods`, `by_rationales`, `calibration` and `ceiling` of a result."""
     powers = {2**power for power in range(num_cots.bit_length())}
     counts = sorted(powers | {num_cots}) if num_cots else []
     methods = _figures_by_method(rows, config)
     by_rationales = {str(n): methods if n == num_cots else _figures_by_method(rows, config, n) for n in counts}
-    found = {"methods": methods, "by_rationales": by_rationales}
+    found: dict[str, Any] = {"methods": methods, "by_rationales": by_rationales}
     if "gold" not in rows[0]:
         return found
     probs = np.array([row["probs"] for row in rows], dtype=np.float64)  # (n, K)
     ratings = [row.get("gold_ratings", [row["gold"]]) for row in rows]
-    return found | {"calibration": calibration(probs, ratings, config.score_values)}
+    found["calibration"] = calibration(probs, ratings, config.score_values)
+    of_raters = ceiling(ratings, config.score_values, [row["group"] for row in rows])
+    return found if of_raters is None else {**found, "ceiling": of_raters}
 
 
 def _figures_by_method(

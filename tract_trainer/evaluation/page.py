@@ -23,7 +23,7 @@ from tract_trainer.data.store import MARK, refuse_foreign, replacing, without_na
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import is_result, load_result, read_json
 from tract_trainer.evaluation.pictures import as_svg, result_figures, training_curves
-from tract_trainer.hub.results import calibration_remark, figure_rows, verdict
+from tract_trainer.hub.results import calibration_remark, ceiling_remark, figure_rows, verdict, with_ceiling
 
 
 def write_page(run: str | Path, output: str | Path | None = None, overwrite: bool = False) -> Path:
@@ -130,8 +130,8 @@ def _view(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "judge": result["judge"]["name"],
         "benchmark": result["benchmark"]["name"],
         "verdict": verdict(result),
-        "figures": figure_rows(result["methods"]),
-        "calibration": calibration_remark(result),
+        "figures": figure_rows(with_ceiling(result)),
+        "remarks": list(filter(None, (ceiling_remark(result), calibration_remark(result)))),
         "pictures": {picture: _data_uri(figure) for picture, figure in result_figures(result).items()},
         "facts": _facts({**about, "tract-trainer": result[MARK]}),
     }
