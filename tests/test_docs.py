@@ -115,14 +115,11 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.parametrize("name", ["paper_mistral", "paper_llama"])
 def test_the_configs_of_the_paper_hold_settings_of_tract_run(name, monkeypatch):
     seen = {}
-    monkeypatch.setattr(
-        "tract_trainer.cli.run.run_pipeline", lambda *args, **_: seen.update(args=args) or {Path("x"): {}}
-    )
-    monkeypatch.setattr(commands, "show", lambda *args: None)
-    monkeypatch.setattr(commands, "_rows", lambda data: [])
+    monkeypatch.setattr(commands, "run_pipeline", lambda *args: seen.update(args=args) or {Path("x"): {}})
+    monkeypatch.setattr(commands, "_show", lambda *args: None)
     path = ROOT / "examples" / f"{name}.yaml"
     commands.run(["--config", str(path), "--data", "x.json", "--bf16", "false", "--use_cpu", "true"])
-    args, model = seen["args"][2:4]
+    args, model = seen["args"][1:3]
     assert (args.learning_rate, args.num_train_epochs, args.max_length, args.warmup_steps) == (1e-5, 2, 3000, 0.1)
     assert (model.lora_r, model.lora_alpha, model.use_peft) == (8, 16, True)
     assert args.gradient_accumulation_steps * args.per_device_train_batch_size == 8
