@@ -72,14 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(command: str, message: str) -> int:
-    """Prints an error, on a terminal below a progress bar that may stand there, and returns the exit code."""
+    """Prints an error, on a terminal below an open progress bar, and returns the exit code."""
     print("\n" * sys.stderr.isatty() + f"tract {command}: error: {message}", file=sys.stderr)
     return 2
 
 
 def _refused_by_library(error: BaseException) -> bool:
     """Whether a library raised the error about its input: a setting, a damaged file, a full disk."""
-    if type(error).__name__ == "SafetensorError":
+    if {kind.__name__ for kind in type(error).__mro__} & {"SafetensorError", "TemplateError"}:  # of a chat template
         return True
     frames = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     raised_in = frames[-1].split(".")[0] in LIBRARIES or frames[-1] == "torch.serialization"

@@ -85,7 +85,7 @@ def parse(command: str, argv: Sequence[str], *kinds: Any, positional: str = "", 
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Shows each setting under one name, though `-` may stand for `_`, and only defaults that say something."""
+    """Shows each setting under one name, with `_` and not `-`, and only defaults that are not empty."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:

@@ -148,14 +148,14 @@ def check_output_dir(model_args: ModelConfig, args: RegressionAwareSFTConfig, ov
     if contents(folder) and is_ours(folder / SETTINGS) and not (overwrite or _resumed(args)):
         raise InputError(
             f"{folder} holds a training of tract sft. Resume it with --resume_from_checkpoint true, give another "
-            "output_dir, or train anew with --overwrite."
+            "output_dir, or start over with --overwrite."
         )
     refuse_foreign([], overwrite, folders=[folder], signs=[folder / SETTINGS])
 
 
 def begin_training(model_args: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset) -> None:
     """
-    Records in `args.output_dir` what is trained there. Call [`check_output_dir`] before.
+    Writes the settings of the training to `args.output_dir`. Call [`check_output_dir`] before.
 
     Raises:
         InputError: training resumes with another model, other data or another objective.
@@ -228,13 +228,12 @@ def judge_file(
     **sampling: Any,
 ) -> None:
     """
-    Writes a judgment per record to the JSONL file `path`, in the order of the records. A stopped call resumes
-    when it is made again, also with corrected records: only those are judged anew. Launched processes share the
-    records.
+    Writes a judgment per record to the JSONL file `path`, in the order of the records. The same call resumes where a
+    stopped one ended. If some records were corrected, it judges only those again. Launched processes share the records.
 
     Raises:
-        InputError: a record cannot be judged; the work was begun with another judge or other settings; or `path`, or
-            what would stand beside it, belongs to somebody else and `overwrite` is false.
+        InputError: a record cannot be judged; the work was begun with another judge or other settings; or `overwrite`
+            is false and there are files of others at `path` or beside it.
     """
     settings = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
     keys = [digest(record) for record in records]
@@ -261,7 +260,7 @@ def judge_file(
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:
-    """A judgment for a JSON file, without the log-probabilities of each rationale; `null` for what is not known."""
+    """A judgment for a JSON file, without the log-probabilities of each rationale. NaN becomes `null`."""
     row = asdict(judgment)
     row["labels"] = [rationale.label for rationale in judgment.rationales]
     del row["rationales"]

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tract_trainer.data.hashing import digest
 from tract_trainer.data.pairs import PAIR_COLUMNS, REWARD_BENCH_SUBSETS, read_pairs
 from tract_trainer.data.reading import read_rows
 from tract_trainer.data.records import SCORE_COLUMNS, Record, gold_scores, ready_prompt
@@ -33,7 +32,6 @@ BENCHMARKS = tuple(sorted({**PROMETHEUS_FILES, **PAIR_FILES}))
 ORIGIN = "the folder eval/benchmark/data of github.com/prometheus-eval/prometheus-eval"
 ORIGINS = {"reward_bench": "the folder data of huggingface.co/datasets/allenai/reward-bench"}
 
-GROUP_COLUMNS = ("group", "idx", "orig_instruction")  # may have the same value in records on the same question
 PROMETHEUS_SCALE = ScoreScale.integers(1, 5)
 
 
@@ -60,7 +58,7 @@ def load_benchmark(name: str, path: str | Path | None = None) -> list[dict[str, 
     if name in PROMETHEUS_FILES:
         records = scored_records([_prometheus_record(row, number) for number, row in enumerate(rows)])
         check_scale(records, PROMETHEUS_SCALE)
-        return grouped(records)
+        return records
     pairs = read_pairs(rows)
     if name == "reward_bench":
         check_reward_bench(pairs)
@@ -107,7 +105,7 @@ def own_benchmark(
             rubric (`str` or `Mapping`, *optional*): see [`~tract_trainer.data.reading.read_rows`].
 
     Returns:
-        `list[dict]`: pairs if the columns are those of [`read_pairs`], otherwise scored records, see [`grouped`].
+        `list[dict]`: pairs if the columns are those of [`read_pairs`], otherwise scored records.
 
     Raises:
         InputError: there is no data, a column is missing, or a record has no gold score.
@@ -127,19 +125,7 @@ def own_benchmark(
             "`instruction`, `response` and `rubric`, or a ready `prompt`, and `score`; pairs need `instruction`, "
             f'`chosen` and `rejected`. If yours has another name, give it: columns={{"yours": "{missing[0]}"}}.'
         )
-    return grouped(scored_records(rows))
-
-
-def grouped(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """
-    `records` with a `group`: the first column of `GROUP_COLUMNS` in which some records have the same value. Intervals
-    treat the records of a group as dependent.
-    """
-    for name in GROUP_COLUMNS:
-        values = [digest(record[name]) for record in records if record.get(name) is not None]
-        if len(set(values)) < len(values) == len(records):
-            return [{**record, "group": record[name]} for record in records]
-    return list(records)
+    return scored_records(rows)
 
 
 def _missing(names: set[str]) -> list[str]:

@@ -50,7 +50,7 @@ def prompt_of(
         if record.get("response") is not None:
             raise InputError(
                 "A record has a `response` and a `prompt`, which is asked as it is. Name the instruction that was "
-                "responded to `instruction`; where the prompt is the judge's whole prompt, leave out `response`."
+                "responded to `instruction`; if the prompt is all that the judge reads, leave out `response`."
             )
         return checked_prompt(record["prompt"])
     if record.get("messages"):
@@ -88,7 +88,8 @@ def checked_prompt(prompt: Any) -> Any:
     """`prompt`, after an InputError if it is neither text nor messages."""
     turns = prompt if isinstance(prompt, list) else []
     messages = bool(turns) and all(
-        isinstance(turn, Mapping) and "role" in turn and ("content" in turn or "tool_calls" in turn) for turn in turns
+        isinstance(turn, Mapping) and "role" in turn and (turn.get("content") is not None or turn.get("tool_calls"))
+        for turn in turns
     )
     if isinstance(prompt, str) or (messages and any(turn["role"] != "assistant" for turn in turns)):
         return prompt

@@ -36,7 +36,7 @@ def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, A
     given = record.get("chat_template_kwargs")
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"`chat_template_kwargs` must be a mapping, found {given!r:.80}.")
-    # A record that has the column is rendered with it alone, as TRL does.
+    # As in TRL, a record's own column replaces the setting.
     found = dict(otherwise) if "chat_template_kwargs" not in record else dict(given or {})
     tools = record.get("tools") if record.get("prompt") or record.get("messages") else None
     try:
@@ -143,15 +143,15 @@ def shared_length(*sequences: Sequence[Any]) -> int:
 
 def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[int], shared: int) -> str:
     start = max(0, shared - 8)
-    before, alone, answered = (
+    before, unanswered, answered = (
         repr(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))[:SHOWN])
         for ids in (asked[start:shared], asked[shared:], row[shared:])
     )
     return (
-        "The chat template renders a prompt differently alone and before an answer, so a judge would be asked with a "
+        "The chat template renders a prompt differently with and without an answer, so a judge would be asked with a "
         f"text it was not trained on. After {before} there is\n"
-        f"  alone:            {alone}\n"
-        f"  before an answer: {answered}\n"
+        f"  without an answer: {unanswered}\n"
+        f"  with an answer:    {answered}\n"
         "Use a chat template that renders the prompt the same way in both cases (chat_template_path), or put the "
         "system prompt into the first user turn."
     )

@@ -53,7 +53,7 @@ def check_settings(path: Path, settings: dict[str, Any], *work: Path, free: Coll
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The settings at `path`, `None` where there are none or they are damaged."""
+    """The settings at `path`; `None` if they are missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):

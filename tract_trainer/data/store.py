@@ -53,7 +53,7 @@ class Shards:
                 except (ValueError, LookupError, TypeError, RecursionError) as error:  # no JSON, or none of ours
                     raise InputError(
                         f"{path} is damaged at byte {offset}: expected a row as JSON, found {line[:40]!r}. Delete the "
-                        "file from there on; its rows will be made anew."
+                        "file from there on; its rows will be made again."
                     ) from error
                 self.places.setdefault(key, (path, offset))
                 offset += len(line)
@@ -116,7 +116,7 @@ def remove_rows(folder: Path) -> None:
 
 @contextmanager
 def writing(folder: Path, process_index: int) -> Iterator[Shards]:
-    """[`Shards`] to which no other running process writes meanwhile; an `InputError` where one does."""
+    """[`Shards`] that are [`locked`]."""
     with locked(folder, process_index):
         yield Shards(folder, process_index)
 
