@@ -15,7 +15,7 @@ from trl import ModelConfig, SFTConfig
 
 from tract_trainer.cli import commands
 from tract_trainer.cli.main import COMMANDS
-from tract_trainer.cli.parsing import PLACES
+from tract_trainer.cli.parsing import importance
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
 POSITIONAL = {"compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
@@ -45,7 +45,7 @@ def command_line() -> str:
         named = {field.name: field for kind in kinds for field in fields(kind)}
         known = {*of_trl, *(field.name for field in of_score)} if ModelConfig in kinds else set()
         own = [field for name, field in named.items() if name not in known]
-        page += _table(sorted(own, key=lambda field: field.name not in PLACES))
+        page += _table(sorted(own, key=lambda field: importance(field.name)))
     return "\n".join([*page, "## Settings of the score", "", *_table(of_score)])
 
 

@@ -136,11 +136,11 @@ def test_what_a_library_refuses_is_one_line(seed_folder, records_file, tmp_path,
 @pytest.mark.parametrize(
     ("yaml_text", "message"),
     [
-        ("num_cots: 1.5", "num_cots must be a whole number, found 1.5 in the file of --config."),
-        ("temperature: [1]", "temperature must be a number, found [1] in the file of --config."),
-        ("temperature: true", "temperature must be a number, found True in the file of --config."),
-        ("model: 3", "model must be text, found 3 in the file of --config."),
-        ("max-new-tokens: null", "max_new_tokens must be a whole number, found None in the file of --config."),
+        ("num_cots: 1.5", "invalid int value: '1.5'. tract generate --help lists the settings."),
+        ("temperature: [1]", "temperature must be a single value, found [1] in the file of --config."),
+        ("temperature: true", "invalid float value: 'True'."),
+        ("model: [3]", "model must be a single value, found [3] in the file of --config."),
+        ("max-new-tokens: null", "max_new_tokens must be a single value, found None in the file of --config."),
     ],
 )
 def test_a_value_of_another_type_in_a_yaml_is_refused(tmp_path, refused, yaml_text, message):

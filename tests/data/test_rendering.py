@@ -125,7 +125,12 @@ def test_a_template_that_drops_a_part_of_the_prompt_from_rows_is_refused_with_bo
     with pytest.raises(InputError, match="renders a prompt differently with and without an answer") as caught:
         trainer_of(tmp_path, tokenizer, rows_with(PREFIX, system=True))
     lines = str(caught.value).splitlines()
-    assert "alone:" in lines[1] and "system" in lines[1] and "before an answer:" in lines[2] and "user" in lines[2]
+    assert (
+        "without an answer:" in lines[1]
+        and "system" in lines[1]
+        and "with an answer:" in lines[2]
+        and "user" in lines[2]
+    )
     trainer_of(tmp_path, tokenizer, rows_with(PREFIX))  # without a system's turn nothing is dropped
 
 

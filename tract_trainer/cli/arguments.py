@@ -31,7 +31,7 @@ class RecordFormat:
     _argument_group_name = "data"
 
     columns: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'New names of columns by their old ones, as JSON, e.g. \'{"human": "score"}\'.'}
+        default=None, metadata={"help": 'New names of columns, as JSON {old: new}, e.g. \'{"human": "score"}\'.'}
     )
     rubric: str | None = field(
         default=None,
@@ -76,7 +76,7 @@ class DataArguments(RecordFormat):
 class TrainingDataArguments(DataArguments):
     eval_data: str | None = field(default=None, metadata={"help": "Held-out records to evaluate on, like `data`."})
 
-    def eval_rows(self) -> Rows | None:
+    def eval_rows(self) -> "Rows | None":
         return None if self.eval_data is None else read_rows(self.eval_data, **self.format)
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from types import UnionType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
@@ -22,10 +22,8 @@ from tract_trainer.errors import InputError
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
 # Settings that name a file, a folder or a repository. They come first in their group.
-PLACES = ("data", "eval_data", "model", "model_name_or_path", "path", "record", "input", "output", "output_dir")
+PLACES = ("model", "model_name_or_path", "data", "eval_data", "path", "record", "input", "output", "output_dir")
 
-NONE = type(None)
-KINDS = {int: "a whole number", float: "a number", str: "text"}
 LARGEST = sys.float_info.max
 
 # Least and greatest value of settings.
@@ -50,6 +48,11 @@ MAIN = {
     "resume_from_checkpoint", "use_peft", "lora_r", "lora_alpha", "load_in_4bit", "dtype", "push_to_hub",
     "hub_model_id", "seed",
 }  # fmt: skip
+
+
+def importance(setting: str) -> int:
+    """Sorts settings in `--help`."""
+    return PLACES.index(setting) if setting in PLACES else len(PLACES)
 
 
 def parse(command: str, argv: Sequence[str], *kinds: Any, positional: str = "", **defaults: Any) -> tuple[Any, ...]:
@@ -95,10 +98,14 @@ class _Formatter(argparse.HelpFormatter):
         return f"{action.option_strings[0]} {value}{' ...' if action.nargs == '+' else ''}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        default = " ".join(action.default) if isinstance(action.default, list) else action.default
-        shown = default not in (None, False, argparse.SUPPRESS) and action.nargs != 0
-        written = repr(default) if isinstance(default, str) and " " in default.strip(" ") else default
-        return (action.help or "") + (f" (default: {written})".replace("%", "%%") if shown else "")
+        default = action.default
+        if default in (None, False, argparse.SUPPRESS) or action.nargs == 0:
+            return action.help or ""
+        if isinstance(default, list):
+            default = " ".join(map(str, default))
+        elif isinstance(default, str) and " " in default:
+            default = repr(default)
+        return f"{action.help or ''} (default: {str(default).replace('%', '%%')})"
 
 
 class _Parser(TrlParser):
@@ -121,18 +128,25 @@ class _Parser(TrlParser):
             if hidden or any(option.startswith("--no_") for option in action.option_strings):
                 action.help = argparse.SUPPRESS
         for group in self._action_groups:
-            group._group_actions.sort(key=lambda action: action.dest not in PLACES)
+            group._group_actions.sort(key=lambda action: importance(action.dest))
         self._action_groups.sort(key=lambda group: group is self._optionals)
 
     def set_defaults_with_config(self, **given: Any) -> list[str]:
-        given = {name.replace("-", "_"): value for name, value in given.items()}  # as on the command line
+        """Passes numbers on as text, as they are on the command line, so that argparse checks their types."""
+        given = {name.replace("-", "_"): value for name, value in given.items()}
         hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
-        for name, value in given.items():
-            kinds = set(get_args(hints[name]) or [hints[name]]) if name in hints else set()
-            if isinstance(value, str | int | float) and kinds and all(get_origin(k) is list for k in kinds - {NONE}):
+        for name in given.keys() & hints.keys():
+            value, hint = given[name], hints[name]
+            kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+            if value is None and type(None) in kinds:
+                continue
+            kinds, is_scalar = kinds - {type(None)}, isinstance(value, str | int | float)
+            if is_scalar and all(get_origin(kind) is list for kind in kinds):
                 given[name] = [value]
-            elif isinstance(hints.get(name), UnionType | type) and not isinstance(value, str):  # argparse reads text
-                _check_type(name, value, kinds)
+            elif kinds <= {str, int, float, bool}:
+                if not is_scalar:
+                    raise InputError(f"{name} must be a single value, found {value!r} in the file of --config.")
+                given[name] = str(value)
         return list(super().set_defaults_with_config(**given))
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,17 +165,6 @@ def _check_keys(path: str) -> None:
         found = yaml.safe_load(file)
     if isinstance(found, dict) and (wrong := [key for key in found if not isinstance(key, str)]):
         raise InputError(f"{path} must have names of settings as keys, found {wrong[0]!r}.")
-
-
-def _check_type(name: str, value: Any, kinds: set[Any]) -> None:
-    """An InputError where `value`, from a YAML file, is not of the one type that a setting has beside None."""
-    types = kinds - {NONE}
-    if len(types) != 1 or not types <= set(KINDS) or (value is None and NONE in kinds):
-        return
-    (wanted,) = types
-    fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
-    if not fits:
-        raise InputError(f"{name} must be {KINDS[wanted]}, found {value!r} in the file of --config.")
 
 
 def _check_value(name: str, value: Any, choices: Any) -> None:

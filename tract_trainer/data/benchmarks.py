@@ -100,12 +100,7 @@ def own_benchmark(
     """
     The scored records, or the pairs, of the user's own data.
 
-    Args:
-        source (`str`), columns (`Mapping[str, str]`, *optional*), split (`str`, *optional*, defaults to `"train"`),
-            rubric (`str` or `Mapping`, *optional*): see [`~tract_trainer.data.reading.read_rows`].
-
-    Returns:
-        `list[dict]`: pairs if the columns are those of [`read_pairs`], otherwise scored records.
+    Arguments are those of [`~tract_trainer.data.reading.read_rows`]. Rows with columns of [`read_pairs`] are pairs.
 
     Raises:
         InputError: there is no data, a column is missing, or a record has no gold score.

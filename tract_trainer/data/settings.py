@@ -16,10 +16,7 @@ from tract_trainer.errors import InputError
 def check_settings(path: Path, settings: dict[str, Any], *work: Path, free: Collection[str] = ()) -> None:
     """
     Writes the settings of some work to `path`, or compares them with those that are there. Settings at `path` count
-    only while one of the files or folders of the `work` exists; without `work`, always.
-
-    Args:
-        free (`Collection[str]`): names of settings that may change.
+    only while one of the files or folders of the `work` exists; without `work`, always. Those in `free` may change.
 
     Raises:
         InputError: the settings differ, and each difference is named; or there is work without settings.
@@ -79,15 +76,8 @@ def begin(
     free: Collection[str] = (),
 ) -> PartialState:
     """
-    Checks that the work at `work` can be begun or continued: by these processes, with these settings, at this place.
-
-    Args:
-        settings_path, settings, work, free: see [`check_settings`].
-        folders (`Iterable[Path]`): folders for the output, see [`refuse_foreign`].
-        overwrite (`bool`, *optional*, defaults to `False`): whether to start over, and to replace files of others.
-
-    Returns:
-        The launched processes.
+    Checks that work can begin or resume: by these processes, with these settings (see [`check_settings`]), in these
+    `folders` (see [`refuse_foreign`]). With `overwrite` it starts over. Returns the launched processes.
     """
     state = process_state()
     refuse_lone_process(state.num_processes)

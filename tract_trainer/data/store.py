@@ -24,15 +24,8 @@ MARKED_BYTES = 1 << 16  # at the beginning of a file, in which the mark is looke
 
 class Shards:
     """
-    Rows in the files of a folder, by key. Each process appends to its own file and reads all of them. Memory holds only
-    the places of the rows.
-
-    Args:
-        folder (`Path`): folder of the files, created if it is missing.
-        process_index (`int`, *optional*): number of the process that writes; `None` to read only.
-
-    Raises:
-        InputError: a line is not such a row.
+    Rows in the files of a folder, by key. Each process appends to its own file and reads all of them; without a
+    `process_index`, it only reads. Memory holds only the places of the rows. A damaged line is an InputError.
     """
 
     def __init__(self, folder: Path, process_index: int | None = None) -> None:
@@ -86,14 +79,9 @@ class Shards:
 @contextmanager
 def locked(folder: Path, process_index: int, result: Path | None = None) -> Iterator[None]:
     """
-    Keeps other processes with this index out of `folder`.
-
-    Args:
-        result (`Path`, *optional*): the file that is made of the rows in `folder`. Once it exists the rows are removed,
-            with the lock still held: a call that starts in that moment finds either the rows or the result.
-
-    Raises:
-        InputError: another process works there.
+    Keeps other processes with this index out of `folder`, or raises an InputError if one is there. `result` is the file
+    made of the rows in `folder`: once it exists, the rows are removed with the lock still held, so that a call which
+    starts in that moment finds either the rows or the result.
     """
     with file_lock(folder, f".process-{process_index:05d}.lock"):
         yield
@@ -128,11 +116,8 @@ def finish_rows(
     state: PartialState,
 ) -> None:
     """
-    Makes the rows that `folder` lacks. Launched processes share them, each under its own [`locked`].
-
-    Args:
-        keys (`Sequence[str]`): a key for each row. Rows with the same key are made once.
-        rows (`Callable`): takes numbers of rows, gives each number with its row, in any order.
+    Makes the rows that `folder` lacks. Launched processes share them, each under its own [`locked`]. Rows with the same
+    key are made once. `rows` takes numbers of rows and yields each number with its row, in any order.
     """
     shards = Shards(folder, state.process_index)
     numbers = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))  # of each key, its first
@@ -180,16 +165,9 @@ def refuse_foreign(
     files: Iterable[Path], overwrite: bool = False, *, folders: Iterable[Path] = (), signs: Iterable[Path] = ()
 ) -> None:
     """
-    Refuses to replace what this package did not write. Call it before any work.
-
-    Args:
-        files (`Iterable[Path]`), folders (`Iterable[Path]`, *optional*): what will be written or deleted.
-        overwrite (`bool`, *optional*, defaults to `False`): whether files of others may be replaced.
-        signs (`Iterable[Path]`, *optional*): files of this package that show that all the others are its own, too.
-
-    Raises:
-        InputError: a file, or the [`contents`] of a folder, are not of this package; or a file is in the place of a
-            folder, or a folder in that of a file.
+    Raises an InputError if the files, or the [`contents`] of the folders, that will be written or deleted are not of
+    this package. Call it before any work. With `overwrite`, or if this package wrote one of the `signs`, only a folder
+    in the place of a file is refused, or a file in that of a folder.
     """
     known, ways = overwrite or any(map(is_ours, signs)), "with --overwrite (overwrite=True)"
     for folder in folders:
