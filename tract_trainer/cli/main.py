@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="'tract COMMAND --help' describes a command. Each takes --config FILE.yaml with the same names.",
     )
     parser.add_argument("--version", action="version", version=version("tract-trainer"))
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)

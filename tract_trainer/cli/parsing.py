@@ -21,8 +21,10 @@ from tract_trainer.cli.main import COMMANDS
 from tract_trainer.errors import InputError
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
-# Settings that name a file, a folder or a repository. They come first in their group.
-PLACES = ("model", "model_name_or_path", "data", "eval_data", "path", "record", "input", "output", "output_dir")
+# Settings that name a model, data or an output. They come first in `--help`.
+PLACES = (
+    "model", "model_name_or_path", "data", "eval_data", "benchmark", "path", "record", "input", "output", "output_dir",
+)  # fmt: skip
 
 LARGEST = sys.float_info.max
 
