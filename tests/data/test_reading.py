@@ -114,6 +114,12 @@ def test_a_file_that_cannot_be_read_is_one_sentence(name, text, message, tmp_pat
         read_rows(tmp_path / name)
 
 
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "a.json").write_bytes('[{"prompt": "caf\u00e9"}]'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"a\.json must be in UTF-8: .* Save it in that encoding\.$"):
+        read_rows(tmp_path / "a.json")
+
+
 def test_a_source_without_a_name_and_a_split_of_a_file_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "train.jsonl")

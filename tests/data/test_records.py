@@ -182,19 +182,6 @@ def test_only_what_closes_a_rationale_is_cut_off(text, kept):
     assert annotated_rationales({"rationale": text}, PREFIX) == [kept]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('[{"prompt": "caf\u00e9"}]'.encode("latin-1"), "must be in UTF-8"),
-        (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', "Record 1 of .* half of a character"),
-    ],
-)
-def test_characters_that_no_tokenizer_reads_are_named(tmp_path, content, message):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_rows(tmp_path / "a.json")
-
-
 def test_whole_characters_are_read_however_they_are_written(tmp_path):
     text = '[{"a": "\\ud83d\\ude00", "b": "\\\\ud83d"}]'
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + text.encode())

@@ -240,7 +240,7 @@ class _Run:
         quantization = get_quantization_config(self.model)
         if self.settings.engine == "transformers" and quantization is not None:
             kwargs["quantization_config"] = quantization
-        kwargs |= self.settings.model_kwargs  # type: ignore[operator]  # a mapping by now
+        kwargs |= self.settings.model_kwargs  # type: ignore[arg-type]  # a mapping by now
         return {"engine": self.settings.engine, "batch_size": self.draw.batch_size, "model_kwargs": kwargs}
 
     def publish(self, result: dict[str, Any]) -> None:

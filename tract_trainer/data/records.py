@@ -57,8 +57,8 @@ def prompt_of(
         return unanswered(checked_prompt(record["messages"]))
     for name in ("instruction", "response"):
         if isinstance(record.get(name), list | dict):
-            found = type(record[name]).__name__
-            raise InputError(f"`{name}` of a record must be text, found {found}. Give the text of the messages.")
+            kind = type(record[name]).__name__
+            raise InputError(f"`{name}` of a record must be text, found {kind}. Give the text of the messages.")
     if controls is not None:
         record = escape_control_tokens(record, controls)
     if record.get("response") is not None and record.get("instruction") and record.get("rubric"):

@@ -62,9 +62,9 @@ def renew(
         metadata (`Mapping`): metadata of a new card; what is `None` is left out.
     """
     results = _results(card)
-    if any(map(_is_ours, results)):
-        weights = SavedJudge.find(folder).identity
-        results = [found for found in results if not _is_ours(found) or found.dataset_args["weights"] == weights]
+    if any(map(_weights, results)):
+        known = (None, SavedJudge.find(folder).identity)  # None is for results of others
+        results = [found for found in results if _weights(found) in known]
         _set_results(card, folder, results)
     generated = f"{START}\n\n{_rendered(template, {**facts, 'results': _table(results)})}\n{END}"
     if GENERATED.search(card.text):
@@ -100,7 +100,7 @@ def add_results(folder: str | Path, result: Mapping[str, Any]) -> None:
         raise InputError(f"{folder} has no {FILE_NAME} with readable metadata. Save the judge again to have one.")
     new = eval_results(result, weights=SavedJudge.find(folder).identity)
     replaced = {found.unique_identifier for found in new}
-    kept = [found for found in _results(card) if not _is_ours(found) or found.unique_identifier not in replaced]
+    kept = [found for found in _results(card) if not _weights(found) or found.unique_identifier not in replaced]
     _set_results(card, folder, [*kept, *new])
     before, _, after = card.text.rpartition(RESULTS)
     if RESULTS in before:  # a README.md of the user's own has no table
@@ -112,9 +112,9 @@ def _results(card: RepoCard) -> list[EvalResult]:
     return list(card.data.get("eval_results") or [])
 
 
-def _is_ours(result: EvalResult) -> bool:
-    """Whether [`add_results`] put the result into the card."""
-    return isinstance(result.dataset_args, Mapping) and "weights" in result.dataset_args
+def _weights(result: EvalResult) -> str | None:
+    """The fingerprint of the weights that a result of [`add_results`] belongs to; `None` for a result of others."""
+    return result.dataset_args.get("weights") if isinstance(result.dataset_args, dict) else None
 
 
 def _set_results(card: RepoCard, folder: str | Path, results: list[EvalResult]) -> None:
@@ -127,7 +127,7 @@ def _table(results: Sequence[EvalResult]) -> str:
     rows = [
         [escaped(found.dataset_name), str(args["num_cots"]), str(found.metric_name), f"{found.metric_value:.3f}"]
         for found in results
-        if _is_ours(found) and (args := found.dataset_args)
+        if _weights(found) and (args := found.dataset_args)
     ]
     heads = ["records", "rationales", "figure", "value"]
     text = markdown_table([heads, *rows]) if rows else "No evaluation of these weights has been added yet."

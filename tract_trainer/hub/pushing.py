@@ -123,7 +123,7 @@ def write_dataset_card(folder: Path, name: str, judge: str | None = None) -> Non
 def _upload(folder: Path, full_name: str, repo_type: str, token: str | None, **options: Any) -> str:
     """Uploads the folder, and returns the commit's address."""
     message = f"Upload {repo_type} with tract-trainer"
-    where = {"repo_id": full_name, "repo_type": repo_type, "folder_path": folder, "token": token}
+    where: dict[str, Any] = {"repo_id": full_name, "repo_type": repo_type, "folder_path": folder, "token": token}
     commit = HfApi().upload_folder(**where, commit_message=message, ignore_patterns=list(NOT_UPLOADED), **options)
     return str(commit.commit_url)
 
