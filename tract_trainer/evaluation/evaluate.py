@@ -114,7 +114,7 @@ def evaluate(
         "schema_version": SCHEMA_VERSION,
         MARK: version("tract-trainer"),
         "judge": identity,
-        "benchmark": {"name": name, "records": len(records), "digest": digest([_asked(one) for one in records])},
+        "benchmark": {"name": name, "records": len(records), "digest": _digest(records)},
         "settings": {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__},
     }
     if (finished := _finished(path, head, overwrite)) is not None:
@@ -139,7 +139,7 @@ def evaluate(
             keys = [digest({name: v for name, v in _asked(record).items() if name != "score"}) for record in every]
             finish_rows(folder, keys, rows, state)
             if state.is_main_process:
-                judged = [{**of, **row} for of, row in zip(columns, finished_rows(folder, keys), strict=True)]
+                judged = [{**row, **of} for of, row in zip(columns, finished_rows(folder, keys), strict=True)]
                 figures = without_nan(_figures(judged, judge.config, num_cots))
                 save({**head, **figures, "judgments": judged}, path)
         state.wait_for_everyone()
@@ -262,6 +262,12 @@ def _judged_with(head: Mapping[str, Any]) -> dict[str, Any]:
 
 def _asked(record: Record) -> dict[str, Any]:
     return {name: record[name] for name in ASKED if name in record}
+
+
+def _digest(records: Sequence[Record]) -> str:
+    """The same for the same questions and gold scores, whatever their other columns."""
+    names = (*ASKED, "gold_ratings")
+    return digest([{name: record[name] for name in names if name in record} for record in records])
 
 
 def _record_columns(records: Sequence[Record]) -> list[dict[str, Any]]:
