@@ -60,7 +60,7 @@ def draw_comparison(found: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[s
     if errors:
         parts["errors (scale units): left of 0, A is better"] = errors
     figure = Figure(figsize=(11, 4.8), layout="constrained")
-    rows = [[title] if _is_of_pairs(a) else ["scores", title] for title in parts]
+    rows: list[Any] = [[title] if _is_of_pairs(a) else ["scores", title] for title in parts]
     axes = figure.subplot_mosaic(rows, height_ratios=list(map(len, parts.values())))
     if "scores" in axes:
         _draw_scores(axes["scores"], a, *(result_scores(result)[found["method"]] for result in (a, b)))
