@@ -1,4 +1,4 @@
-"""Writes rationales with Transformers' `generate` in this process.
+"""Rationales and scores from Transformers' `generate` in this process.
 
 One list of logits processors decides the next token: record the log-probabilities of the scale, penalise repetition,
 sample. No setting of the model's generation config applies. Shape letters: `B` rows, `S` steps, `K` labels of the
@@ -32,7 +32,8 @@ from tract_trainer._distributed import process_state
 from tract_trainer.data.hashing import digest
 from tract_trainer.engines.base import Rationale, Sampling
 from tract_trainer.engines.checkpoints import load_judge_model
-from tract_trainer.engines.completions import lead, read_written, stop_ids
+from tract_trainer.engines.completions import Places, lead, read_written, stop_ids
+from tract_trainer.engines.trie import LabelTrie, appends_tokens, with_tokens
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -71,7 +72,9 @@ class TransformersEngine:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}.")
         self.stop_ids, self.lead = stop_ids(model.generation_config, tokens, config), lead(tokens, config)
-        self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.trie = LabelTrie(tokens) if tokens.depth else None
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = limit and limit - tokens.depth
 
     @classmethod
     def from_pretrained(
@@ -170,13 +173,24 @@ class TransformersEngine:
                 stopping_criteria=StoppingCriteriaList([RowLimits(limits, width)]),
                 **self._prompts_read_once(prompts),
             )
-        log_probs = torch.stack(recorder.steps, dim=1).tolist()  # (B, S, K)
-        return [
-            read_written(self.tokens, prompt, written[:limit], self.stop_ids, of_row.__getitem__, self.lead)
-            for prompt, limit, written, of_row in zip(
-                prompts, limits, sequences[:, width:].tolist(), log_probs, strict=True
+        written, recorded = sequences[:, width:].tolist(), torch.stack(recorder.steps, dim=1).tolist()  # (B, S, K)
+        places = Places()
+        rationales = [
+            read_written(
+                self.tokens,
+                prompts[i],
+                written[i][: limits[i]],
+                self.stop_ids,
+                recorded[i].__getitem__ if self.trie is None else places.of(i),
+                self.lead,
             )
+            for i in range(len(prompts))
         ]
+        if places:
+            found = self._score_batch([[*prompts[i], *written[i][:place]] for i, place in places.items()])
+            for i, log_probs in zip(places, found, strict=True):
+                rationales[i] = rationales[i]._replace(log_probs=log_probs)
+        return rationales
 
     def _prompts_read_once(self, prompts: list[list[int]]) -> dict[str, DynamicCache]:
         """
@@ -196,15 +210,31 @@ class TransformersEngine:
     @torch.inference_mode()
     def _score_batch(self, rows: list[list[int]]) -> list[tuple[float, ...]]:
         with _evaluating(self.model):
-            logits = self._forward(*self._left_padded(rows)).logits[:, -1]  # (B, V)
-        return list(map(tuple, scale_log_probs(logits, self.tokens.ids).tolist()))
+            if self.trie is None:
+                logits = self._forward(*self._left_padded(rows)).logits[:, -1]  # (B, V)
+                return list(map(tuple, scale_log_probs(logits, self.tokens.ids).tolist()))
+            logits = self._at_inner_nodes(self.trie, rows)  # (B, J, V)
+        return list(map(tuple, self.trie.label_log_probs(logits - log_total(logits)).tolist()))
+
+    def _at_inner_nodes(self, trie: LabelTrie, rows: list[list[int]]) -> Tensor:
+        """Logits of the next token at each inner node of the trie of labels behind each row, `(B, J, V)`, float32."""
+        owner: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        nodes = self.tokens.nodes
+        if not appends_tokens(owner):
+            behind = [[*row, *node] for row in rows for node in nodes]
+            return self._forward(*self._left_padded(behind)).logits[:, -1].float().unflatten(0, (-1, len(nodes)))
+        input_ids, attention_mask = self._left_padded(rows)
+        due = torch.zeros_like(attention_mask, dtype=torch.bool)
+        due[:, -1] = True
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions(attention_mask)}
+        read = with_tokens(owner, trie, due, given)
+        return self.model(**read.kwargs, logits_to_keep=len(nodes)).logits.float()
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids,
+            position_ids=positions(attention_mask),
             logits_to_keep=1,
             **kwargs,
         )
@@ -215,6 +245,11 @@ class TransformersEngine:
         input_ids = torch.tensor([[row[0]] * (width - len(row)) + row for row in rows])
         attention_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return input_ids.to(self.model.device), attention_mask.to(self.model.device)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position of each token of left-padded rows, `(B, T)`."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _size(rows: Sequence[int], lengths: Sequence[int], limits: Sequence[int]) -> int:
@@ -283,14 +318,19 @@ FIRST_SORTED = 512
 def scale_log_probs(logits: Tensor, ids: Sequence[int]) -> Tensor:
     """Log-probabilities of the tokens `ids`, `(B, K)`, from logits, `(B, V)`. Raises `InputError` if those are NaN."""
     logits = logits.float()
-    total = logits.logsumexp(-1, keepdim=True)  # (B, 1)
+    return logits[:, list(ids)] - log_total(logits)
+
+
+def log_total(logits: Tensor) -> Tensor:
+    """The log-sum-exp of `logits` over the vocabulary, `(..., 1)`. Raises `InputError` if it is not finite."""
+    total = logits.logsumexp(-1, keepdim=True)
     if not total.isfinite().all():
         raise InputError(
             "The model's logits are not finite (NaN or infinite), so there is nothing to draw or score. Either it "
             "diverged in training: look for NaN in its losses and train with a lower learning rate. Or it overflows in "
             'float16: load it in another type, e.g. model_kwargs={"dtype": "bfloat16"} or "float32".'
         )
-    return logits[:, list(ids)] - total
+    return total
 
 
 class ScoreRecorder(LogitsProcessor):
