@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -33,7 +35,7 @@ from tract_trainer.data.hashing import digest
 from tract_trainer.engines.base import Rationale, Sampling
 from tract_trainer.engines.checkpoints import load_judge_model
 from tract_trainer.engines.completions import Places, lead, read_written, stop_ids
-from tract_trainer.engines.trie import LabelTrie, appends_tokens, with_tokens
+from tract_trainer.engines.trie import LabelTrie, appends_tokens, behind_cache, with_tokens
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -155,57 +157,110 @@ class TransformersEngine:
         processors = LogitsProcessorList([recorder])
         if sampling.repetition_penalty != 1:
             processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
+        draw = SeededDraw(seeds, steps, width, sampling.temperature, sampling.top_p)
         if sampling.temperature > 0:
-            processors.append(SeededDraw(seeds, steps, width, sampling.temperature, sampling.top_p))
+            processors.append(draw)
         config = GenerationConfig(
             max_new_tokens=steps, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.stop_ids[0]
         )
-        input_ids, attention_mask = self._left_padded(prompts)
         for state in map(vars, self.model.modules()):
             if "rope_deltas" in state:
                 state["rope_deltas"] = None
-        with _generating(self.model, config, self.max_length):
-            model: Any = self.model
-            sequences = model.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([RowLimits(limits, width)]),
-                **self._prompts_read_once(prompts),
-            )
-        written, recorded = sequences[:, width:].tolist(), torch.stack(recorder.steps, dim=1).tolist()  # (B, S, K)
-        places = Places()
-        rationales = [
-            read_written(
-                self.tokens,
-                prompts[i],
-                written[i][: limits[i]],
-                self.stop_ids,
-                recorded[i].__getitem__ if self.trie is None else places.of(i),
-                self.lead,
-            )
-            for i in range(len(prompts))
+        written: list[list[int]] = [[] for _ in prompts]
+        log_probs: list[list[list[float]]] = [[] for _ in prompts]  # (S, K) of each row; of `tokens.ids`
+        places, labels = Places(), {}  # of each row, where labels are several tokens
+        rows = list(range(len(prompts)))  # those that go on
+        input_ids, attention_mask = self._left_padded(prompts)
+        limit = self.max_length and self.max_length + self.tokens.depth
+        with _generating(self.model, config, limit):
+            cache = self._prompts_read_once(prompts)
+            while rows:
+                ending = RowsEnd([limits[row] for row in rows], width, self.stop_ids, early=cache is not None)
+                model: Any = self.model
+                sequences = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    logits_processor=processors,
+                    stopping_criteria=StoppingCriteriaList([ending]),
+                    **({} if cache is None else {"past_key_values": cache}),
+                )
+                new = sequences[:, input_ids.size(1) :]
+                for row, tokens, of_row in zip(rows, new.tolist(), recorder.taken().tolist(), strict=True):
+                    written[row] += tokens
+                    log_probs[row] += of_row
+                ended = ending.ended(sequences)
+                attention_mask = F.pad(attention_mask, (0, new.size(1)), value=1)
+                if self.trie is not None:
+                    done = [row for row, has_ended in zip(rows, ended.tolist(), strict=True) if has_ended]
+                    for row in done:
+                        self._read(prompts[row], written[row][: limits[row]], places.of(row))
+                    before = {row: [*prompts[row], *written[row][: places[row]]] for row in done if row in places}
+                    after = {row: log_probs[row][places[row]] for row in before}
+                    labels |= self._labels(self.trie, rows, before, after, cache, attention_mask)
+                going_on = (~ended).nonzero()[:, 0]
+                rows = [rows[i] for i in going_on.tolist()]
+                input_ids, attention_mask = sequences[going_on], attention_mask[going_on]
+                draw.uniforms = draw.uniforms[going_on.to(draw.uniforms.device)]
+                if cache is not None and rows:
+                    cache.batch_select_indices(going_on)
+        return [
+            self._read(prompt, tokens[:limit], partial(labels.get, row) if self.trie else of_row.__getitem__)
+            for row, (prompt, limit, tokens, of_row) in enumerate(zip(prompts, limits, written, log_probs, strict=True))
         ]
-        if places:
-            found = self._score_batch([[*prompts[i], *written[i][:place]] for i, place in places.items()])
-            for i, log_probs in zip(places, found, strict=True):
-                rationales[i] = rationales[i]._replace(log_probs=log_probs)
-        return rationales
 
-    def _prompts_read_once(self, prompts: list[list[int]]) -> dict[str, DynamicCache]:
+    def _read(self, prompt: list[int], tokens: list[int], log_probs: Callable[[int], Any]) -> Rationale:
+        return read_written(self.tokens, prompt, tokens, self.stop_ids, log_probs, self.lead)
+
+    def _labels(
+        self,
+        trie: LabelTrie,
+        rows: list[int],
+        before: dict[int, list[int]],
+        after: dict[int, list[float]],
+        cache: DynamicCache | None,
+        attention_mask: Tensor,
+    ) -> dict[int, tuple[float, ...]]:
         """
-        Keys and values of the prompts, each processed once for all of its rationales. Nothing for a model that also
+        Log-probability of each label, `(K,)`, in some of the rows of a batch.
+
+        Args:
+            rows (`list[int]`): numbers of the rows of the batch.
+            before (`dict[int, list[int]]`): tokens before the label, by the numbers of the rows that have one.
+            after (`dict[int, list[float]]`): log-probability of each of `tokens.ids` behind them.
+            cache (`DynamicCache`, *optional*): keys and values of all rows, which is left as it is.
+            attention_mask (`torch.Tensor`): which tokens of the batch are no padding, `(B, T)`.
+        """
+        owner = _owner(self.model)
+        if not before:
+            return {}
+        if cache is None or any(layer.is_sliding for layer in cache.layers) or not appends_tokens(owner):
+            return dict(zip(before, self._score_batch(list(before.values())), strict=True))
+        nth = attention_mask[:, : cache.get_seq_length()].cumsum(-1)  # (B, T)
+        lengths = torch.tensor([len(before.get(row, [0])) for row in rows], device=nth.device)
+        kwargs = behind_cache(owner, trie, (nth > 0) & (nth <= lengths[:, None]))
+        logits = self.model(**kwargs, past_key_values=cache, use_cache=True).logits.float()  # (B, J - 1, V)
+        cache.crop(-logits.size(1))
+        root = torch.full_like(logits[:, :1], -torch.inf)
+        for i, row in enumerate(rows):
+            if row in after:
+                root[i, 0, list(self.tokens.ids)] = torch.tensor(after[row], device=root.device)
+        found = trie.label_log_probs(torch.cat([root, logits - log_total(logits)], dim=1)).tolist()
+        return {row: tuple(found[i]) for i, row in enumerate(rows) if row in before}
+
+    def _prompts_read_once(self, prompts: list[list[int]]) -> DynamicCache | None:
+        """
+        Keys and values of the prompts, each processed once for all of its rationales. `None` for a model that also
         keeps a recurrent state.
         """
         if not self.shares_prompts or max(map(len, prompts)) == 1:
-            return {}
+            return None
         groups = [list(same) for _, same in groupby(prompts)]
         input_ids, attention_mask = self._left_padded([same[0] for same in groups])
         read = self._forward(input_ids[:, :-1], attention_mask[:, :-1], use_cache=True)
         owners = torch.tensor([number for number, same in enumerate(groups) for _ in same])
         cache = shared_cache(getattr(read, "past_key_values", None), owners)
         self.shares_prompts = cache is not None
-        return {} if cache is None else {"past_key_values": cache}
+        return cache
 
     @torch.inference_mode()
     def _score_batch(self, rows: list[list[int]]) -> list[tuple[float, ...]]:
@@ -218,8 +273,7 @@ class TransformersEngine:
 
     def _at_inner_nodes(self, trie: LabelTrie, rows: list[list[int]]) -> Tensor:
         """Logits of the next token at each inner node of the trie of labels behind each row, `(B, J, V)`, float32."""
-        owner: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        nodes = self.tokens.nodes
+        owner, nodes = _owner(self.model), self.tokens.nodes
         if not appends_tokens(owner):
             behind = [[*row, *node] for row in rows for node in nodes]
             return self._forward(*self._left_padded(behind)).logits[:, -1].float().unflatten(0, (-1, len(nodes)))
@@ -252,6 +306,11 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
+def _owner(model: PreTrainedModel) -> Any:
+    """The model itself, without an adapter around it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def _size(rows: Sequence[int], lengths: Sequence[int], limits: Sequence[int]) -> int:
     """Tokens of a batch of these rows, with padding, when each has got the tokens that it may get."""
     return len(rows) * (max(lengths[i] for i in rows) + max(limits[i] for i in rows))
@@ -268,7 +327,7 @@ def _generating(model: PreTrainedModel, config: GenerationConfig, max_length: in
     The model in `eval` mode and with `config` instead of its own generation config, which `generate` would merge in. A
     row that has reached `max_length` stays in its batch; its positions stay within the model's table of them.
     """
-    owner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    owner = _owner(model)
 
     def clamp(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if max_length is not None and kwargs.get("position_ids") is not None:
@@ -295,20 +354,29 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-class RowLimits(StoppingCriteria):
+class RowsEnd(StoppingCriteria):
     """
-    Ends each row at a limit of its own.
+    Ends each row at a limit of its own, and all rows as soon as half of them have ended, so that those that go on do so
+    in a smaller batch.
 
     Args:
         limits (`Sequence[int]`): number of tokens that each row may get, `(B,)`.
         width (`int`): number of tokens of the padded prompts.
+        stop_ids (`Sequence[int]`): tokens that end a row.
+        early (`bool`): whether the rows that go on can be parted from the others.
     """
 
-    def __init__(self, limits: Sequence[int], width: int) -> None:
-        self.limits, self.width = torch.tensor(limits), width
+    def __init__(self, limits: Sequence[int], width: int, stop_ids: Sequence[int], early: bool) -> None:
+        self.limits, self.width, self.stop_ids, self.early = torch.tensor(limits), width, torch.tensor(stop_ids), early
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return (self.limits <= input_ids.size(1) - self.width).to(input_ids.device)
+        ended = self.ended(input_ids)
+        return ended | (self.early and ended.float().mean() >= 0.5)
+
+    def ended(self, input_ids: Tensor) -> Tensor:
+        """Whether each row has ended, `(B,)`. A row that has is filled up with a token that ends rows."""
+        at_limit = (self.limits <= input_ids.size(1) - self.width).to(input_ids.device)
+        return at_limit | torch.isin(input_ids[:, -1], self.stop_ids.to(input_ids.device))
 
 
 FIRST_SORTED = 512
@@ -343,6 +411,11 @@ class ScoreRecorder(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.steps.append(scale_log_probs(scores, self.ids))
         return scores.float()
+
+    def taken(self) -> Tensor:
+        """What was recorded since the last call, `(B, S, K)`."""
+        steps, self.steps = self.steps, []
+        return torch.stack(steps, dim=1)
 
 
 class SeededDraw(LogitsProcessor):
@@ -407,6 +480,11 @@ class RoomyLayer(DynamicLayer):
         self.keys: Tensor = keys
         self.values: Tensor = values
         self.buffers = keys, values  # full
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows."""
+        super().batch_select_indices(indices)
+        self.buffers = self.keys, self.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Adds the states of new tokens, and returns those of all."""

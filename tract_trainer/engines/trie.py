@@ -137,13 +137,31 @@ def with_tokens(model: PreTrainedModel, trie: LabelTrie, due: Tensor, kwargs: di
         **kwargs,
         "input_ids": extended(input_ids, tokens),
         "position_ids": positions,
-        "attention_mask": _masks(config, seen, positions, model.dtype),
+        "attention_mask": _masks(config, seen, positions, positions, model.dtype),
     }
     return Read(kwargs, at.expand(-1, places.size(1) + 1), torch.cat([roots[:, None], places], dim=1))
 
 
-def _masks(config: Any, seen: Tensor, positions: Tensor, dtype: torch.dtype) -> Any:
-    """`seen`, `(B, T + E, T + E)`, as the model's layers take it: one mask, or one for each kind of layer."""
+def behind_cache(model: PreTrainedModel, trie: LabelTrie, seen: Tensor) -> dict[str, Tensor]:
+    """
+    Arguments with which `model` reads the inner nodes alone, behind tokens whose keys and values are kept.
+
+    Args:
+        seen (`torch.Tensor`): which of the tokens that are kept stand before the label, `(B, T)`, bool.
+    """
+    tokens, depths, ancestors = (x.to(seen.device) for x in (trie.tokens, trie.depths, trie.ancestors))
+    size, keys = len(seen), seen.cumsum(1) - 1  # (B, T)
+    positions = keys[:, -1:] + depths  # (B, J - 1)
+    visible = torch.cat([seen[:, None].expand(-1, len(tokens), -1), ancestors.expand(size, -1, -1)], dim=2)
+    mask = _masks(model.config.get_text_config(), visible, positions, torch.cat([keys, positions], 1), model.dtype)
+    return {"input_ids": tokens.expand(size, -1), "position_ids": positions, "attention_mask": mask}
+
+
+def _masks(config: Any, seen: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Any:
+    """
+    `seen`, which key each query sees, `(B, Q, K)`, as the model's layers take it: one mask, or one for each kind of
+    layer. `queries`, `(B, Q)`, and `keys`, `(B, K)`, are positions.
+    """
 
     def mask(visible: Tensor) -> Tensor:
         if config._attn_implementation == "sdpa":
@@ -155,5 +173,5 @@ def _masks(config: Any, seen: Tensor, positions: Tensor, dtype: torch.dtype) -> 
     window = getattr(config, "sliding_window", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
         return mask(seen)
-    within = mask(seen & (positions[:, :, None] - positions[:, None] < window))
+    within = mask(seen & (queries[:, :, None] - keys[:, None] < window))
     return {"full_attention": mask(seen), "sliding_attention": within} if kinds else within
