@@ -416,6 +416,18 @@ def test_steps_that_do_not_reach_the_top_are_refused(low, high, step):
         ScoreScale.steps(low, high, step)
 
 
+def test_a_scale_can_be_written_in_short():
+    assert ScoreScale.parse("1:10") == ScoreScale.integers(1, 10)
+    assert ScoreScale.parse("1:5:0.5") == ScoreScale.steps(1, 5, 0.5)
+    assert ScoreScale.parse("-2:2").labels == ("-2", "-1", "0", "1", "2")
+
+
+@pytest.mark.parametrize("text", ["", "10", "1:x", "1:2:3:4", "1:", "0:1e9", "0:inf", "0:nan", "1:5:0"])
+def test_what_is_no_scale_in_short_is_refused(text):
+    with pytest.raises(InputError, match=r"Expected LOW:HIGH|cannot be reached|Take larger steps|at least two labels"):
+        ScoreScale.parse(text)
+
+
 @pytest.mark.parametrize("labels", [[1.0, 1.5], [True, False]])
 def test_labels_that_yaml_may_have_changed_are_refused(labels):
     with pytest.raises(InputError, match=r"Labels must be text, found .* quote them"):

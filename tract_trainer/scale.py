@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 
+MOST_LABELS = 1000
+
 BEFORE_PREFIX = 8  # tokens before the prefix, which its first one may be merged with
 
 BEHIND_LABEL = 8  # tokens that show whether a label goes on: 4.5, 10, "3 or 4"
@@ -80,10 +82,21 @@ class ScoreScale:
     @classmethod
     def steps(cls, low: float, high: float, step: float) -> "ScoreScale":
         """The scale `low, low + step, ..., high`, each written with as few digits as it takes: "1", "1.5", "2"."""
-        count = round((high - low) / step) if step > 0 else 0
+        count = round((high - low) / step) if step > 0 and math.isfinite((high - low) / step) else 0
         if abs(low + count * step - high) > 1e-6 * max(step, 0):
             raise InputError(f"{high:g} cannot be reached from {low:g} in steps of {step:g}.")
+        if count >= MOST_LABELS:
+            raise InputError(f"{low:g} to {high:g} in steps of {step:g} has {count + 1:,} labels. Take larger steps.")
         return cls([f"{round(low + i * step, 9) + 0.0:.9g}" for i in range(count + 1)])
+
+    @classmethod
+    def parse(cls, text: str) -> "ScoreScale":
+        """The scale that is written `LOW:HIGH` or `LOW:HIGH:STEP`, such as `1:10` or `1:5:0.5`."""
+        try:
+            low, high, step = map(float, (text if text.count(":") > 1 else f"{text}:1").split(":"))
+        except ValueError as error:
+            raise InputError(f"Expected LOW:HIGH or LOW:HIGH:STEP, e.g. 1:10 or 1:5:0.5; found {text!r}.") from error
+        return cls.steps(low, high, step)
 
     @property
     def low(self) -> float:

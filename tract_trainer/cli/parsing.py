@@ -18,6 +18,7 @@ import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from tract_trainer.errors import InputError
+from tract_trainer.scale import ScoreScale
 
 PLACES = ("data", "eval_data", "model", "model_name_or_path", "path", "record", "input", "output", "output_dir")
 
@@ -56,6 +57,7 @@ def parse(command: str, description: str, argv: Sequence[str], *kinds: Any, **de
         formatter_class=_Formatter,
     )
     parser.set_defaults(**defaults)
+    argv = _with_labels(argv)
     argv = list(itertools.chain(*(word.split("=", 1) if word.startswith("--config=") else [word] for word in argv)))
     if any(kind is ModelConfig or issubclass(kind, SFTConfig) for kind in kinds):
         parser.show_settings_of_trl("--help-all" in argv)
@@ -162,3 +164,13 @@ def _check_value(name: str, value: Any, choices: Any) -> None:
             raise InputError(f"{name} must be {bounds}, got {value}.")
     if choices and value is not None and value not in choices:
         raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+
+
+def _with_labels(argv: Sequence[str]) -> list[str]:
+    """`argv` with the labels that `--scale LOW:HIGH[:STEP]` is short for."""
+    words = list(itertools.chain(*(word.split("=", 1) if word.startswith("--scale=") else [word] for word in argv)))
+    if "--scale" not in words:
+        return words
+    place = words.index("--scale")
+    labels = ScoreScale.parse(" ".join(words[place + 1 : place + 2])).labels
+    return [*words[:place], "--score_labels", *labels, *words[place + 2 :]]

@@ -74,7 +74,7 @@ class RegressionAwareSFTConfig(SFTConfig):
 
     score_labels: list[str] = field(
         default_factory=lambda: ["1", "2", "3", "4", "5"],
-        metadata={"help": "Labels of the scale as written."},
+        metadata={"help": "Labels of the scale as written. --scale 1:10 and --scale 1:5:0.5 are short for numbers."},
     )
     score_values: list[float] | None = field(
         default=None, metadata={"help": "Value of each label. Defaults to the labels read as numbers."}
