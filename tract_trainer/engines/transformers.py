@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -49,6 +49,13 @@ REMINDER = logging.getLogger("transformers.generation.stopping_criteria")
 
 RECOVERY = 1.01
 """Growth of the batches with each one that fits into memory: a limit is doubled by 70 of them."""
+
+
+class Before(NamedTuple):
+    """The tokens of a row before its label, and the log-probability of each of `ScoreTokens.ids` behind them."""
+
+    tokens: list[int]
+    log_probs: list[float]
 
 
 class TransformersEngine:
@@ -168,7 +175,7 @@ class TransformersEngine:
                 state["rope_deltas"] = None
         written: list[list[int]] = [[] for _ in prompts]
         log_probs: list[list[list[float]]] = [[] for _ in prompts]  # (S, K) of each row; of `tokens.ids`
-        places, labels = Places(), {}  # of each row, where labels are several tokens
+        labels: dict[int, Any] = {}  # (K,) of each row that has ended, where labels are several tokens
         rows = list(range(len(prompts)))  # those that go on
         input_ids, attention_mask = self._left_padded(prompts)
         limit = self.max_length and self.max_length + self.tokens.depth
@@ -191,12 +198,11 @@ class TransformersEngine:
                 ended = ending.ended(sequences)
                 attention_mask = F.pad(attention_mask, (0, new.size(1)), value=1)
                 if self.trie is not None:
-                    done = [row for row, has_ended in zip(rows, ended.tolist(), strict=True) if has_ended]
-                    for row in done:
-                        self._read(prompts[row], written[row][: limits[row]], places.of(row))
-                    before = {row: [*prompts[row], *written[row][: places[row]]] for row in done if row in places}
-                    after = {row: log_probs[row][places[row]] for row in before}
-                    labels |= self._labels(self.trie, rows, before, after, cache, attention_mask)
+                    due = [
+                        self._before_label(prompts[row], written[row][: limits[row]], log_probs[row]) if end else None
+                        for row, end in zip(rows, ended.tolist(), strict=True)
+                    ]
+                    labels |= dict(zip(rows, self._labels(self.trie, due, cache, attention_mask), strict=True))
                 going_on = (~ended).nonzero()[:, 0]
                 rows = [rows[i] for i in going_on.tolist()]
                 input_ids, attention_mask = sequences[going_on], attention_mask[going_on]
@@ -211,41 +217,43 @@ class TransformersEngine:
     def _read(self, prompt: list[int], tokens: list[int], log_probs: Callable[[int], Any]) -> Rationale:
         return read_written(self.tokens, prompt, tokens, self.stop_ids, log_probs, self.lead)
 
+    def _before_label(self, prompt: list[int], tokens: list[int], log_probs: list[list[float]]) -> Before | None:
+        places = Places()
+        self._read(prompt, tokens, places.of(0))
+        return Before([*prompt, *tokens[: places[0]]], log_probs[places[0]]) if places else None
+
     def _labels(
-        self,
-        trie: LabelTrie,
-        rows: list[int],
-        before: dict[int, list[int]],
-        after: dict[int, list[float]],
-        cache: DynamicCache | None,
-        attention_mask: Tensor,
-    ) -> dict[int, tuple[float, ...]]:
+        self, trie: LabelTrie, due: list[Before | None], cache: DynamicCache | None, attention_mask: Tensor
+    ) -> list[tuple[float, ...] | None]:
         """
-        Log-probability of each label, `(K,)`, in some of the rows of a batch.
+        Log-probability of each label, `(K,)`, in the rows of a batch that have one.
 
         Args:
-            rows (`list[int]`): numbers of the rows of the batch.
-            before (`dict[int, list[int]]`): tokens before the label, by the numbers of the rows that have one.
-            after (`dict[int, list[float]]`): log-probability of each of `tokens.ids` behind them.
+            due (`list[Before]`): what stands before the label of each row, or `None`.
             cache (`DynamicCache`, *optional*): keys and values of all rows, which is left as it is.
             attention_mask (`torch.Tensor`): which tokens of the batch are no padding, `(B, T)`.
         """
-        owner = _owner(self.model)
-        if not before:
-            return {}
-        if cache is None or any(layer.is_sliding for layer in cache.layers) or not appends_tokens(owner):
-            return dict(zip(before, self._score_batch(list(before.values())), strict=True))
-        nth = attention_mask[:, : cache.get_seq_length()].cumsum(-1)  # (B, T)
-        lengths = torch.tensor([len(before.get(row, [0])) for row in rows], device=nth.device)
-        kwargs = behind_cache(owner, trie, (nth > 0) & (nth <= lengths[:, None]))
+        rows = [before.tokens for before in due if before is not None]
+        if not rows:
+            return [None] * len(due)
+        if cache is None or any(layer.is_sliding for layer in cache.layers) or not appends_tokens(_owner(self.model)):
+            read = iter(self._score_batch(rows))
+            return [None if before is None else next(read) for before in due]
+        found = trie.label_log_probs(self._behind(trie, due, cache, attention_mask)).tolist()
+        return [None if before is None else tuple(of_row) for before, of_row in zip(due, found, strict=True)]
+
+    def _behind(self, trie: LabelTrie, due: list[Before | None], cache: DynamicCache, attention_mask: Tensor) -> Tensor:
+        """Log-probabilities at each inner node behind the rows in `cache`, `(B, J, V)`; see [`_labels`]."""
+        nth = attention_mask[:, : cache.get_seq_length()].cumsum(-1)  # (B, T): 0 for padding
+        lengths = torch.tensor([1 if before is None else len(before.tokens) for before in due], device=nth.device)
+        kwargs = behind_cache(_owner(self.model), trie, (nth > 0) & (nth <= lengths[:, None]))
         logits = self.model(**kwargs, past_key_values=cache, use_cache=True).logits.float()  # (B, J - 1, V)
         cache.crop(-logits.size(1))
         root = torch.full_like(logits[:, :1], -torch.inf)
-        for i, row in enumerate(rows):
-            if row in after:
-                root[i, 0, list(self.tokens.ids)] = torch.tensor(after[row], device=root.device)
-        found = trie.label_log_probs(torch.cat([root, logits - log_total(logits)], dim=1)).tolist()
-        return {row: tuple(found[i]) for i, row in enumerate(rows) if row in before}
+        for i, before in enumerate(due):
+            if before is not None:
+                root[i, 0, list(self.tokens.ids)] = torch.tensor(before.log_probs, device=root.device)
+        return torch.cat([root, logits - log_total(logits)], dim=1)
 
     def _prompts_read_once(self, prompts: list[list[int]]) -> DynamicCache | None:
         """
