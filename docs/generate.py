@@ -15,9 +15,10 @@ from trl import ModelConfig, SFTConfig
 
 from tract_trainer.cli import commands
 from tract_trainer.cli.main import COMMANDS
+from tract_trainer.cli.parsing import importance
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
-PLACES = {"compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
+POSITIONAL = {"compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
 
 
 class _Parsed(Exception):
@@ -37,13 +38,14 @@ def command_line() -> str:
     ]
     for command, what in COMMANDS.items():
         kinds = _kinds(command)
-        page += [f"## tract {command}{PLACES.get(command, '')}", "", f"{what[0].upper()}{what[1:]}.", ""]
+        page += [f"## tract {command}{POSITIONAL.get(command, '')}", "", f"{what[0].upper()}{what[1:]}.", ""]
         if ModelConfig in kinds:
             page += ["Also takes the [settings of the score](#settings-of-the-score) and all settings of `SFTConfig` "
                      "and `ModelConfig`.", ""]  # fmt: skip
         named = {field.name: field for kind in kinds for field in fields(kind)}
         known = {*of_trl, *(field.name for field in of_score)} if ModelConfig in kinds else set()
-        page += _table([field for name, field in named.items() if name not in known])
+        own = [field for name, field in named.items() if name not in known]
+        page += _table(sorted(own, key=lambda field: importance(field.name)))
     return "\n".join([*page, "## Settings of the score", "", *_table(of_score)])
 
 
@@ -53,7 +55,7 @@ def _table(settings: "list[Field[Any]]") -> list[str]:
 
 
 def _kinds(command: str) -> tuple[Any, ...]:
-    def parse(_name: str, _description: str, _argv: Any, *kinds: Any, **_defaults: Any) -> None:
+    def parse(_name: str, _argv: Any, *kinds: Any, **_options: Any) -> None:
         raise _Parsed(*kinds)
 
     with mock.patch.object(commands, "parse", parse):

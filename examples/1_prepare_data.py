@@ -18,10 +18,10 @@ from typing import Any
 
 from datasets import load_dataset
 from rich.console import Console
+from transformers import AutoTokenizer
 from trl import ModelConfig, TrlParser
 
-from tract_trainer import RegressionAwareSFTConfig
-from tract_trainer.cli.pipeline import training_data
+from tract_trainer import RegressionAwareSFTConfig, training_rows
 from tract_trainer.training.inspection import inspect_dataset, view
 
 
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, args, model = parser.parse_args_and_config(argv)
     records = [record_of(row) for row in load_dataset(data.data, split=data.split)]
     training, held_out = records[: -data.held_out], records[-data.held_out :]
-    rows = training_data(training, args, model)  # prompt, completion, score
+    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    rows = training_rows(training, args, tokenizer)  # prompt, completion, score
     Console().print(view(inspect_dataset(rows, args, model), count=2))
     folder = Path(args.output_dir)
     rows.to_parquet(folder / "rows.parquet")

@@ -85,6 +85,21 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_package():
             assert any(part in text for text in known), f"{message}: {part!r} is in no message"
 
 
+def settings_given(page):
+    """Each `tract` command that a page prints, and the names of the settings that it gives."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for command, given in re.findall(r"(?:\btract|-m tract_trainer) ([a-z]+)\b([^`\n]*)", text):
+        yield command, re.findall(r"--(\w+)", given)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in OTHER_PAGES)], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_have_the_settings_that_it_gives(page, generate):
+    for command, given in settings_given(page):
+        if command in generate.COMMANDS:
+            known = {field.name for kind in generate._kinds(command) for field in generate.fields(kind)}
+            assert not set(given) - known - {"config", "help"}, f"tract {command}"
+
+
 def anchors(page):
     heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
     return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
@@ -115,14 +130,11 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.parametrize("name", ["paper_mistral", "paper_llama"])
 def test_the_configs_of_the_paper_hold_settings_of_tract_run(name, monkeypatch):
     seen = {}
-    monkeypatch.setattr(
-        "tract_trainer.cli.run.run_pipeline", lambda *args, **_: seen.update(args=args) or {Path("x"): {}}
-    )
-    monkeypatch.setattr(commands, "show", lambda *args: None)
-    monkeypatch.setattr(commands, "_rows", lambda data: [])
+    monkeypatch.setattr(commands, "run_pipeline", lambda *args: seen.update(args=args) or {Path("x"): {}})
+    monkeypatch.setattr(commands, "_show", lambda *args: None)
     path = ROOT / "examples" / f"{name}.yaml"
     commands.run(["--config", str(path), "--data", "x.json", "--bf16", "false", "--use_cpu", "true"])
-    args, model = seen["args"][2:4]
+    args, model = seen["args"][1:3]
     assert (args.learning_rate, args.num_train_epochs, args.max_length, args.warmup_steps) == (1e-5, 2, 3000, 0.1)
     assert (model.lora_r, model.lora_alpha, model.use_peft) == (8, 16, True)
     assert args.gradient_accumulation_steps * args.per_device_train_batch_size == 8

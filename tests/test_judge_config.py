@@ -58,10 +58,18 @@ def test_training_arguments_make_the_config(tmp_path):
     assert args.judge_config(True).prompt_template == "{{ response }}"
 
 
-def test_a_file_with_its_three_required_keys_gets_the_defaults_for_the_rest(tmp_path):
-    minimal = {"score_labels": ["1", "2"], "score_values": [1, 2], "score_prefix": PREFIX}
+def test_a_file_with_its_required_keys_gets_the_defaults_for_the_rest(tmp_path):
+    minimal = {"score_labels": ["1", "2"], "score_prefix": PREFIX}
     (tmp_path / "judge_config.json").write_text(json.dumps(minimal))
     assert JudgeConfig.load(tmp_path) == JudgeConfig(["1", "2"], [1, 2], PREFIX)
+
+
+def test_labels_that_are_numbers_are_their_values_as_in_training(tmp_path):
+    args = RegressionAwareSFTConfig(str(tmp_path), score_labels=["1", "2.5"], use_cpu=True, bf16=False)
+    config = JudgeConfig(["1", "2.5"])
+    assert config.score_values == [1.0, 2.5] and config == args.judge_config(conversational=True)
+    with pytest.raises(InputError, match=r"^The labels \['A', 'B'\] are not all numbers"):
+        JudgeConfig(["A", "B"])
 
 
 def test_a_folder_without_the_file_is_refused_with_how_to_write_it(tmp_path):
@@ -93,7 +101,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones(tmp_path):
         JudgeConfig.load(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["score_labels", "score_values", "score_prefix"])
+@pytest.mark.parametrize("key", ["score_labels", "score_prefix"])
 def test_a_missing_key_is_refused_by_name(tmp_path, key):
     FULL.save(tmp_path)
     path = tmp_path / "judge_config.json"

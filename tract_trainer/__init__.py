@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tract_trainer.training.callback import JudgeCallback
     from tract_trainer.training.collator import DataCollatorForScoredCompletion
     from tract_trainer.training.config import RegressionAwareSFTConfig
+    from tract_trainer.training.rows import training_rows
     from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
 # Names are imported when first used: `import tract_trainer` loads no torch.
@@ -34,6 +35,7 @@ _MODULES = {
     "generate_cot_dataset": "rationales.generation",
     "load_benchmark": "data.benchmarks",
     "push_dataset": "hub.pushing",
+    "training_rows": "training.rows",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "generate_cot_dataset",
     "load_benchmark",
     "push_dataset",
+    "training_rows",
 ]
 
 

@@ -67,8 +67,8 @@ class JudgeConfig:
 
     Args:
         score_labels (`list[str]`): labels of the scale.
-        score_values (`list[float]`): value of each label.
-        score_prefix (`str`): the text right before the label.
+        score_values (`list[float]`, *optional*): value of each label. If `None`, the labels read as numbers.
+        score_prefix (`str`, *optional*, defaults to `"So the overall score is "`): the text right before the label.
         renormalize_scores (`bool`): whether the distribution over the scale is divided by its sum.
         conversational (`bool`): whether a prompt is a user turn of the chat template, or plain text.
         prompt_template (`str`): Jinja template that renders a record into a prompt.
@@ -78,8 +78,8 @@ class JudgeConfig:
     """
 
     score_labels: list[str]
-    score_values: list[float]
-    score_prefix: str
+    score_values: list[float] = None  # type: ignore[assignment]  # never None once it is made
+    score_prefix: str = DEFAULT_PREFIX
     renormalize_scores: bool = False
     conversational: bool = True
     prompt_template: str = DEFAULT_TEMPLATE
@@ -127,7 +127,7 @@ class JudgeConfig:
         if not isinstance(found, dict):
             raise InputError(f"{path} must hold a JSON object, found {found!r:.80}. Train the judge again.")
         known = {f.name for f in fields(cls)}
-        required = {"score_labels", "score_values", "score_prefix"}
+        required = {"score_labels", "score_prefix"}
         if unknown := sorted(set(found) - known):
             raise InputError(f"{path} holds unknown keys {unknown}; known are {sorted(known)}. Is tract-trainer older?")
         if missing := sorted(required - set(found)):

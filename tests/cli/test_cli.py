@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -16,22 +15,18 @@ from trl import ModelConfig
 
 from tract_trainer import RegressionAwareSFTConfig
 from tract_trainer._distributed import file_lock
-from tract_trainer.cli.arguments import RunArguments, SamplingArguments
+from tract_trainer.cli import commands
 from tract_trainer.cli.main import COMMANDS, main
-from tract_trainer.cli.run import _settings, _split
+from tract_trainer.cli.pipeline import training_data
+from tract_trainer.cli.run import learned_settings, split
+from tract_trainer.data.datasets import as_dataset
+from tract_trainer.data.reading import read_rows
 from tract_trainer.errors import InputError
 
 DRAW = ["--max_new_tokens", "60", "--repetition_penalty", "1.0", "--top_p", "0.5"]
 
 
 # Start-up
-
-
-def refused(capsys, *argv):
-    """The message that a mistake ends with."""
-    assert main([str(argument) for argument in argv]) == 2
-    message = capsys.readouterr().err.strip().splitlines()
-    return message[-1] if len(message) == 1 else "\n".join(message)
 
 
 def test_importing_the_package_loads_no_torch():
@@ -78,7 +73,10 @@ def test_a_choice_from_the_yaml_is_checked(tmp_path, refused):
 @pytest.mark.parametrize("engine", ["server", "vlm"])
 def test_a_run_takes_the_engines_that_load_a_judge(tmp_path, refused, engine):
     message = refused("run", "--engine", engine, "--use_cpu", "--bf16", "false")
-    assert f"use engine transformers or vllm, not '{engine}'. To write the rationales with servers" in message
+    assert "--engine" in message and f"invalid choice: '{engine}'" in message
+    (tmp_path / "x.yaml").write_text(f"engine: {engine}\n")
+    message = refused("run", "--config", tmp_path / "x.yaml", "--use_cpu", "--bf16", "false")
+    assert message == f"tract run: error: engine must be one of transformers, vllm, got '{engine}'."
 
 
 def test_a_missing_yaml_is_named(refused):
@@ -138,11 +136,11 @@ def test_what_a_library_refuses_is_one_line(seed_folder, records_file, tmp_path,
 @pytest.mark.parametrize(
     ("yaml_text", "message"),
     [
-        ("num_cots: 1.5", "num_cots must be a whole number, found 1.5 in the file of --config."),
-        ("temperature: [1]", "temperature must be a number, found [1] in the file of --config."),
-        ("temperature: true", "temperature must be a number, found True in the file of --config."),
-        ("model: 3", "model must be text, found 3 in the file of --config."),
-        ("max-new-tokens: null", "max_new_tokens must be a whole number, found None in the file of --config."),
+        ("num_cots: 1.5", "invalid int value: '1.5'. tract generate --help lists the settings."),
+        ("temperature: [1]", "temperature must be a single value, found [1] in the file of --config."),
+        ("temperature: true", "invalid float value: 'True'."),
+        ("model: [3]", "model must be a single value, found [3] in the file of --config."),
+        ("max-new-tokens: null", "max_new_tokens must be a single value, found None in the file of --config."),
     ],
 )
 def test_a_value_of_another_type_in_a_yaml_is_refused(tmp_path, refused, yaml_text, message):
@@ -157,14 +155,12 @@ def test_a_file_has_no_splits(seed_folder, records_file, tmp_path, refused):
 
 def test_copies_of_a_record_are_on_one_side():
     rows = [{"prompt": str(number % 10), "score": 3} for number in range(40)]
-    held_out, training = _split(rows, None, 0.3, seed=0)
+    held_out, training = split(rows, None, 0.3, seed=0)
     assert len(held_out) == 12 and len(training) == 28
     assert not {row["prompt"] for row in held_out} & {row["prompt"] for row in training}
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    import tract_trainer.cli.commands as commands
-
     def broken(_argv):
         raise ValueError("a bug")
 
@@ -194,15 +190,6 @@ def test_one_record_is_judged_and_printed(judge_folder, tmp_path, capsys):
     judgment = json.loads(capsys.readouterr().out)
     assert judgment["score"] == pytest.approx(4, abs=0.2) and judgment["rationale"].strip() == RATIONALES[0]
     assert set(judgment["probs"]) == set("12345") and judgment["labels"] == ["4"] * 3
-
-
-def test_parquet_files_are_read(tmp_path):
-    from datasets import Dataset
-
-    from tract_trainer.data.reading import read_rows
-
-    Dataset.from_list([{"prompt": "a", "completion": "b", "score": 1.0}]).to_parquet(tmp_path / "train.parquet")
-    assert read_rows(str(tmp_path / "train.parquet"))[0]["score"] == 1.0
 
 
 def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, capsys):
@@ -286,7 +273,7 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     config.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
     assert main(["run", "--config", str(config)]) == 0
     shown = capsys.readouterr().out
-    assert "Stage 1 on 18 annotated rationales of 6 records" in shown and "RAIL" in shown
+    assert "Stage 1 on 18 annotated rationales" in shown and "RAIL" in shown
     folder = Path(settings["output_dir"])
     first = json.loads((folder / "evaluation.json").read_text())
     assert first["methods"]["RAIL"]["n"] == 2
@@ -352,13 +339,9 @@ def test_what_a_later_step_would_refuse_a_run_refuses_first(
     assert not Path("run", "stage1").exists() and not Path("run", "settings.json").exists()
 
 
-@pytest.mark.parametrize("by", ["deepspeed", "fsdp"])
-def test_a_run_that_shards_is_refused_first(tmp_path, by):
-    from tract_trainer.cli.run import run_pipeline
-
-    args = SimpleNamespace(**{"deepspeed": None, "fsdp": None, by: "a.json"})
-    with pytest.raises(InputError, match=f"and {by} shards it"):
-        run_pipeline([], None, args, ModelConfig("seed"), SamplingArguments(), RunArguments())
+def test_a_run_that_shards_is_refused_first(refused):
+    message = refused("run", "--model_name_or_path", "seed", "--output_dir", "run", "--fsdp", "full_shard", *CPU)
+    assert "and fsdp shards it. Take the steps one by one: tract sft that way" in message
 
 
 def test_how_rationales_are_drawn_may_change_until_stage_2_begins(
@@ -419,7 +402,7 @@ def test_two_trainings_do_not_write_to_one_folder(seed_folder, records_file, tmp
 def test_what_is_learned_is_told_from_how_it_is_loaded_and_logged():
     def settings(**changes):
         args = RegressionAwareSFTConfig("x", use_cpu=True, bf16=False, **changes)
-        return _settings([], None, args, ModelConfig("seed"), RunArguments())
+        return learned_settings(args, ModelConfig("seed"))
 
     assert settings() == settings(project="another", dataloader_num_workers=2, dataloader_pin_memory=False)
     assert settings() != settings(dataloader_drop_last=True)
@@ -435,10 +418,6 @@ def test_two_runs_do_not_write_to_one_folder(seed_folder, records_file, tmp_path
 
 
 def test_a_csv_is_trained_on_as_it_stands(seed_folder, tmp_path):
-    from tract_trainer.cli.pipeline import training_data
-    from tract_trainer.data.datasets import as_dataset
-    from tract_trainer.data.reading import read_rows
-
     (tmp_path / "a.csv").write_text(
         "instruction,response,rubric,rationale,score\nSay it.,007,NA,None,4.5\nb,1e5,c,d,3\n"
     )
@@ -455,8 +434,6 @@ def test_a_csv_is_trained_on_as_it_stands(seed_folder, tmp_path):
 
 
 def test_records_with_a_column_of_trls_name_are_records(seed_folder, tmp_path):
-    from tract_trainer.cli.pipeline import training_data
-
     record = {"instruction": "a", "response": "b", "rubric": "c", "rationale": "d", "score": 4, "text": "a note"}
     args = RegressionAwareSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
     dataset = training_data([record], args, ModelConfig(model_name_or_path=str(seed_folder)))
@@ -511,20 +488,20 @@ def test_a_file_of_records_without_a_score_is_an_error_after_it_is_written(judge
     assert len(json.loads(output.read_text())["judgments"]) == 3
 
 
-def test_an_evaluation_keeps_its_config_and_the_files_of_others(judge_folder, tmp_path, capsys):
+def test_an_evaluation_keeps_its_config_and_the_files_of_others(judge_folder, tmp_path, refused):
     data, config, entries = (tmp_path / name for name in ("d.json", "eval.yaml", "eval-model-index.yaml"))
     data.write_text(json.dumps([{"prompt": f"Rate {i}.", "score": 1 + i} for i in range(3)]))
     config.write_text(f"model: {judge_folder}\ndata: {data}\nnum_cots: 0\n")
     argv = ["evaluate", "--config", config, "--output", tmp_path / "eval.json"]
     entries.write_text("mine: true\n")
-    assert "eval-model-index.yaml exists, and tract did not write it." in refused(capsys, *argv)
+    assert "eval-model-index.yaml exists, and tract did not write it." in refused(*argv)
     assert entries.read_text() == "mine: true\n" and not (tmp_path / "eval.json").exists()
     entries.unlink()
     for _ in range(2):
         assert main([str(word) for word in argv]) == 0
         assert config.read_text().startswith("model: ") and "model-index" in yaml.safe_load(entries.read_text())
     (tmp_path / "README.md").write_text("Mine.")
-    assert "README.md exists" in refused(capsys, *argv[:-1], tmp_path / "README.json")
+    assert "README.md exists" in refused(*argv[:-1], tmp_path / "README.json")
     assert main([str(word) for word in [*argv[:-1], tmp_path / "README.json", "--overwrite", "true"]]) == 0
 
 

@@ -191,6 +191,8 @@ def test_the_ends_of_a_scale_are_on_it():
     check_scale(scored_records([{"score": 1}, {"score": "5"}]), FIVE)
     third = [{"score": float(np.float32(0.3))}]  # .3 as float32 has it is a little above
     check_scale(third, ScoreScale(["a", "b", "c"], [0.1, 0.2, 0.3]))
+    with pytest.raises(InputError, match=r"^The gold score of record 0 is 5\.01, off the scale of 1 to 5\."):
+        check_scale([{"score": 5.01}], FIVE)
 
 
 # Files

@@ -103,7 +103,8 @@ def test_a_csv_file_may_have_long_cells(tmp_path):
         ("a.json", "[" * 100_000, r"a\.json is not valid JSON: "),
         ("a.json", '{"a": 1, "b": {}}', r"a\.json must hold a list of records, or an object of records by their ids; "),
         ("a.json", '{"data": [1]}', r"Record 0 of .*a\.json must be an object, found 1\."),
-        ("a.jsonl", '{"prompt": "\\ud83d"}', r"Record 0 of .*a\.jsonl holds '\\ud83d', half of a character\."),
+        ("a.jsonl", '{"prompt": "\\ud83d"}', r"a\.jsonl, line 1, holds '\\ud83d', half of a character, after "),
+        ("a.json", '[{"prompt": "Right \\ud83d"}]', r"a\.json holds '\\ud83d', half of a character, after .*Right '\."),
         ("a.txt", "7", r"a\.txt must be a \.json, \.jsonl, \.csv or \.parquet file, found '\.txt'\.$"),
     ],
 )
@@ -111,6 +112,12 @@ def test_a_file_that_cannot_be_read_is_one_sentence(name, text, message, tmp_pat
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_rows(tmp_path / name)
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "a.json").write_bytes('[{"prompt": "caf\u00e9"}]'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"a\.json must be in UTF-8: .* Save it in that encoding\.$"):
+        read_rows(tmp_path / "a.json")
 
 
 def test_a_source_without_a_name_and_a_split_of_a_file_are_refused(tmp_path, monkeypatch):
@@ -156,24 +163,3 @@ def test_a_rubric_is_a_text_or_its_file(tmp_path):
         (tmp_path / "rubric.json").write_text(text)
         with pytest.raises(InputError, match=r"rubric\.json must hold a rubric, text or a JSON object, found "):
             read_rubric(str(tmp_path / "rubric.json"))
-
-
-# Groups
-
-
-@pytest.mark.parametrize(
-    ("columns", "groups"),
-    [
-        ({"group": ["a", "a", "b"]}, ["a", "a", "b"]),
-        ({"idx": [1, 1, 2]}, [1, 1, 2]),
-        ({"idx": [1, 2, 3], "orig_instruction": ["x", "y", "x"]}, ["x", "y", "x"]),  # a number of the row
-        ({"group": ["a", None, "a"], "idx": [1, 2, 3]}, None),
-    ],
-)
-def test_records_of_ones_own_have_the_groups_that_a_column_tells(columns, groups, tmp_path):
-    rows = [
-        {"prompt": f"Rate {i}.", "score": 3, **{name: values[i] for name, values in columns.items()}} for i in range(3)
-    ]
-    records = own_benchmark(write(tmp_path / "a.jsonl", rows))
-    expected = columns.get("group", [None] * 3) if groups is None else groups
-    assert [record.get("group") for record in records] == expected

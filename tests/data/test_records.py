@@ -145,10 +145,22 @@ def test_an_empty_field_is_named_as_such():
         prompt({**RECORD, "rubric": ""})
 
 
-@pytest.mark.parametrize("given", [7, {"role": "user"}, ["a"], [{"role": "assistant", "content": "5"}]])
-def test_a_prompt_that_asks_for_nothing_is_refused(given):
+USER, EMPTY = {"role": "user", "content": "Rate."}, {"role": "assistant", "content": None}
+
+
+@pytest.mark.parametrize("name", ["prompt", "messages"])
+@pytest.mark.parametrize(
+    "given",
+    [7, {"role": "user"}, ["a"], [{"role": "assistant", "content": "5"}], [{"role": "user"}], [USER, EMPTY]],
+)
+def test_a_prompt_that_asks_for_nothing_is_refused(given, name):
     with pytest.raises(InputError, match="must be text, or messages with `role` and `content` that ask for something"):
-        prompt({"prompt": given})
+        prompt({name: given})
+
+
+def test_a_turn_that_calls_a_tool_needs_no_content():
+    called = {**EMPTY, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    assert prompt({"prompt": [USER, called, USER]}) == [USER, called, USER]
 
 
 def test_the_first_record_without_a_prompt_is_named_by_its_number():
@@ -168,19 +180,6 @@ def test_the_first_record_without_a_prompt_is_named_by_its_number():
 )
 def test_only_what_closes_a_rationale_is_cut_off(text, kept):
     assert annotated_rationales({"rationale": text}, PREFIX) == [kept]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('[{"prompt": "caf\u00e9"}]'.encode("latin-1"), "must be in UTF-8"),
-        (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', "Record 1 of .* half of a character"),
-    ],
-)
-def test_characters_that_no_tokenizer_reads_are_named(tmp_path, content, message):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read_rows(tmp_path / "a.json")
 
 
 def test_whole_characters_are_read_however_they_are_written(tmp_path):

@@ -10,6 +10,7 @@ from tiny import PREFIX, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoTokenizer
 
 from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer
+from tract_trainer.data.records import check_prompts
 from tract_trainer.data.rendering import RecordRows, asked_length, pin_date, prompt_ids, row_ids, separator_of
 from tract_trainer.errors import InputError
 
@@ -121,10 +122,15 @@ def test_the_thinking_block_would_have_been_asked_with_before():
 
 def test_a_template_that_drops_a_part_of_the_prompt_from_rows_is_refused_with_both_renderings(tmp_path):
     tokenizer = tokenizer_of(DROPS_SYSTEM)
-    with pytest.raises(InputError, match="renders a prompt differently alone and before an answer") as caught:
+    with pytest.raises(InputError, match="renders a prompt differently with and without an answer") as caught:
         trainer_of(tmp_path, tokenizer, rows_with(PREFIX, system=True))
     lines = str(caught.value).splitlines()
-    assert "alone:" in lines[1] and "system" in lines[1] and "before an answer:" in lines[2] and "user" in lines[2]
+    assert (
+        "without an answer:" in lines[1]
+        and "system" in lines[1]
+        and "with an answer:" in lines[2]
+        and "user" in lines[2]
+    )
     trainer_of(tmp_path, tokenizer, rows_with(PREFIX))  # without a system's turn nothing is dropped
 
 
@@ -135,7 +141,7 @@ def test_a_judge_is_refused_such_a_prompt_too():
     record = {"prompt": [{"role": "system", "content": "You judge."}, {"role": "user", "content": "Rate it."}]}
     assert rows.prompt_ids(record)
     tokenizer.chat_template = DROPS_SYSTEM
-    with pytest.raises(InputError, match="differently alone and before an answer"):
+    with pytest.raises(InputError, match="differently with and without an answer"):
         rows.prompt_ids(record)
 
 
@@ -250,6 +256,21 @@ def test_a_text_repeated_in_the_prompt_is_no_end_of_it():
 )
 def test_the_separator_is_that_of_most_rows(texts, expected):
     assert separator_of(texts, PREFIX) == expected
+
+
+# As Gemma's: it takes no system turn.
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}"
+
+
+def test_a_record_that_the_chat_template_refuses_is_named():
+    tokenizer, config = make_tokenizer("qwen"), trained_config()
+    tokenizer.chat_template = template(before=NO_SYSTEM)
+    rows = RecordRows(tokens_of(tokenizer, config), config)
+    user, system = ({"role": role, "content": "Rate."} for role in ("user", "system"))
+    check_prompts([{"prompt": [user]}], rows.prompt_ids)
+    message = r"^Record 1: The chat template refuses messages of the roles \['system', 'user'\]: No system role here$"
+    with pytest.raises(InputError, match=message):
+        check_prompts([{"prompt": [user]}, {"prompt": [system, user]}], rows.prompt_ids)
 
 
 def test_control_tokens_that_get_into_a_prompt_are_refused():

@@ -335,6 +335,8 @@ def test_the_digest_is_of_questions_and_gold_scores(records, tmp_path):
     first = digest_of(records)
     assert digest_of([{**record, "note": "x"} for record in records]) == first
     assert digest_of([{**records[0], "score": 2.0}, *records[1:]]) != first
+    rated = [digest_of([{**records[0], "gold_ratings": of}, *records[1:]]) for of in ([1, 1], [0, 2])]
+    assert len({first, *rated}) == 3  # the calibration is that of each rating
     assert digest_of([{**records[0], "instruction": "Record 0 is worth 2."}, *records[1:]]) != first
     assert digest_of(records[:-1]) != first
 
@@ -588,3 +590,22 @@ def test_pairs_of_one_instruction_are_a_group(tmp_path):
     result = evaluate(fake_judge(of_response), read_pairs(asked), "mine", tmp_path / "r.json", 2)
     assert [row["group"] for row in result["judgments"]] == [0, 0, 1, 1, 1, 1, 3, 3]
     assert result["methods"]["RAIL"]["accuracy_ci"] == [None, None]  # three groups are too few
+
+
+def test_rows_of_an_interrupted_evaluation_take_group_and_gold_from_the_records(tmp_path, monkeypatch):
+    """Older versions wrote them into the unfinished rows, pairs without a group."""
+    pairs, path = read_pairs(PAIRS), tmp_path / "r.json"
+    whole = evaluate(fake_judge(of_response), pairs, "mine", tmp_path / "whole.json", 2)
+
+    def stopped(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tract_trainer.evaluation.evaluate.finished_rows", stopped)
+        evaluate(fake_judge(of_response), pairs, "mine", path, 2)
+    begun = tmp_path / "r.unfinished" / "process-00000.jsonl"
+    rows = [{**json.loads(line), "subset": "older", "side": "older"} for line in begun.read_text().splitlines()]
+    assert not any("group" in row for row in rows)
+    begun.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = fake_judge(of_response)
+    assert evaluate(judge, pairs, "mine", path, 2) == whole and judge.engine.generated == 0

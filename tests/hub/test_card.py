@@ -23,6 +23,9 @@ from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.training.saving import RECORD
 
 FEW = {"steps": 2}
+OTHERS = {
+    "task": {"type": "z"}, "dataset": {"name": "y", "type": "y"}, "metrics": [{"type": "f1", "value": 0.5}]
+}  # fmt: skip
 
 
 def result(name="flask", digest="d1", num_cots=1, pearson=0.61):
@@ -230,7 +233,7 @@ def test_what_was_written_by_hand_survives_and_the_rest_is_written_anew(saved):
         "tags": ["mine", *card.data.to_dict()["tags"]],
         "pipeline_tag": "text-ranking",
     }
-    others = [{"name": "x", "results": [{"dataset": {"name": "y"}, "task": {}, "metrics": []}]}]
+    others = [{"name": "x", "results": [OTHERS]}]
     text = card.text.replace("# judge", "# My judge\n\nBefore it.").replace("| Seed | 42 |", "| Seed | no |")
     before, mine = card.data.to_dict(), {**own, "model-index": others}
     for name, value in mine.items():
@@ -333,9 +336,6 @@ def test_a_template_that_is_none_for_records_is_asked_with_a_ready_prompt(tmp_pa
 
 def test_results_are_added_with_intervals_and_n_and_replaced_by_newer_ones(saved):
     trainer, folder = saved
-    card = read_card(folder)
-    card.data["model-index"] = [{"name": "x", "results": []}]
-    write_card(folder, card)
     for found in (result(), result("mt bench", "d2"), result(num_cots=8), result(pearson=0.65)):
         add_results(folder, found)
     text = (folder / "README.md").read_text()
@@ -343,8 +343,8 @@ def test_results_are_added_with_intervals_and_n_and_replaced_by_newer_ones(saved
     for row in ("flask | 1 | RAIL: {} | 0.650", "flask | 8 | RAIL: {} | 0.610", "mt bench | 1 | decoded: {} | 0.610"):
         assert text.count(f"| {row.format(figure)} |") == 1
     assert text.count("| flask | 1 |") == 2 and "No evaluation" not in text
-    other, own = read_card(folder).data.to_dict()["model-index"]
-    assert other == {"name": "x", "results": []} and own["name"] == "judge"
+    (own,) = read_card(folder).data.to_dict()["model-index"]
+    assert own["name"] == "judge"
     shown = [(r["dataset"]["name"], r["dataset"]["args"]["num_cots"], r["metrics"][0]["value"]) for r in own["results"]]
     assert shown == [("mt bench", 1, 0.61), ("flask", 8, 0.61), ("flask", 1, 0.65)]
     assert "95 % interval 0.500 to 0.700, n = 90, 10 unscored" in own["results"][0]["metrics"][0]["name"]
@@ -355,20 +355,16 @@ def test_results_are_added_with_intervals_and_n_and_replaced_by_newer_ones(saved
 
 def test_results_of_other_weights_are_dropped(saved):
     trainer, folder = saved
-    card = read_card(folder)
-    others = {"dataset": {"name": "y", "type": "y"}, "task": {"type": "z"}, "metrics": []}
-    card.data["model-index"] = [{"name": "judge", "results": [others]}]
-    write_card(folder, card)
+    readme = (folder / "README.md").read_text()
+    index = yaml.safe_dump({"model-index": [{"name": "mine", "results": [OTHERS]}]})
+    (folder / "README.md").write_text(readme.replace("---\n", f"---\n{index}", 1))
     add_results(folder, result())
-    theirs, ours = read_card(folder).data["model-index"]
-    assert theirs == {"name": "judge", "results": [others]} and len(ours["results"]) == 1
-    card = read_card(folder)
-    card.data["model-index"] = [{"name": "judge", "results": [others, *ours["results"]]}]  # moved together by hand
-    write_card(folder, card)
+    (found,) = read_card(folder).data.to_dict()["model-index"]
+    assert found["name"] == "mine" and found["results"][0] == OTHERS and len(found["results"]) == 2
     trainer.args.max_steps = 3
     trainer.train()
     trainer.save_model()
-    assert read_card(folder).data.to_dict()["model-index"] == [{"name": "judge", "results": [others]}]
+    assert read_card(folder).data.to_dict()["model-index"] == [{"name": "mine", "results": [OTHERS]}]
     assert "| flask |" not in (folder / "README.md").read_text()
     assert "No evaluation of these weights has been added yet." in lines(folder)
 

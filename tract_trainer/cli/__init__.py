@@ -1,4 +1,5 @@
-"""A command line becomes a call of one of the other rooms.
+"""The `tract` command. Each command reads its settings, calls other rooms, and prints a table or writes files.
 
-Takes arguments and YAML files; gives files, tables and an exit code. `tract` and `python -m tract_trainer` call it.
+`parsing` and `arguments` read the settings. `commands` has a function for each command; `pipeline` and `run` do the
+work that needs more than one call.
 """

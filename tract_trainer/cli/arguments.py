@@ -1,4 +1,4 @@
-"""The arguments of the commands that are not TRL's: dataclasses for TRL's parser, so YAML files work too."""
+"""The settings of the commands that are not TRL's, as dataclasses for TRL's parser."""
 
 import contextlib
 import json
@@ -7,14 +7,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tract_trainer.data.benchmarks import BENCHMARKS
-from tract_trainer.data.reading import read_rubric
+from tract_trainer.data.reading import Rows, read_rows, read_rubric
 from tract_trainer.engines.base import ENGINES, Sampling
+from tract_trainer.errors import InputError
 from tract_trainer.evaluation.methods import METHODS
 from tract_trainer.scale import ScoreScale
 
 
 def json_object(name: str, given: Any, example: str) -> dict[str, Any] | None:
-    """A mapping, given as such in a YAML file or as JSON; `None` where it is not given."""
+    """A mapping from a YAML file, or written as JSON."""
     found = given
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(given) if isinstance(given, str) else given
@@ -25,12 +26,12 @@ def json_object(name: str, given: Any, example: str) -> dict[str, Any] | None:
 
 @dataclass
 class RecordFormat:
-    """How the records at hand become the records that tract reads."""
+    """How the user's columns become those of records."""
 
     _argument_group_name = "data"
 
     columns: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": 'New names of columns by their old ones, as JSON, e.g. \'{"human": "score"}\'.'}
+        default=None, metadata={"help": 'New names of columns, as JSON {old: new}, e.g. \'{"human": "score"}\'.'}
     )
     rubric: str | None = field(
         default=None,
@@ -51,8 +52,6 @@ class RecordFormat:
 
 @dataclass
 class DataArguments(RecordFormat):
-    """Where the data is."""
-
     data: str | None = field(
         default=None,
         metadata={
@@ -64,23 +63,32 @@ class DataArguments(RecordFormat):
     split: str = field(default="train", metadata={"help": "Split of a folder or Hub data set."})
     max_records: int | None = field(default=None, metadata={"help": "Use only the first N records."})
 
+    def rows(self) -> Rows:
+        if self.data is None:
+            raise InputError("--data is missing: a .json or .jsonl file of records, a folder, or a Hub data set.")
+        rows = read_rows(self.data, self.split, **self.format)
+        if self.max_records is None:
+            return rows
+        return rows[: self.max_records] if isinstance(rows, list) else rows.take(self.max_records)
+
 
 @dataclass
 class TrainingDataArguments(DataArguments):
-    """Where the data is, with the data to evaluate on."""
-
     eval_data: str | None = field(default=None, metadata={"help": "Held-out records to evaluate on, like `data`."})
+
+    def eval_rows(self) -> "Rows | None":
+        return None if self.eval_data is None else read_rows(self.eval_data, **self.format)
 
 
 @dataclass
 class SamplingArguments:
-    """How rationales are drawn."""
+    """How rationales are sampled."""
 
     _argument_group_name = "rationales"
 
     num_cots: int = field(
         default=1,
-        metadata={"help": "Rationales per record. 0 reads the score right after the prompt (judge, evaluate)."},
+        metadata={"help": "Rationales per record. In judge and evaluate, 0 reads the score right after the prompt."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 decodes greedily."})
     top_p: float = field(default=0.9, metadata={"help": "Nucleus sampling: probability mass kept at each step."})
@@ -100,10 +108,17 @@ class SamplingArguments:
 
 
 @dataclass
-class EngineArguments:
-    """What runs a judge."""
+class OutputArguments:
+    _argument_group_name = "output"
 
-    _argument_group_name = "engine"
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start over, and replace files at the output, whoever wrote them."}
+    )
+
+
+@dataclass
+class EngineArguments(OutputArguments):
+    """What runs a judge."""
 
     engine: str = field(
         default="transformers",
@@ -115,18 +130,14 @@ class EngineArguments:
     )
 
     def __post_init__(self) -> None:
-        self.model_kwargs = json_object("model_kwargs", self.model_kwargs, '{"dtype": "bfloat16"}')
-        if "revision" in self.engine_settings:
+        self.model_kwargs = json_object("model_kwargs", self.model_kwargs, '{"dtype": "bfloat16"}') or {}
+        if "revision" in self.model_kwargs:
             raise ValueError("model_kwargs must not hold a revision. Give it as --revision.")
-
-    @property
-    def engine_settings(self) -> dict[str, Any]:
-        return self.model_kwargs if isinstance(self.model_kwargs, dict) else {}
 
 
 @dataclass
 class JudgeArguments(EngineArguments):
-    """The judge."""
+    """The judge, and what becomes of rationales without a score."""
 
     _argument_group_name = "judge"
 
@@ -153,47 +164,7 @@ class JudgeArguments(EngineArguments):
         default=None,
         metadata={"help": "Further arguments of the chat template as JSON, e.g. '{\"enable_thinking\": false}'."},
     )
-    seed: int = field(default=42, metadata={"help": "Seed of all draws."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.chat_template_kwargs = json_object(
-            "chat_template_kwargs", self.chat_template_kwargs, '{"enable_thinking": false}'
-        )
-        if (self.engine == "server") != (self.base_url is not None):
-            raise ValueError("--engine server and --base_url http://HOST:PORT/v1 belong together.")
-        for url in [self.base_url] if isinstance(self.base_url, str) else self.base_url or []:
-            _check_url(url)
-        if self.score_values is not None and self.score_labels is None:
-            raise ValueError("score_values are the values of score_labels. Give --score_labels, too.")
-
-    @property
-    def engine_settings(self) -> dict[str, Any]:
-        given = super().engine_settings
-        return given if self.base_url is None else {"base_url": self.base_url, **given}
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """How a model without a `judge_config.json` is asked: arguments of [`Judge.from_pretrained`]."""
-        scale = None if self.score_labels is None else ScoreScale(self.score_labels, self.score_values)
-        names = ("score_prefix", "prompt_template", "chat_template_kwargs")
-        return {"scale": scale, **{name: getattr(self, name) for name in names}}
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, brackets that are not closed
-        fits = False
-    if not fits:
-        raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, got {url!r}.")
-
-
-@dataclass
-class AskArguments(JudgeArguments):
-    """The judge, and how it treats a rationale without a score."""
-
+    seed: int = field(default=42, metadata={"help": "Seed for sampling rationales."})
     unfinished: str = field(
         default="unscored",
         metadata={
@@ -202,21 +173,41 @@ class AskArguments(JudgeArguments):
         },
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.chat_template_kwargs = json_object(
+            "chat_template_kwargs", self.chat_template_kwargs, '{"enable_thinking": false}'
+        )
+        if (self.engine == "server") != (self.base_url is not None):
+            raise ValueError("--engine server and --base_url http://HOST:PORT/v1 belong together.")
+        for url in self.base_url or ():
+            if not _is_address(url):
+                raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, got {url!r}.")
+        if self.score_values is not None and self.score_labels is None:
+            raise ValueError("score_values are the values of score_labels. Give --score_labels, too.")
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Arguments of [`Judge.from_pretrained`]."""
+        names = ("engine", "revision", "score_prefix", "prompt_template", "chat_template_kwargs")
+        servers = {} if self.base_url is None else {"base_url": self.base_url}
+        return {
+            **{name: getattr(self, name) for name in names},
+            "model_kwargs": {**servers, **self.model_kwargs},  # type: ignore[dict-item]  # a mapping by now
+            "scale": None if self.score_labels is None else ScoreScale(self.score_labels, self.score_values),
+        }
+
+
+def _is_address(url: str) -> bool:
+    with contextlib.suppress(ValueError):  # a port that is no number, brackets that are not closed
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    return False
+
 
 @dataclass
-class OutputArguments:
-    """What may be replaced."""
-
-    _argument_group_name = "output"
-
-    overwrite: bool = field(
-        default=False, metadata={"help": "Start over, and replace files at the output whoever wrote them."}
-    )
-
-
-@dataclass
-class CotArguments:
-    """How rationales without a score are treated in the stage-2 data."""
+class CotArguments(EngineArguments):
+    """What becomes of rationales without a score in the stage-2 data."""
 
     max_retries: int = field(default=2, metadata={"help": "Further draws for a rationale without a score."})
     unfinished: str = field(
@@ -229,16 +220,12 @@ class CotArguments:
 
 
 @dataclass
-class GenerateArguments(OutputArguments, CotArguments, JudgeArguments):
-    """The stage-1 judge, and where its rationales go."""
-
+class GenerateArguments(CotArguments, JudgeArguments):
     output_dir: str = field(default="cots", metadata={"help": "Folder of the stage-2 data. A stopped call resumes."})
 
 
 @dataclass
-class RecordArguments(OutputArguments, AskArguments):
-    """The judge, and the records to judge."""
-
+class RecordArguments(JudgeArguments):
     record: str | None = field(default=None, metadata={"help": "JSON file with one record; its judgment is printed."})
     input: str | None = field(default=None, metadata={"help": "Records to judge: a file, folder or Hub data set."})
     output: str | None = field(
@@ -248,47 +235,38 @@ class RecordArguments(OutputArguments, AskArguments):
 
 
 @dataclass
-class EvaluateArguments(AskArguments):
-    """The judge, and what it is compared with."""
-
+class EvaluateArguments(JudgeArguments):
     benchmark: list[str] | None = field(
-        default=None, metadata={"help": "Names of benchmarks.", "choices": list(BENCHMARKS)}
+        default=None, metadata={"help": "Public benchmarks, instead of --data.", "choices": list(BENCHMARKS)}
     )
     path: str | None = field(default=None, metadata={"help": "File of the benchmark, or folder of one or several."})
     output: str = field(
         default="evaluation",
-        metadata={"help": "Folder of the results, or, for one benchmark, a .json file. Tables and pictures go beside."},
+        metadata={
+            "help": "Folder for the results, or, for one benchmark, a .json file. Tables and pictures go beside it."
+        },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace other files at the output and beside it."})
 
 
 @dataclass
-class CompareArguments:
-    """How two results are compared. They stand on the command line without a name."""
-
+class CompareArguments(OutputArguments):
     _argument_group_name = "comparison"
 
     method: str = field(default="RAIL", metadata={"help": "How scores are read.", "choices": list(METHODS)})
-    output: str = field(default="comparison", metadata={"help": "Folder of the table and the picture."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace other files in that folder with these names."})
+    output: str = field(default="comparison", metadata={"help": "Folder for the table and the picture."})
 
 
 @dataclass
-class ReportArguments:
-    """Where the page goes."""
-
+class ReportArguments(OutputArguments):
     _argument_group_name = "page"
 
     output: str | None = field(
         default=None, metadata={"help": "HTML file; by default report.html in the folder, or beside the result."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace another file at the output."})
 
 
 @dataclass
 class InspectArguments:
-    """How much is shown."""
-
     _argument_group_name = "shown"
 
     rows: int = field(default=3, metadata={"help": "Rows shown in colour; the counts are of all rows."})
@@ -296,39 +274,32 @@ class InspectArguments:
 
 @dataclass
 class DemoArguments:
-    """The demo."""
-
     _argument_group_name = "demo"
 
-    output_dir: str = field(default="demo", metadata={"help": "Folder for the models, rationales, table, pictures."})
-    seed: int = field(default=42, metadata={"help": "Seed of the task, the model and all draws."})
+    output_dir: str = field(default="demo", metadata={"help": "Folder for models, rationales, tables and pictures."})
+    seed: int = field(default=42, metadata={"help": "Seed for the task, the models and the sampling."})
 
 
 @dataclass
-class RunArguments(OutputArguments, CotArguments, EngineArguments):
-    """What `tract run` adds to the arguments of training and of drawing rationales."""
+class RunArguments(CotArguments):
+    """What `tract run` adds to the settings of training and sampling."""
 
     _argument_group_name = "run"
 
     engine: str = field(
         default="transformers",
-        metadata={"help": "What writes the rationales and the judgments, in this process: transformers or vllm."},
+        metadata={
+            "help": "What runs the judge in this process. To use servers, run tract sft, generate and sft again.",
+            "choices": ["transformers", "vllm"],
+        },
     )
     baseline: bool = field(
-        default=False, metadata={"help": "Evaluate the seed model, too, before it is trained (zero-shot)."}
+        default=False, metadata={"help": "Also evaluate the seed model before it is trained (zero-shot)."}
     )
     eval_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the records that is held out, without `eval_data`."}
+        default=0.1, metadata={"help": "Share of the records held out for the evaluation, without --eval_data."}
     )
     max_cot_records: int | None = field(
         default=None, metadata={"help": "Generate rationales for only the first N training rows."}
     )
     max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on only the first N records."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.engine not in ("transformers", "vllm"):
-            raise ValueError(
-                f"tract run loads each stage's judge itself: use engine transformers or vllm, not {self.engine!r}. To "
-                "write the rationales with servers, run tract sft, tract generate and tract sft again."
-            )

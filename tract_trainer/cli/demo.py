@@ -1,72 +1,50 @@
 """The demo: trains three judges on a made-up task and compares them. No download, no GPU, a few minutes.
 
-The task ([`tract_trainer.cli.demo_task`]) is small enough for a model of 140,000 parameters and still has what the
-paper
-(Chiang, Lee and Lukasik, ACL 2025) is about: the annotated rationale holds more than a judge can know.
+The task ([`tract_trainer.cli.demo_task`]) is small enough for a model of 140,000 parameters and still shows what the
+paper (Chiang, Lee and Lukasik, ACL 2025) is about: an annotated rationale contains more than a judge can know.
 
 * Cross-entropy learns to count the verdicts of an annotated rationale. What it then writes itself about unknown sources
   is a guess, and counting guesses adds noise.
-* Stage 1 (eq. 4) counts as well: the squared error has nothing to correct where the rationale tells the score.
-* TRACT learns from rationales that stage 1 wrote itself, closed with the gold score. The guesses in them say nothing
-  of the score, the known sources do.
+* Stage 1 (eq. 4) counts as well: where the rationale determines the score, the squared error has nothing to correct.
+* TRACT learns from rationales that stage 1 wrote itself, closed with the gold score. The guesses in them are not
+  related to the score, the known sources are.
 
 All start from one seed model that knows the reputations and not the scoring, as a language model knows the world before
 it learns to judge; from random weights, stage 2 would have to learn the facts from worse text. Nothing is scripted:
-every figure and every sentence printed is computed from the judges' scores.
+every figure printed is computed from the judges' scores.
 """
 
 import dataclasses
 import json
-import shutil
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
-from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from tract_trainer.cli.demo_task import DemoSize, make_model, make_records, make_tokenizer, training_example
 from tract_trainer.data.hashing import derive_seed
-from tract_trainer.data.store import save_results
-from tract_trainer.errors import InputError
+from tract_trainer.data.store import MARK, refuse_foreign, save_results
 from tract_trainer.evaluation.evaluate import evaluate
-from tract_trainer.evaluation.methods import scores_by_method
-from tract_trainer.evaluation.pictures import PICTURES, predictions, save_png, training_curves
+from tract_trainer.evaluation.pictures import predictions, save_png
 from tract_trainer.evaluation.tables import results_table
-from tract_trainer.hub.results import figure_with_interval
 from tract_trainer.judging.judge import Judge
-from tract_trainer.metrics import paired_difference
 from tract_trainer.rationales.generation import generate_cot_dataset
-from tract_trainer.scale import ScoreScale
 from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
-MARKER = ".tract_demo"
-
 JUDGES = {"cross_entropy": "Cross-entropy", "stage1": "Stage 1", "tract": "TRACT"}
-
-FILES = ("record.json", "results.json", "predictions.png", "curves.png", "report.html")
-
-ENDINGS = (".json", ".md", ".unfinished", *(f"-{picture}.png" for picture in PICTURES))
-
-MADE = {MARKER, "seed", *JUDGES, "cots", *FILES, *(f"{name}{ending}" for name in JUDGES for ending in ENDINGS)}
-
 LEARNING_RATE = 2e-3
-
-BATCH_SIZE = 128  # rationales written together
-
+BATCH_SIZE = 128  # rationales generated together
 NEW_TOKENS = 32  # a rationale with its score is 23
-
-SCALE = ScoreScale.integers(1, 5)
 
 
 def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | None = None) -> dict[str, Any]:
@@ -76,59 +54,63 @@ def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | N
     Args:
         output_dir (`str`, *optional*, defaults to `"demo"`):
             Folder of the seed model, the three judges, the self-generated rationales, a result of each judge as of
-            `tract evaluate`, `results.json`, `predictions.png`, `curves.png` and `record.json`. An earlier demo there
-            is replaced.
-        seed (`int`, *optional*, defaults to `42`): seed of the records, the weights and all draws.
+            `tract evaluate`, `predictions.png` and `record.json`. Files of an earlier demo are replaced.
+        seed (`int`, *optional*, defaults to `42`): seed of the records, the weights and the sampling.
         size ([`DemoSize`], *optional*): how much is made and trained on.
 
     Returns:
-        `dict`: what `results.json` holds: `seed`, `size`, `results` (what [`~tract_trainer.metrics.agreement`] returned
-        for each row of the table), `differences` (what [`~tract_trainer.metrics.paired_difference`] returned for
-        Pearson's r, TRACT minus another row) and `seconds`.
+        `dict`: for each row of the table, what [`~tract_trainer.metrics.agreement`] returned.
 
     Raises:
-        InputError: `output_dir` is not a folder, or holds files that no demo has made.
+        InputError: `output_dir` is a file, or a folder with files that no demo has made.
     """
     start, size, folder, console = time.perf_counter(), size or DemoSize(), Path(output_dir), Console()
-    _clear(folder)
+    settings = folder / "settings.json"
+    refuse_foreign([], folders=[folder], signs=[settings])
+    folder.mkdir(parents=True, exist_ok=True)
+    save_results(settings, {MARK: version("tract-trainer"), "seed": seed, "size": dataclasses.asdict(size)})
+    _train(folder, size, seed, console)
     held_out = make_records(size.held_out, derive_seed(seed, "held out"))
-    gold = [record["score"] for record in held_out]
-    with _quiet():
-        histories = _train(folder, size, seed, console)
-        with _step(console, 6, f"Each judge scores {size.held_out:,} held-out records"):
-            judged = _judge(folder, held_out, seed)
-            rows = {f"{row}, {method}": (row, method) for row in judged for method in ("decoded", "RAIL")}
-            results = {name: judged[row]["methods"][method] for name, (row, method) in rows.items()}
-            scores = {name: _scores(judged[row], method) for name, (row, method) in rows.items()}
-            differences = _differences(scores, gold)
+    (folder / "record.json").write_text(json.dumps({"prompt": held_out[0]["prompt"]}) + "\n")
+    with _step(console, 6, f"Each judge scores {size.held_out:,} held-out records"):
+        judged = _judge(folder, held_out, seed)
     shown = [("Cross-entropy", "decoded"), ("Cross-entropy", "RAIL"), ("TRACT", "RAIL")]
     save_png(predictions([(judged[row], method) for row, method in shown]), folder / "predictions.png")
-    if (curves := training_curves(histories)) is not None:
-        save_png(curves, folder / "curves.png")
-    (folder / "record.json").write_text(json.dumps({"prompt": held_out[0]["prompt"]}) + "\n")
-    outcome = {"seed": seed, "size": dataclasses.asdict(size), "results": results, "differences": differences}
-    outcome["seconds"] = round(time.perf_counter() - start, 1)
-    save_results(folder / "results.json", outcome)
-    _report(console, outcome, folder)
-    return outcome
+    rows = {f"{row}, {m}": judged[row]["methods"][m] for row in judged for m in ("decoded", "RAIL")}
+    console.print(results_table(rows, "Agreement with the gold scores, 95 % intervals"))
+    _say(console, f"\n{time.perf_counter() - start:.0f} s in all. Models and pictures are in {folder}.")
+    _say(console, "Browse the judgments, compare two judges, or judge a held-out record with the new judge:\n")
+    program = sys.argv[0] if Path(sys.argv[0]).name == "tract" else "tract"
+    _say(console, f"{program} report {folder}")
+    _say(console, f"{program} compare {folder / 'tract.json'} {folder / 'cross_entropy.json'}")
+    _say(console, f"{program} judge --model {folder / 'tract'} --record {folder / 'record.json'}")
+    return rows
 
 
-def _train(folder: Path, size: DemoSize, seed: int, console: Console) -> dict[str, list[dict[str, Any]]]:
-    """Saves the seed model, the three judges and the rationales, and returns the training log of each judge."""
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _train(folder: Path, size: DemoSize, seed: int, console: Console) -> None:
+    """Saves the seed model, the three judges and the rationales."""
     records = make_records(size.records, derive_seed(seed, "training"))
     examples = Dataset.from_list([training_example(record) for record in records])
     with _step(console, 1, f"Seed model: the facts, from {size.facts:,} rationales without scores"):
         _train_seed(folder, size, seed)
     with _step(console, 2, f"Cross-entropy: {size.records:,} annotated records"):
-        cross_entropy = _train_judge(folder / "cross_entropy", examples, size, seed, score_loss_weight=0.0)
+        _train_judge(folder / "cross_entropy", examples, size, seed, score_loss_weight=0.0)
     with _step(console, 3, "Stage 1: the same records, cross-entropy and squared error"):
-        stage1 = _train_judge(folder / "stage1", examples, size, seed)
+        _train_judge(folder / "stage1", examples, size, seed)
     with _step(console, 4, "Self-written rationales: one for each record, by stage 1"):
-        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "batch_size": BATCH_SIZE, "progress": False}
+        options: dict[str, Any] = {
+            "max_new_tokens": NEW_TOKENS,
+            "batch_size": BATCH_SIZE,
+            "progress": False,
+            "overwrite": True,
+        }
         cots = generate_cot_dataset(folder / "stage1", examples, seed=seed, output_dir=folder / "cots", **options)
     with _step(console, 5, "TRACT (stage 2): from the seed model again, on the self-written rationales"):
-        tract = _train_judge(folder / "tract", cots, size, seed)
-    return {"Cross-entropy": cross_entropy, "Stage 1": stage1, "TRACT (stage 2)": tract}
+        _train_judge(folder / "tract", cots, size, seed)
 
 
 def _train_seed(folder: Path, size: DemoSize, seed: int) -> None:
@@ -140,21 +122,19 @@ def _train_seed(folder: Path, size: DemoSize, seed: int) -> None:
     _fit(SFTTrainer(make_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer))
 
 
-def _train_judge(folder: Path, rows: Dataset, size: DemoSize, seed: int, **settings: Any) -> list[dict[str, Any]]:
+def _train_judge(folder: Path, rows: Dataset, size: DemoSize, seed: int, **settings: Any) -> None:
     # Every judge is read from the seed's files: the forward of a model that TRL has trained stays bound to that model.
     model = AutoModelForCausalLM.from_pretrained(folder.parent / "seed")
     tokenizer = AutoTokenizer.from_pretrained(folder.parent / "seed")
     args = RegressionAwareSFTConfig(str(folder), **_arguments(size.epochs, 16, seed), **settings)
-    return _fit(RegressionAwareSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer))
+    _fit(RegressionAwareSFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer))
 
 
-def _fit(trainer: SFTTrainer) -> list[dict[str, Any]]:
+def _fit(trainer: SFTTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model()
     trainer.save_state()  # trainer_state.json: the curves of tract report
-    history: list[dict[str, Any]] = trainer.state.log_history
-    return history
 
 
 def _arguments(epochs: int, batch_size: int, seed: int) -> dict[str, Any]:
@@ -184,6 +164,7 @@ def _judge(folder: Path, records: Sequence[dict[str, Any]], seed: int) -> dict[s
             folder / f"{name}.json",
             judge_name=row,
             seed=seed,
+            overwrite=True,
             max_new_tokens=NEW_TOKENS,
             progress=False,
         )
@@ -191,76 +172,8 @@ def _judge(folder: Path, records: Sequence[dict[str, Any]], seed: int) -> dict[s
     }
 
 
-def _scores(result: dict[str, Any], method: str) -> list[float]:
-    """Scores of the records by a method, `(n,)`; NaN where one is unscored."""
-    found: list[float] = scores_by_method(result["judgments"], SCALE, renormalized=False)[method].tolist()
-    return found
-
-
-def _differences(scores: dict[str, list[float]], gold: list[float]) -> dict[str, dict[str, Any]]:
-    """Pearson's r of TRACT minus that of the others, on the records that both scored, with a paired 95 % interval."""
-    others = ("Cross-entropy, decoded", "Cross-entropy, RAIL", "Stage 1, RAIL")
-    return {name: paired_difference(scores["TRACT, RAIL"], scores[name], gold) for name in others}
-
-
-def _report(console: Console, outcome: dict[str, Any], folder: Path) -> None:
-    console.print(results_table(outcome["results"], "Agreement with the gold scores, 95 % intervals"))
-    for name, found in outcome["differences"].items():
-        low, high = found["difference_ci"]
-        verdict = "higher by" if low > 0 else "lower by" if high < 0 else "not clearly different,"
-        figure = figure_with_interval(found["difference"], found["difference_ci"])
-        sentence = f"TRACT, RAIL against {name}: Pearson {verdict} {figure}, p = {found['p_value']:.2g}."
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    summary = f"\n{outcome['seconds']:.0f} s in all. Models and pictures are in {folder}."
-    console.print(summary, highlight=False, markup=False)
-    console.print("Browse the judgments, or judge a held-out record with the new judge:\n")
-    program = sys.argv[0] if Path(sys.argv[0]).name == "tract" else "tract"
-    for command in (f"report {folder}", f"judge --model {folder / 'tract'} --record {folder / 'record.json'}"):
-        console.print(f"{program} {command}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _clear(folder: Path) -> None:
-    """Removes what an earlier demo left in `folder`; whatever else is there is not the demo's to delete."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"Expected output_dir={str(folder)!r} to be a folder, found a file. Give another output_dir.")
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    foreign = sorted(found - MADE if MARKER in found else found)
-    if foreign:
-        raise InputError(
-            f"Expected output_dir={str(folder)!r} to be new, empty or left by an earlier demo, found {foreign[:5]} in "
-            "it. Give another output_dir, or move these files away."
-        )
-    for path in (folder / name for name in found - {MARKER}):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
-
-
 @contextmanager
 def _step(console: Console, number: int, text: str) -> Iterator[None]:
     console.print(f"\\[{number}/6] {text}", highlight=False)
     with console.status("working"):
         yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the libraries' progress bars and remarks (the demo says itself what it does), and keeps to one thread."""
-    verbosity, threads, undo = transformers_logging.get_verbosity(), torch.get_num_threads(), []
-    if not datasets.are_progress_bars_disabled():
-        undo.append(datasets.enable_progress_bars)
-    if transformers_logging.is_progress_bar_enabled():
-        undo.append(transformers_logging.enable_progress_bar)
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    torch.set_num_threads(1)  # matrices this small gain little from more, and threads on busy cores wait for each other
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TRL's own defaults use a deprecated name
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        transformers_logging.set_verbosity(verbosity)
-        for enable in undo:
-            enable()

@@ -1,11 +1,11 @@
-"""The demo's task: its records, its tokenizer, and a model of random weights, all made from a seed.
+"""The demo's task: records, a tokenizer, and a model of random weights, all made from a seed.
 
 An answer makes four claims, each cites a source. The annotated rationale is a verdict on each, and the score is one
 plus the number of sound claims, with 15 % of the scores off by one, as human scores are. Half of the citations are of
 sources with a reputation that can be learned. Of the other sources nothing can be known: how sound they are depends on
 the answer, and only the annotator has looked them up.
 
-A verdict stands at a constant distance from its source, which a small model learns in seconds; tasks that need copying
+A verdict has a constant distance from its source, which a small model learns in seconds; tasks that need copying
 or arithmetic take it many minutes.
 """
 
@@ -20,13 +20,9 @@ from tract_trainer.data.records import close
 from tract_trainer.training.config import DEFAULT_PREFIX
 
 SOUND = ("Adler", "Baker", "Clark", "Dixon", "Evans", "Foster", "Grant", "Hayes", "Irwin", "Jones")
-
 WEAK = ("Keane", "Lopez", "Marsh", "Nolan", "Olsen", "Perry", "Quinn", "Reyes", "Stone", "Tyler")
-
 UNKNOWN = ("Abbot", "Brown", "Craig", "Doyle", "Ellis", "Flynn", "Gomez", "Hogan", "Innes", "Kelly", "Moore", "Price")
-
 ORDER = ("one", "two", "three", "four")
-
 NOISE = 0.15
 
 

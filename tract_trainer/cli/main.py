@@ -18,33 +18,42 @@ from tract_trainer.errors import InputError
 LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub", "tokenizers", "safetensors")
 
 COMMANDS = {
-    "inspect": "what would be trained on: tokens, scores, rows that would be lost",
-    "sft": "train one stage on records or on a TRL dataset",
-    "generate": "have a judge write its own rationales for a dataset (the data of stage 2)",
-    "judge": "judge one record, or a file of them",
-    "evaluate": "agreement of a judge with gold scores, with intervals",
-    "compare": "two judges on the same records: differences, intervals, p-values",
-    "run": "both stages and the evaluation, from one YAML file",
-    "report": "one HTML page of a run or a result: figures, curves, judgments to browse",
-    "demo": "the full pipeline on a small built-in task, in minutes, without a download",
+    "inspect": "show what would be trained on: tokens, scores, rows that would be lost",
+    "sft": "train one stage on records or on a TRL dataset, and save the judge",
+    "generate": "let a judge write its own rationales for a dataset: the data of stage 2",
+    "judge": "judge one record, or a file of records",
+    "evaluate": "compare a judge with gold scores: agreement and confidence intervals",
+    "compare": "compare two judges on the same records: differences, intervals, p-values",
+    "run": "train both stages and evaluate the judge",
+    "report": "write one HTML page of a run or a result: metrics, curves, judgments to browse",
+    "demo": "run the full pipeline on a small built-in task, in minutes, without a download",
+}
+
+# The demo downloads nothing. It prints its own progress, and its matrices are too small for several threads.
+DEMO_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "OMP_NUM_THREADS": "1",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `tract` and `python -m tract_trainer`. Returns the exit code."""
+    """Runs a command and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="tract",
         description="Regression-aware fine-tuning of LLM judges.",
         epilog="'tract COMMAND --help' describes a command. Each takes --config FILE.yaml with the same names.",
     )
     parser.add_argument("--version", action="version", version=version("tract-trainer"))
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = parser.parse_args(arguments[:1]).command  # the rest is the command's own
-    if command == "demo":  # it downloads nothing, and libraries that look for news must not wait for a network
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if command == "demo":
+        os.environ.update({**DEMO_ENVIRONMENT, **os.environ})  # before the libraries are imported
     _silence_warnings()
     try:
         getattr(import_module("tract_trainer.cli.commands"), command)(arguments[1:])
@@ -63,14 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(command: str, message: str) -> int:
-    """Prints an error, on a terminal below a progress bar that may stand there, and returns the exit code."""
+    """Prints an error, on a terminal below an open progress bar, and returns the exit code."""
     print("\n" * sys.stderr.isatty() + f"tract {command}: error: {message}", file=sys.stderr)
     return 2
 
 
 def _refused_by_library(error: BaseException) -> bool:
-    """Whether a library raised the error about what it was given: a setting, a damaged file, a disk that is full."""
-    if type(error).__name__ == "SafetensorError":
+    """Whether a library raised the error about its input: a setting, a damaged file, a full disk."""
+    if {kind.__name__ for kind in type(error).__mro__} & {"SafetensorError", "TemplateError"}:  # of a chat template
         return True
     frames = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     raised_in = frames[-1].split(".")[0] in LIBRARIES or frames[-1] == "torch.serialization"

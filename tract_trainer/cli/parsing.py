@@ -1,7 +1,7 @@
-"""A command line, and the YAML file that it names, as the arguments of a command.
+"""Reads a command's settings from the command line and from the YAML file of `--config`.
 
-Every value is checked here, whether it comes from the command line or from YAML, before a dataclass of ours or of TRL's
-is made of it: what a library would refuse much later, or with a traceback, is one line now.
+Values of both are checked here, before a dataclass of ours or of TRL's is made of them. A library would refuse them
+much later, or with a traceback.
 """
 
 import argparse
@@ -12,20 +12,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from types import UnionType
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from tract_trainer.cli.main import COMMANDS
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
+from tract_trainer.training.config import RegressionAwareSFTConfig
 
-PLACES = ("data", "eval_data", "model", "model_name_or_path", "path", "record", "input", "output", "output_dir")
-
-KINDS = {int: "a whole number", float: "a number", str: "text"}
+# Settings that name a model, data or an output. They come first in `--help`.
+PLACES = (
+    "model", "model_name_or_path", "data", "eval_data", "benchmark", "path", "record", "input", "output", "output_dir",
+)  # fmt: skip
 
 LARGEST = sys.float_info.max
 
+# Least and greatest value of settings.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),
     **dict.fromkeys(("max_records", "max_cot_records", "max_eval_records", "batch_size"), (1, LARGEST)),
@@ -36,32 +40,39 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_train_epochs", "save_steps", "logging_steps", "eval_steps"), (0, LARGEST)),
     **dict.fromkeys(("lora_dropout", "eval_fraction", "adam_beta1", "adam_beta2"), (0, 1)),
 }
-"""Least and greatest value of settings."""
 
+OF_TRL = {field.name for kind in (SFTConfig, ModelConfig) for field in fields(kind)}
+OF_SCORE = {field.name for field in fields(RegressionAwareSFTConfig)} - OF_TRL
+
+# TRL's settings that `--help` shows; `--help-all` shows them all.
 MAIN = {
     "model_name_or_path", "output_dir", "num_train_epochs", "max_steps", "learning_rate", "max_length",
     "per_device_train_batch_size", "gradient_accumulation_steps", "eval_strategy", "save_steps",
     "resume_from_checkpoint", "use_peft", "lora_r", "lora_alpha", "load_in_4bit", "dtype", "push_to_hub",
     "hub_model_id", "seed",
 }  # fmt: skip
-"""TRL's settings that `--help` shows; `--help-all` shows them all."""
 
 
-def parse(command: str, description: str, argv: Sequence[str], *kinds: Any, **defaults: Any) -> tuple[Any, ...]:
-    """The command's arguments, from the command line and from `--config FILE.yaml`."""
+def importance(setting: str) -> int:
+    """Sorts settings in `--help`."""
+    return PLACES.index(setting) if setting in PLACES else len(PLACES)
+
+
+def parse(command: str, argv: Sequence[str], *kinds: Any, positional: str = "", **defaults: Any) -> tuple[Any, ...]:
+    """The command's settings, one dataclass for each of the `kinds`."""
+    purpose = COMMANDS[command]
     parser = _Parser(
         kinds,
         prog=f"tract {command}",
-        usage=f"tract {command} [--config FILE.yaml] [--SETTING VALUE ...]",
-        description=f"{description} --config FILE.yaml sets any of these.",
+        usage=f"tract {command} {positional}[--config FILE.yaml] [--SETTING VALUE ...]",
+        description=f"{purpose[0].upper()}{purpose[1:]}. --config FILE.yaml sets any of these.",
         formatter_class=_Formatter,
     )
     parser.set_defaults(**defaults)
     argv = _with_labels(argv)
     argv = list(itertools.chain(*(word.split("=", 1) if word.startswith("--config=") else [word] for word in argv)))
-    if any(kind is ModelConfig or issubclass(kind, SFTConfig) for kind in kinds):
-        parser.show_settings_of_trl("--help-all" in argv)
-        argv = ["--help" if word == "--help-all" else word for word in argv]
+    parser.arrange_help(ModelConfig in kinds, "--help-all" in argv)
+    argv = ["--help" if word == "--help-all" else word for word in argv]
     if argv and argv[-1] == "--config":
         raise InputError("--config needs a YAML file.")
     try:
@@ -70,7 +81,7 @@ def parse(command: str, description: str, argv: Sequence[str], *kinds: Any, **de
         *arguments, unknown = parser.parse_args_and_config(args=argv, return_remaining_strings=True)
     except InputError:
         raise
-    except (ValueError, yaml.YAMLError, RecursionError) as error:  # refused by a dataclass, or YAML that is none
+    except (ValueError, yaml.YAMLError, RecursionError) as error:  # refused by a dataclass, or damaged YAML
         raise InputError(str(error)) from error
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -81,7 +92,7 @@ def parse(command: str, description: str, argv: Sequence[str], *kinds: Any, **de
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Shows each setting once, though `-` may stand for `_`, and only defaults that say something."""
+    """Shows each setting under one name, with `_` and not `-`, and only defaults that are not empty."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -91,32 +102,55 @@ class _Formatter(argparse.HelpFormatter):
         return f"{action.option_strings[0]} {value}{' ...' if action.nargs == '+' else ''}"
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, False, argparse.SUPPRESS) and action.nargs != 0
-        return f"{action.help or ''}{' (default: %(default)s)' if shown else ''}"
+        default = action.default
+        if default in (None, False, argparse.SUPPRESS) or action.nargs == 0:
+            return action.help or ""
+        if isinstance(default, list):
+            default = " ".join(map(str, default))
+        elif isinstance(default, str) and " " in default:
+            default = repr(default)
+        return f"{action.help or ''} (default: {str(default).replace('%', '%%')})"
 
 
 class _Parser(TrlParser):
-    """TRL's parser. Its complaints are one line, and every value is checked, also from a YAML file."""
+    """TRL's parser with errors of one line and checks of every value, also of a YAML file's."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')}. {self.prog} --help lists the settings.")
 
-    def show_settings_of_trl(self, all_of_them: bool) -> None:
-        """Puts the settings of the command first in `--help`, and hides those of TRL but for the main ones."""
-        of_trl = {field.name for kind in (SFTConfig, ModelConfig) for field in fields(kind)} - MAIN
+    def arrange_help(self, trains: bool, all_of_trl: bool) -> None:
+        """Groups the settings, those of the command before those of the score and of TRL."""
+        actions = self._optionals._group_actions
+        if trains:
+            for title, names in (("score", OF_SCORE), ("training (settings of TRL)", OF_TRL)):
+                self.add_argument_group(title)._group_actions = [a for a in actions if a.dest in names]
+            actions[:] = [action for action in actions if action.dest not in OF_SCORE | OF_TRL]
+            if not all_of_trl:
+                self.epilog = "--help-all shows all settings of TRL's SFTConfig and ModelConfig as well."
         for action in self._actions:
-            if action.dest in of_trl and not all_of_them:
+            hidden = trains and not all_of_trl and action.dest in OF_TRL - MAIN
+            if hidden or any(option.startswith("--no_") for option in action.option_strings):
                 action.help = argparse.SUPPRESS
-        self._action_groups.sort(key=lambda group: group.title == "options")
-        self.epilog = "" if all_of_them else "--help-all shows all settings of TRL's SFTConfig and ModelConfig as well."
+        for group in self._action_groups:
+            group._group_actions.sort(key=lambda action: importance(action.dest))
+        self._action_groups.sort(key=lambda group: group is self._optionals)
 
     def set_defaults_with_config(self, **given: Any) -> list[str]:
-        given = {name.replace("-", "_"): value for name, value in given.items()}  # as on the command line
+        """Passes numbers on as text, as they are on the command line, so that argparse checks their types."""
+        given = {name.replace("-", "_"): value for name, value in given.items()}
         hints = {name: hint for kind in self.dataclass_types for name, hint in get_type_hints(kind).items()}
-        for name, value in given.items():
-            kinds = set(get_args(hints[name]) or [hints[name]]) if name in hints else set()
-            if isinstance(hints.get(name), UnionType | type) and not isinstance(value, str):  # argparse reads text
-                _check_type(name, value, kinds)
+        for name in given.keys() & hints.keys():
+            value, hint = given[name], hints[name]
+            kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+            if value is None and type(None) in kinds:
+                continue
+            kinds, is_scalar = kinds - {type(None)}, isinstance(value, str | int | float)
+            if is_scalar and all(get_origin(kind) is list for kind in kinds):
+                given[name] = [value]
+            elif kinds <= {str, int, float, bool}:
+                if not is_scalar:
+                    raise InputError(f"{name} must be a single value, found {value!r} in the file of --config.")
+                given[name] = str(value)
         return list(super().set_defaults_with_config(**given))
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,19 +171,8 @@ def _check_keys(path: str) -> None:
         raise InputError(f"{path} must have names of settings as keys, found {wrong[0]!r}.")
 
 
-def _check_type(name: str, value: Any, kinds: set[Any]) -> None:
-    """An InputError where `value`, from a YAML file, is not of the one type that a setting has beside None."""
-    types = kinds - {type(None)}
-    if len(types) != 1 or not types <= set(KINDS) or (value is None and type(None) in kinds):
-        return
-    (wanted,) = types
-    fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
-    if not fits:
-        raise InputError(f"{name} must be {KINDS[wanted]}, found {value!r} in the file of --config.")
-
-
 def _check_value(name: str, value: Any, choices: Any) -> None:
-    """An InputError for a value out of range, text that is none, and a choice from a YAML file that is none."""
+    """An InputError for a value out of range, text that is not UTF-8, and an unknown choice in a YAML file."""
     if isinstance(value, str):
         if name in PLACES and not value.strip():
             raise InputError(f"{name} is empty. Give a file, a folder or a name, or leave it out.")

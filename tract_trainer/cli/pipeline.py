@@ -1,6 +1,5 @@
-"""The steps behind the command line, one function each: a dataset of records, training, judging a file."""
+"""Steps of the commands: make a dataset of records, train a stage, judge a file of records."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -11,20 +10,14 @@ from typing import Any, cast
 
 from accelerate.logging import get_logger
 from datasets import Dataset
-from transformers import AutoTokenizer, TrainerState
+from transformers import TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tract_trainer._distributed import process_state
 from tract_trainer.data.datasets import as_dataset, is_trl_format
 from tract_trainer.data.hashing import digest
-from tract_trainer.data.records import (
-    Record,
-    annotated_rationales,
-    as_messages,
-    check_prompts,
-    gold_score,
-    training_examples,
-)
+from tract_trainer.data.reading import Rows
+from tract_trainer.data.records import Record, annotated_rationales, as_messages, check_prompts, gold_score
 from tract_trainer.data.settings import begin, check_settings
 from tract_trainer.data.store import (
     contents,
@@ -36,65 +29,62 @@ from tract_trainer.data.store import (
     replacing,
     without_nan,
 )
-from tract_trainer.data.templates import control_pattern
 from tract_trainer.engines.base import checked
-from tract_trainer.engines.checkpoints import SavedJudge
+from tract_trainer.engines.checkpoints import SavedJudge, check_files, load_tokenizer
 from tract_trainer.errors import InputError
 from tract_trainer.judging.judge import Judge
 from tract_trainer.judging.judgment import Judgment
 from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.training.rows import training_rows
 from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
 logger = get_logger(__name__)
 
 
+def check_seed(model_args: ModelConfig) -> None:
+    """Raises an InputError where no model is named, or files of its folder are damaged."""
+    if model_args.model_name_or_path is None:
+        raise InputError("--model_name_or_path is missing: the folder or Hub repository of the model to train.")
+    check_files(Path(model_args.model_name_or_path))
+
+
 def training_data(
-    rows: Sequence[Record] | Dataset, args: RegressionAwareSFTConfig, model_args: ModelConfig, source: str | None = None
+    rows: Rows, args: RegressionAwareSFTConfig, model_args: ModelConfig, source: str | None = None
 ) -> Dataset:
-    """
-    A dataset for the trainer: rows that are ready for TRL as they are, records rendered and closed, as chat messages
-    where the model's tokenizer has, or is given, a chat template. The model card names it after its `source`.
-    """
+    """A dataset for the trainer, from records or TRL rows. The model card names it after its `source`."""
     if is_trl_format(rows.column_names if isinstance(rows, Dataset) else list(rows[0])):
         dataset = as_dataset(rows)
     else:
-        tokenizer = _tokenizer(model_args, args)
-        scale, conversational = args.scale, tokenizer.chat_template is not None
-        controls = control_pattern(tokenizer)
-        examples = training_examples(rows, scale, args.score_prefix, args.prompt_template, conversational, controls)
-        dataset = Dataset.from_list(list(examples))
+        dataset = training_rows(rows, args, _tokenizer(model_args, args))
     if source is not None:
         dataset.info.dataset_name = Path(source).name if Path(source).exists() else source
     return dataset
 
 
 def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=args.trust_remote_code
-    )
-    path = args.chat_template_path
-    if path is not None:
+    """The tokenizer that the trainer will use."""
+    name, revision = str(model_args.model_name_or_path), model_args.model_revision
+    tokenizer = load_tokenizer(name, revision, args.trust_remote_code)
+    if (path := args.chat_template_path) is not None:
         file = Path(path)
-        template = file.read_text() if file.is_file() else AutoTokenizer.from_pretrained(path).chat_template
-        tokenizer.chat_template = template
+        tokenizer.chat_template = file.read_text() if file.is_file() else load_tokenizer(path).chat_template
     return tokenizer
 
 
-def prompts_of(rows: Sequence[Record] | Dataset, judge: Judge) -> Dataset:
+def prompts_of(rows: Rows, judge: Judge) -> Dataset:
     """A dataset to write rationales for: TRL rows as they are, records as their prompts and gold scores."""
     if is_trl_format(rows[0]):
         return as_dataset(rows)
     check_prompts(rows, judge.rows.prompt)
+    prompts = [judge.rows.prompt(row) for row in rows]
     return Dataset.from_list(
         [
             {
-                "prompt": as_messages(judge.rows.prompt(row))
-                if judge.config.conversational
-                else judge.rows.prompt(row),
+                "prompt": as_messages(prompt) if judge.config.conversational else prompt,
                 "score": gold_score(row),
                 "rationale": annotated_rationales(row, judge.config.score_prefix),
             }
-            for row in rows
+            for row, prompt in zip(rows, prompts, strict=True)
         ]
     )
 
@@ -140,12 +130,12 @@ def train(
     trainer.accelerator.wait_for_everyone()  # the first process saves, and all may load
 
 
+# Training arguments that must not change when a training resumes.
 OBJECTIVE = (
     "score_labels", "score_values", "score_prefix", "score_loss_type", "score_loss_weight", "ce_loss_weight",
     "renormalize_scores", "score_token_in_ce", "missing_score", "loss_type", "completion_only_loss",
     "assistant_only_loss", "max_length", "truncation_mode", "packing", "packing_strategy", "seed",
 )  # fmt: skip
-"""Training arguments that must not change when a training resumes."""
 
 SETTINGS = "_training.json"  # names that begin with "_" are not uploaded
 
@@ -158,21 +148,21 @@ def check_output_dir(model_args: ModelConfig, args: RegressionAwareSFTConfig, ov
     if contents(folder) and is_ours(folder / SETTINGS) and not (overwrite or _resumed(args)):
         raise InputError(
             f"{folder} holds a training of tract sft. Resume it with --resume_from_checkpoint true, give another "
-            "output_dir, or train anew with --overwrite."
+            "output_dir, or start over with --overwrite."
         )
     refuse_foreign([], overwrite, folders=[folder], signs=[folder / SETTINGS])
 
 
 def begin_training(model_args: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset) -> None:
     """
-    Records in `args.output_dir` what is trained there. Call [`check_output_dir`] before.
+    Writes the settings of the training to `args.output_dir`. Call [`check_output_dir`] before.
 
     Raises:
         InputError: training resumes with another model, other data or another objective.
     """
     folder = Path(str(args.output_dir))
     settings, found = folder / SETTINGS, asdict(model_args) | {name: getattr(args, name) for name in OBJECTIVE}
-    found |= {"seed_model": seed_identity(model_args), "rows": rows_digest(dataset)}
+    found |= {"seed_model": seed_identity(model_args), "rows": digest([digest(row) for row in dataset])}
     trained_with = json.loads(json.dumps(found, default=str))
     if _resumed(args):
         checkpoint = str(args.resume_from_checkpoint)
@@ -194,15 +184,6 @@ def seed_identity(model_args: ModelConfig) -> str:
     """Names the weights that training starts from: the commit of a model from the Hub, else a fingerprint."""
     found = SavedJudge.find(str(model_args.model_name_or_path), model_args.model_revision, weights=False)
     return found.commit or found.identity
-
-
-def rows_digest(dataset: Dataset) -> str:
-    """Names the rows of a dataset by their content."""
-    rows = hashlib.sha256()
-    for table in dataset.with_format("arrow").iter(batch_size=1000):
-        for row in table.to_pylist():
-            rows.update(digest(row).encode())
-    return rows.hexdigest()[:32]
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -247,13 +228,12 @@ def judge_file(
     **sampling: Any,
 ) -> None:
     """
-    Writes a judgment per record to the JSONL file `path`, in the order of the records. A stopped call resumes
-    when it is made again, also with corrected records: only those are judged anew. Launched processes share the
-    records.
+    Writes a judgment per record to the JSONL file `path`, in the order of the records. The same call resumes where a
+    stopped one ended. If some records were corrected, it judges only those again. Launched processes share the records.
 
     Raises:
-        InputError: a record cannot be judged; the work was begun with another judge or other settings; or `path`, or
-            what would stand beside it, belongs to somebody else and `overwrite` is false.
+        InputError: a record cannot be judged; the work was begun with another judge or other settings; or `overwrite`
+            is false and there are files of others at `path` or beside it.
     """
     settings = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
     keys = [digest(record) for record in records]
@@ -280,7 +260,7 @@ def judge_file(
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:
-    """A judgment for a JSON file, without the log-probabilities of each rationale; `null` for what is not known."""
+    """A judgment for a JSON file, without the log-probabilities of each rationale. NaN becomes `null`."""
     row = asdict(judgment)
     row["labels"] = [rationale.label for rationale in judgment.rationales]
     del row["rationales"]

@@ -1,7 +1,7 @@
-"""Scored records and pairs to evaluate a judge on: public benchmarks by their names, and data sets of one's own.
+"""Scored records and pairs to evaluate a judge on: public benchmarks, and the user's own data.
 
-A scored record is a judging record with its gold `score`; a pair is a mapping with the records `chosen` and `rejected`,
-see [`tract_trainer.data.pairs`]. Nothing here needs torch.
+A scored record is a record with its gold `score`; a pair is a mapping with the records `chosen` and `rejected`, see
+[`tract_trainer.data.pairs`]. Does not need torch.
 """
 
 import math
@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tract_trainer.data.hashing import digest
 from tract_trainer.data.pairs import PAIR_COLUMNS, REWARD_BENCH_SUBSETS, read_pairs
 from tract_trainer.data.reading import read_rows
-from tract_trainer.data.records import SCORE_COLUMNS, Record, gold_score, ready_prompt
-from tract_trainer.errors import InputError
+from tract_trainer.data.records import SCORE_COLUMNS, Record, gold_scores, ready_prompt
+from tract_trainer.errors import InputError, numbered
 from tract_trainer.scale import ScoreScale
 
 PROMETHEUS_FILES = {
@@ -23,22 +22,15 @@ PROMETHEUS_FILES = {
     "vicuna": "vicuna_eval.json",
     "mt_bench": "mt_bench_eval.json",
 }
-
 PAIR_FILES = {"hhh_alignment": "hhh_alignment_eval.json", "reward_bench": "filtered-00000-of-00001.parquet"}
-
 HUB_SETS = {
     "feedback_bench": ("prometheus-eval/Feedback-Bench", "train"),
     "reward_bench": ("allenai/reward-bench", "filtered"),
 }
 
 BENCHMARKS = tuple(sorted({**PROMETHEUS_FILES, **PAIR_FILES}))
-
 ORIGIN = "the folder eval/benchmark/data of github.com/prometheus-eval/prometheus-eval"
-
 ORIGINS = {"reward_bench": "the folder data of huggingface.co/datasets/allenai/reward-bench"}
-
-GROUP_COLUMNS = ("group", "idx", "orig_instruction")
-"""Columns that may tell which records answer the same question."""
 
 PROMETHEUS_SCALE = ScoreScale.integers(1, 5)
 
@@ -50,15 +42,15 @@ def load_benchmark(name: str, path: str | Path | None = None) -> list[dict[str, 
     Args:
         name (`str`): one of [`BENCHMARKS`].
         path (`str`, *optional*):
-            Its file, or the folder that holds it under its public name. By default it is looked for in the working
-            folder and then, where it has a data set there, on the Hub.
+            Its file, or the folder that holds it under its public name. By default, the working folder and then, for
+            some, a Hub data set.
 
     Returns:
-        `list[dict]`: pairs of those of [`PAIR_FILES`]; of the others records with their gold `score`, the mean of
-        several reference scores where there are.
+        `list[dict]`: pairs of those of [`PAIR_FILES`]; of the others records with their gold `score`, a mean if there
+        are several reference scores.
 
     Raises:
-        InputError: the name is not known, the data is not there, or it is not what the benchmark holds.
+        InputError: the name is not known, or the data is missing or of another kind.
     """
     if name not in BENCHMARKS:
         raise InputError(f"benchmark {name!r} is not known; known are {list(BENCHMARKS)}.")
@@ -66,7 +58,7 @@ def load_benchmark(name: str, path: str | Path | None = None) -> list[dict[str, 
     if name in PROMETHEUS_FILES:
         records = scored_records([_prometheus_record(row, number) for number, row in enumerate(rows)])
         check_scale(records, PROMETHEUS_SCALE)
-        return grouped(records)
+        return records
     pairs = read_pairs(rows)
     if name == "reward_bench":
         check_reward_bench(pairs)
@@ -106,15 +98,9 @@ def own_benchmark(
     rubric: str | Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    The scored records, or the pairs, of a data set of one's own.
+    The scored records, or the pairs, of the user's own data.
 
-    Args:
-        source (`str`), columns (`Mapping[str, str]`, *optional*), split (`str`, *optional*, defaults to `"train"`),
-            rubric (`str` or `Mapping`, *optional*): see [`~tract_trainer.data.reading.read_rows`].
-
-    Returns:
-        `list[dict]`: pairs where the columns are those of [`read_pairs`], and otherwise scored records. Records have a
-        `group` where a column tells which of them answer the same question, see [`grouped`].
+    Arguments are those of [`~tract_trainer.data.reading.read_rows`]. Rows with columns of [`read_pairs`] are pairs.
 
     Raises:
         InputError: there is no data, a column is missing, or a record has no gold score.
@@ -134,41 +120,26 @@ def own_benchmark(
             "`instruction`, `response` and `rubric`, or a ready `prompt`, and `score`; pairs need `instruction`, "
             f'`chosen` and `rejected`. If yours has another name, give it: columns={{"yours": "{missing[0]}"}}.'
         )
-    return grouped(scored_records(rows))
-
-
-def grouped(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """
-    `records` with a `group`: that of the first column among `GROUP_COLUMNS` in which some records have the same value.
-    Intervals of figures take the records of a group for dependent.
-    """
-    for name in GROUP_COLUMNS:
-        values = [digest(record[name]) for record in records if record.get(name) is not None]
-        if len(set(values)) < len(values) == len(records):
-            return [{**record, "group": record[name]} for record in records]
-    return list(records)
+    return scored_records(rows)
 
 
 def _missing(names: set[str]) -> list[str]:
-    """What of a scored record is not among the column `names`."""
+    """Columns of a scored record that `names` lacks."""
     fields = ["instruction", "response", "rubric"] if names & {"response", "rubric"} else ["instruction"]
     needed = ([] if names & {"prompt", "messages"} else fields) + ([] if names & set(SCORE_COLUMNS) else ["score"])
     return [name for name in needed if name not in names]
 
 
 def scored_records(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """`records`, each with its gold score as `score`; if that is a mean of several, with these as `gold_ratings`."""
+    """`records` with their gold score as `score`. If it is the mean of several, these are `gold_ratings`."""
     scored = []
     for number, record in enumerate(records):
-        try:
-            gold = gold_score(record)
-        except InputError as error:
-            raise InputError(f"Record {number}: {error}") from error
+        with numbered("Record", number):
+            ratings = gold_scores(record)
+        gold = sum(ratings) / len(ratings) if ratings else None
         if gold is None or not math.isfinite(gold):
             raise InputError(f"Record {number} has no gold score to compare with, but {gold}; found {sorted(record)}.")
-        given = next(record[name] for name in SCORE_COLUMNS if record.get(name) is not None)
-        ratings = {"gold_ratings": list(map(float, given))} if isinstance(given, list) and len(given) > 1 else {}
-        scored.append({**record, "score": gold, **ratings})
+        scored.append({**record, "score": gold, **({"gold_ratings": ratings} if len(ratings) > 1 else {})})
     return scored
 
 

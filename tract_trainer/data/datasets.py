@@ -12,18 +12,19 @@ from tract_trainer.data.records import RATIONALE_COLUMNS, Record, gold_score
 from tract_trainer.errors import InputError
 
 READY_COLUMNS = {"completion", "messages", "text", "input_ids"}
-
 RECORD_COLUMNS = {"rubric", *RATIONALE_COLUMNS}
+OWN_RATIONALES = "Rationales that a judge wrote itself"  # how the description of such a dataset begins
+AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
 
 
 def is_trl_format(columns: Iterable[str]) -> bool:
-    """Whether rows with these columns are TRL's; a judging record may have a column of such a name, too."""
+    """Whether rows with these columns are TRL's. A record may also have a column of such a name."""
     found = set(columns)
     return bool(found & READY_COLUMNS) and not ("instruction" in found and found & RECORD_COLUMNS)
 
 
 def as_dataset(rows: Sequence[Record] | Dataset) -> Dataset:
-    """Rows as a dataset with the columns of all rows (`from_list` takes those of the first), and scores as numbers."""
+    """A dataset with the columns of all rows (`from_list` takes those of the first), and scores as numbers."""
     if isinstance(rows, Dataset):
         return rows
     columns = dict.fromkeys(column for row in rows for column in row)
@@ -32,12 +33,8 @@ def as_dataset(rows: Sequence[Record] | Dataset) -> Dataset:
         return Dataset.from_list([{**columns, **row, **score} for row, score in zip(rows, scores, strict=True)])
     except pa.ArrowException as error:
         raise InputError(
-            f"The rows hold values of several types in one column: {error}. Write them all alike."
+            f"The rows hold values of several types in one column: {error}. Give all of them the same type."
         ) from error
-
-
-OWN_RATIONALES = "Rationales that a judge wrote itself"
-"""How the description of a dataset of self-generated rationales begins."""
 
 
 def described(dataset: Dataset, folder: Path) -> Dataset:
@@ -54,10 +51,7 @@ def described(dataset: Dataset, folder: Path) -> Dataset:
     return dataset
 
 
-AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
-
-
 def unformatted(dataset: AnyDataset) -> AnyDataset:
-    """`dataset` with rows of lists and numbers, not of tensors. A transform stays: TRL refuses it with the reason."""
+    """`dataset` with rows of lists and numbers, not of tensors. A transform stays: TRL's error explains it."""
     is_transform = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
     return dataset if is_transform else dataset.with_format(None)

@@ -1,4 +1,4 @@
-"""Pairs of responses in their public formats, and the records of which they are judged.
+"""Pairs of responses in public formats, and the records to judge for them.
 
 A pair is a mapping with the records `chosen`, the better one, and `rejected`, and the name of its `subset`.
 """
@@ -41,9 +41,8 @@ def general_rubric(scale: ScoreScale) -> dict[str, str]:
     return {"Criterion": criterion, **{label: described[label] for label in sorted(described, key=scale.value)}}
 
 
+# Rows with one of these columns are pairs.
 PAIR_COLUMNS = {"chosen", "rejected", "targets", "chosen_instruction", "response 1", "response 2"}
-"""Columns by which rows are taken for pairs."""
-
 SHARED = ("rubric", "reference", "system_prompt")
 
 
@@ -65,7 +64,11 @@ def read_pairs(rows: Sequence[Record]) -> list[dict[str, Any]]:
         InputError: a row has another format, or all pairs are ties.
     """
     read = [(row, _sides(row, number)) for number, row in enumerate(rows)]
-    pairs = [{**row, "subset": _subset(row), **sides} for row, sides in read if sides is not None]
+    pairs = [
+        {**row, "subset": str(row.get("subset") or row.get("source") or "all"), **sides}
+        for row, sides in read
+        if sides is not None
+    ]
     if ties := len(rows) - len(pairs):
         first = next(number for number, (_, sides) in enumerate(read) if sides is None)
         said = f"{ties:,} of {len(rows):,} pairs are ties, without a better response; the first is pair {first}."
@@ -73,10 +76,6 @@ def read_pairs(rows: Sequence[Record]) -> list[dict[str, Any]]:
             raise InputError(f"{said} Give pairs with a better response.")
         logger.warning(f"{said} They are left out.")
     return pairs
-
-
-def _subset(row: Record) -> str:
-    return str(row.get("subset") or row.get("source") or "all")
 
 
 def _sides(row: Record, number: int) -> dict[str, dict[str, Any]] | None:
@@ -93,11 +92,9 @@ def _sides(row: Record, number: int) -> dict[str, dict[str, Any]] | None:
     if instruction is not None and {"response 1", "response 2", "label"} <= row.keys():
         first, second = ({**shared, **_asked(row, instruction, f"response {i}", number)} for i in (1, 2))
         better = _label(row, number)
-        return (
-            None
-            if better == "2"
-            else dict(zip(SIDES, (first, second) if better == "0" else (second, first), strict=True))
-        )
+        if better == "2":
+            return None
+        return {"chosen": first, "rejected": second} if better == "0" else {"chosen": second, "rejected": first}
     messages = isinstance(row.get("chosen"), list)
     if not {"chosen", "rejected"} <= row.keys() or (instruction is None and not messages):
         raise InputError(
@@ -107,7 +104,7 @@ def _sides(row: Record, number: int) -> dict[str, dict[str, Any]] | None:
         )
     if row.get("label") is not None and _label(row, number) != "0":
         raise InputError(
-            f"Pair {number} has `chosen` and `rejected`, and the `label` {row['label']!r}. If the label tells which "
+            f"Pair {number} has `chosen` and `rejected`, and the `label` {row['label']!r}. If the label says which "
             "response is better, name the responses `response 1` and `response 2`; otherwise rename the label."
         )
     chosen, rejected = ({**shared, **_asked(row, instruction, side, number)} for side in SIDES)
@@ -122,13 +119,13 @@ def _label(row: Record, number: int) -> str:
     if isinstance(row["label"], bool) or label not in ("0", "1", "2"):
         raise InputError(
             f"`label` of pair {number} must be 0 (the first response is better), 1 (the second) or 2 (a tie), found "
-            f"{row['label']!r}. Rename the column if it tells something else."
+            f"{row['label']!r}. Rename the column if it means something else."
         )
     return label
 
 
 def _asked(row: Record, instruction: str | None, response: str, number: int) -> dict[str, str]:
-    """`instruction` and `response` as text; messages before the last turn of the response are the instruction."""
+    """`instruction` and `response` as text. Messages before the response's last turn are the instruction."""
     turns = row[response]
     if not isinstance(turns, list):
         return {"instruction": _text(row, str(instruction), number), "response": _text(row, response, number)}
@@ -155,7 +152,7 @@ def conversation_text(turns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _choices(targets: Any, number: int) -> dict[str, str]:
-    """The texts of the HHH format's `targets`, a mapping of two `choices` and their `labels`, by side."""
+    """The responses in the HHH format's `targets`: two `choices` and their `labels`."""
     choices, labels = (targets.get("choices"), targets.get("labels")) if isinstance(targets, Mapping) else (None, None)
     if choices is None or labels is None or sorted(labels) != [0, 1] or len(choices) != 2:
         raise InputError(
@@ -176,18 +173,15 @@ def _text(row: Record, name: str, number: int) -> str:
 
 def pair_records(pairs: Sequence[Record], scale: ScoreScale) -> list[dict[str, Any]]:
     """
-    The records to judge, two per pair: chosen, rejected, chosen, rejected, ... Those without a rubric have
-    [`general_rubric`]; ready prompts hold their own.
-
-    Args:
-        pairs (`Sequence[Mapping]`): what [`read_pairs`] returns, `P` of them.
-        scale ([`ScoreScale`]): the judge's.
+    The records to judge, two per pair: chosen, rejected, chosen, rejected, ... Those without a rubric get
+    [`general_rubric`], except ready prompts.
     """
     shared = {"rubric": general_rubric(scale)}
     sides = [pair[side] for pair in pairs for side in SIDES]
     return [dict(side) if "prompt" in side else {**shared, **side} for side in sides]
 
 
+# Weight of each subset in its section of RewardBench (github.com/allenai/reward-bench, rewardbench/constants.py).
 REWARD_BENCH_SECTIONS = {
     "Chat": {
         "alpacaeval-easy": 100,
@@ -221,6 +215,5 @@ REWARD_BENCH_SECTIONS = {
         "hep-rust": 164,
     },
 }
-"""Weight of each subset in its section of RewardBench (github.com/allenai/reward-bench, rewardbench/constants.py)."""
 
 REWARD_BENCH_SUBSETS = {subset for weights in REWARD_BENCH_SECTIONS.values() for subset in weights}

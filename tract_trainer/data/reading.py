@@ -1,24 +1,23 @@
-"""Reads rows from files, folders and Hub data sets. Nothing here needs torch."""
+"""Reads rows from files, folders and Hub data sets. Does not need torch."""
 
 import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tract_trainer.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Rows: TypeAlias = "list[dict[str, Any]] | Dataset"
+
 FORMATS = "a .json, .jsonl, .csv or .parquet file, a folder with such files, or a Hub data set"
-
 LARGEST_CELL = 1 << 30  # characters in a CSV file; the csv module refuses more than 131,072
-
-ASKED_AS_IT_IS = {"prompt", "messages", "completion", "text", "input_ids"}
-
-WITH_RUBRIC = {"response", "chosen", "rejected", "targets", "response 1"}
+PROMPT_COLUMNS = {"prompt", "messages", "completion", "text", "input_ids"}
+RUBRIC_COLUMNS = {"response", "chosen", "rejected", "targets", "response 1"}  # of records and pairs with a rubric
 
 
 def read_rows(
@@ -26,9 +25,9 @@ def read_rows(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     rubric: str | Mapping[str, str] | None = None,
-) -> "list[dict[str, Any]] | Dataset":
+) -> Rows:
     """
-    Reads judging records, pairs, or rows for TRL.
+    Reads records, pairs, or rows for TRL.
 
     Args:
         source (`str`): .json, .jsonl, .csv or .parquet file, folder with such files, or Hub data set. Cells of a CSV
@@ -61,11 +60,9 @@ def read_record(
     path: str | Path, columns: Mapping[str, str] | None = None, rubric: str | Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """One record from a JSON file; `columns` and `rubric` as in [`read_rows`]."""
-    text = _text(Path(path))
-    record = _parsed(text, str(path))
+    record = _parsed(_text(Path(path)), str(path))
     if not isinstance(record, dict):
         raise InputError(f"{path} must hold one record, found {type(record).__name__}. Give a list with --input.")
-    _refuse_surrogates([record], text, path)
     return dict(_formatted([record], columns, rubric, path)[0])
 
 
@@ -84,7 +81,7 @@ def read_rubric(rubric: str) -> str | dict[str, Any]:
     return found
 
 
-def _read_file(file: Path) -> "list[dict[str, Any]] | Dataset":
+def _read_file(file: Path) -> Rows:
     if file.suffix not in READERS:
         raise InputError(f"{file} must be a .json, .jsonl, .csv or .parquet file, found {file.suffix!r}.")
     try:
@@ -120,39 +117,27 @@ def _parquet_rows(file: Path) -> "Dataset":
 
 
 def _json_rows(file: Path) -> list[dict[str, Any]]:
+    """The records of a JSON file: a list; an object of records by their ids, or with one list; or a record a line."""
     text = _text(file)
-    if re.match(r"\s*{.*}\s*\n\s*{", text):
-        return _json_lines(file)  # some public files are JSON lines under the name .json
-    return _checked(_as_list(_parsed(text, str(file)), file), text, file)
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    text = _text(file)
-    lines = enumerate(text.split("\n"), 1)
-    return _checked([_parsed(line, f"{file}, line {n},") for n, line in lines if line.strip()], text, file)
-
-
-def _as_list(found: Any, file: Path) -> Any:
-    """The records of a JSON file: a list, or in an object by their ids, or an object with one list."""
+    if file.suffix == ".jsonl" or re.match(r"\s*{.*}\s*\n\s*{", text):  # some public .json files are JSON lines
+        lines = enumerate(text.split("\n"), 1)
+        found: Any = [_parsed(line, f"{file}, line {number},") for number, line in lines if line.strip()]
+    else:
+        found = _parsed(text, str(file))
     if isinstance(found, dict):
         values = list(found.values())
         if len(values) == 1 and isinstance(values[0], list):
-            return values[0]
-        if values and all(isinstance(value, dict) for value in values):
-            return [{"id": key, **value} for key, value in found.items()]
+            found = values[0]
+        elif values and all(isinstance(value, dict) for value in values):
+            found = [{"id": key, **value} for key, value in found.items()]
     if not isinstance(found, list):
         raise InputError(
             f"{file} must hold a list of records, or an object of records by their ids; found {type(found).__name__}."
         )
-    return found
-
-
-def _checked(records: list[Any], text: str, file: Path) -> list[dict[str, Any]]:
-    for number, record in enumerate(records):
+    for number, record in enumerate(found):
         if not isinstance(record, dict):
             raise InputError(f"Record {number} of {file} must be an object, found {record!r:.80}.")
-    _refuse_surrogates(records, text, file)
-    return records
+    return found
 
 
 def _csv_rows(file: Path) -> list[dict[str, Any]]:
@@ -172,7 +157,7 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-READERS: dict[str, Any] = {".json": _json_rows, ".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
+READERS: dict[str, Any] = {".json": _json_rows, ".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
 
 
 def _text(path: Path) -> str:
@@ -183,52 +168,35 @@ def _text(path: Path) -> str:
 
 
 def _parsed(text: str, place: str) -> Any:
+    advice = "Give a .json list or a .jsonl file, one record a line."
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, an integer of thousands of digits, too many brackets
-        raise _no_json(place, text, error) from error
-
-
-def _no_json(place: str, text: str, error: Exception) -> InputError:
-    if isinstance(error, json.JSONDecodeError):
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
         reason = f"{error.msg} at {line}character {error.colno}"
-    else:
-        reason = str(error).partition(";")[0]
-    return InputError(f"{place} is not valid JSON: {reason}. Give a .json list or a .jsonl file, one record a line.")
-
-
-def _refuse_surrogates(records: Sequence[dict[str, Any]], text: str, path: str | Path) -> None:
-    """JSON may name half of a character, as is left where an emoji was cut in two; no tokenizer can read that."""
-    if "\\ud" not in text and "\\uD" not in text:
-        return
-    for number, record in enumerate(records):
-        try:
-            json.dumps(record, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = error.object[error.start : error.end]
-            raise InputError(f"Record {number} of {path} holds {half!r}, half of a character. Remove it.") from error
+        raise InputError(f"{place} is not valid JSON: {reason}. {advice}") from error
+    except UnicodeEncodeError as error:  # half of an emoji that was cut in two, which no tokenizer can read
+        before, half = error.object[max(0, error.start - 20) : error.start], error.object[error.start : error.end]
+        raise InputError(f"{place} holds {half!r}, half of a character, after {before!r}. Remove it.") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, too many brackets
+        raise InputError(f"{place} is not valid JSON: {str(error).partition(';')[0]}. {advice}") from error
+    return found
 
 
 def _formatted(
-    rows: "list[dict[str, Any]] | Dataset",
-    columns: Mapping[str, str] | None,
-    rubric: str | Mapping[str, str] | None,
-    source: str | Path,
-) -> "list[dict[str, Any]] | Dataset":
+    rows: Rows, columns: Mapping[str, str] | None, rubric: str | Mapping[str, str] | None, source: str | Path
+) -> Rows:
     if columns:
         rows = _renamed(rows, columns, source)
     return rows if rubric is None else _with_rubric(rows, rubric, source)
 
 
-def _names(rows: "Sequence[Mapping[str, Any]] | Dataset") -> set[str]:
-    names = getattr(rows, "column_names", None)
-    return set().union(*rows) if names is None else set(names)
+def _names(rows: Rows) -> set[str]:
+    return set().union(*rows) if isinstance(rows, list) else set(rows.column_names)
 
 
-def _renamed(
-    rows: "list[dict[str, Any]] | Dataset", columns: Mapping[str, str], source: str | Path
-) -> "list[dict[str, Any]] | Dataset":
+def _renamed(rows: Rows, columns: Mapping[str, str], source: str | Path) -> Rows:
     found = _names(rows)
     if absent := sorted(columns.keys() - found):
         raise InputError(f"{source} has no column {', '.join(map(repr, absent))} to rename; found {sorted(found)}.")
@@ -244,11 +212,9 @@ def _renamed(
     ]
 
 
-def _with_rubric(
-    rows: "list[dict[str, Any]] | Dataset", rubric: str | Mapping[str, str], source: str | Path
-) -> "list[dict[str, Any]] | Dataset":
+def _with_rubric(rows: Rows, rubric: str | Mapping[str, str], source: str | Path) -> Rows:
     found = _names(rows)
-    if found & ASKED_AS_IT_IS and not found & WITH_RUBRIC:
+    if found & PROMPT_COLUMNS and not found & RUBRIC_COLUMNS:
         raise InputError(
             f"The rows of {source} have the columns {sorted(found)}: ready prompts, on which a rubric has no effect. "
             "Leave it out, or give `instruction` and `response`."

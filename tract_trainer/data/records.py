@@ -1,4 +1,4 @@
-"""Turns a judging record into the `prompt`, `completion` and `score` of a training example, or into a prompt alone.
+"""Prompts and training examples of records.
 
 A record is a mapping with `instruction`, `response`, `rubric` and optionally `reference` and `system_prompt`; or with a
 ready `prompt` (text or messages); or in the Prometheus format, where `instruction` is the ready prompt and `gpt4_score`
@@ -33,14 +33,12 @@ def prompt_of(
     The prompt a judge is asked with. A ready prompt is taken as it is.
 
     Args:
-        record (`Mapping`): see the module's docstring.
-        scale ([`ScoreScale`]), prefix (`str`): named in the built-in template's last sentence.
         template (`str`): Jinja template over `instruction`, `response`, `rubric`, `reference`, `prefix` and `labels`.
-        controls (`re.Pattern`, *optional*): control texts to defuse, see
-        [`~tract_trainer.data.templates.control_pattern`].
+        controls (`re.Pattern`, *optional*): control tokens to escape, see
+            [`~tract_trainer.data.templates.control_pattern`].
 
     Raises:
-        ValueError: the record has no prompt and too few fields to make one.
+        InputError: the record has no prompt and too few fields to make one.
     """
     record = _given(record)
     if record.get("system_prompt") and (record.get("response") is None or "system_prompt" not in template):
@@ -52,15 +50,15 @@ def prompt_of(
         if record.get("response") is not None:
             raise InputError(
                 "A record has a `response` and a `prompt`, which is asked as it is. Name the instruction that was "
-                "responded to `instruction`; where the prompt is the judge's whole prompt, leave out `response`."
+                "responded to `instruction`; if the prompt is all that the judge reads, leave out `response`."
             )
         return checked_prompt(record["prompt"])
     if record.get("messages"):
         return unanswered(checked_prompt(record["messages"]))
     for name in ("instruction", "response"):
         if isinstance(record.get(name), list | dict):
-            found = type(record[name]).__name__
-            raise InputError(f"`{name}` of a record must be text, found {found}. Give the text of the messages.")
+            kind = type(record[name]).__name__
+            raise InputError(f"`{name}` of a record must be text, found {kind}. Give the text of the messages.")
     if controls is not None:
         record = escape_control_tokens(record, controls)
     if record.get("response") is not None and record.get("instruction") and record.get("rubric"):
@@ -68,9 +66,8 @@ def prompt_of(
         return rendered(template, fields)
     if record.get("instruction") and record.get("response") is None and record.get("rubric") is None:
         return ready_prompt(str(record["instruction"]))
-    raise InputError(
-        f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {_named(record)}."
-    )
+    found = _named(record)
+    raise InputError(f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {found}.")
 
 
 def _named(record: Record) -> list[str]:
@@ -78,7 +75,7 @@ def _named(record: Record) -> list[str]:
 
 
 def _given(record: Record) -> dict[str, Any]:
-    """`record` without what is NaN, as pandas has it where there is nothing."""
+    """`record` without NaN, which is what pandas has for missing values."""
     if not isinstance(record, Mapping):
         raise InputError(
             "Expected a record with `instruction`, `response` and `rubric`, or a ready `prompt`; found "
@@ -88,10 +85,11 @@ def _given(record: Record) -> dict[str, Any]:
 
 
 def checked_prompt(prompt: Any) -> Any:
-    """A ready prompt, if it is text or messages."""
+    """`prompt`, after an InputError if it is neither text nor messages."""
     turns = prompt if isinstance(prompt, list) else []
     messages = bool(turns) and all(
-        isinstance(turn, Mapping) and "role" in turn and ("content" in turn or "tool_calls" in turn) for turn in turns
+        isinstance(turn, Mapping) and "role" in turn and (turn.get("content") is not None or turn.get("tool_calls"))
+        for turn in turns
     )
     if isinstance(prompt, str) or (messages and any(turn["role"] != "assistant" for turn in turns)):
         return prompt
@@ -108,14 +106,14 @@ def ready_prompt(text: str) -> str:
 
 
 def check_prompts(records: Iterable[Record], prompt: Callable[[Record], Any]) -> None:
-    """Raises an InputError, with its number, for the first record that `prompt` can make no prompt of."""
+    """Raises the InputError of the first record that `prompt` refuses, with the record's number."""
     for number, record in enumerate(records):
         with numbered("Record", number):
             prompt(record)
 
 
 def unanswered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """`messages` without the assistant's last turn: the prompt of a conversation that ends with the judgment."""
+    """`messages` without the assistant's last turn, which is the judgment."""
     if isinstance(messages, str):
         raise InputError(f"`messages` must be a list of turns with `role` and `content`; found {messages!r:.80}.")
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
@@ -142,7 +140,7 @@ def gold_score(record: Record) -> float | None:
 
 
 def annotated_rationales(row: Record, prefix: str) -> list[str]:
-    """A record's annotated rationales, or that of a completion, without what closes them: `[RESULT] 4`, the prefix."""
+    """The rationales of a record or a completion, without the closing phrase and score (`[RESULT] 4`, the prefix)."""
     default: Any = completion_text(row) or []
     found = next((row[name] for name in RATIONALE_COLUMNS if row.get(name) is not None), default)
     texts = [str(text) for text in (found if isinstance(found, list) else [found]) if text is not None]
@@ -150,24 +148,24 @@ def annotated_rationales(row: Record, prefix: str) -> list[str]:
 
 
 def completion_text(row: Record) -> str:
-    """A row's `completion`, or what the assistant says last in it or in the `messages`; nothing where there is none."""
+    """Text of a row's `completion`, or of the assistant's last turn in it or in `messages`; empty if there is none."""
     found = row.get("completion") or row.get("messages") or ""
     last = found[-1] if isinstance(found, list) else {"role": "assistant", "content": found}
     return turn_text(last) if isinstance(last, Mapping) and last.get("role") == "assistant" else ""
 
 
 def turn_text(turn: Mapping[str, Any]) -> str:
-    """What a turn says: in one text, in parts, or nothing beside a tool call."""
+    """The text of a turn, whose content may be a text, parts, or missing beside a tool call."""
     said = turn.get("content") or ""
     return said if isinstance(said, str) else "".join(part.get("text") or "" for part in said)
 
 
+# A label behind a closing phrase: a number or a word, perhaps `out of 5`, and nothing else.
 CLOSED = re.compile(r"""[\s"'*(]*([+-]?\d+([.,]\d+)?|[^\W\d]\w*[+-]?)[*"']*(\s*(/|out\s+of)\s*\d+)?[\s"'*).\]]*""")
-"""A label behind a closing phrase: a number or a word, perhaps `out of 5`, and nothing else."""
 
 
 def _unclosed(prefix: str, text: str) -> str:
-    """`text` without the prefix and the label at its end. A text that goes on, or has no label, only mentions them."""
+    """`text` without the prefix and label at its end. A text that goes on, or has no label, is not closed."""
     before, found, label = text.rpartition(prefix)
     return before if found and CLOSED.fullmatch(label) else text
 
@@ -181,12 +179,12 @@ def training_examples(
     controls: re.Pattern[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """
-    One prompt-completion example for each annotated rationale of each record, with the gold score as `score`. The
-    label written is the nearest to it. An annotation's own closing phrase (`[RESULT] 4`, or the prefix) is cut off, and
-    control tokens in it are escaped. Records without any rationale give the prefix and the label alone.
+    One example for each rationale of each record: `prompt`, `completion`, and the gold score as `score`. The label in
+    the completion is the nearest one. A rationale's own closing phrase (`[RESULT] 4`, or the prefix) is cut off, and
+    control tokens in it are escaped. Without any rationale, a completion is the prefix and the label.
 
     Raises:
-        InputError: a record lacks a gold score, or only some records have a rationale; with the record's number.
+        InputError: a record has no prompt or no gold score, or only some records have a rationale.
     """
     separator, with_rationales = default_separator(prefix), None
     for number, record in enumerate(records):

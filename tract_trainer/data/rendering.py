@@ -1,7 +1,7 @@
-"""Renders a prompt, with or without an answer, into token ids.
+"""Token ids of prompts and of training rows, as TRL renders them.
 
-Training, judging, forced scores, rewards and stage 2 all read rows that are rendered here as TRL renders them. A judge
-is asked with the beginning of such a row, so it is never asked with a text it was not trained on. `T` tokens of a row.
+A judge is asked with the beginning of its training rows, token by token. So training, judging, forced scores, rewards
+and stage 2 all render their rows here. `T` is the number of tokens of a row.
 """
 
 import functools
@@ -22,8 +22,7 @@ from tract_trainer.scale import ScoreTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBES = ("A", "B")
-"""Two answers that no template treats differently: what their rows share is written before any answer."""
+PROBES = ("A", "B")  # What the rows of both share is written before any answer.
 WINDOW = 16  # tokens at the end of a prompt by which it is recognised
 SHOWN = 60  # characters of a rendering in an error
 DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -31,13 +30,13 @@ DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Further arguments of the chat template: `tools` and `chat_template_kwargs` of the record, as TRL reads them, over
+    Further arguments of the chat template: the record's `tools` and `chat_template_kwargs`, as TRL reads them, or
     `otherwise`.
     """
     given = record.get("chat_template_kwargs")
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"`chat_template_kwargs` must be a mapping, found {given!r:.80}.")
-    # A record that has the column is rendered with it alone, as TRL does.
+    # As in TRL, a record's own column replaces the setting.
     found = dict(otherwise) if "chat_template_kwargs" not in record else dict(given or {})
     tools = record.get("tools") if record.get("prompt") or record.get("messages") else None
     try:
@@ -50,9 +49,8 @@ def prompt_ids(
     prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", conversational: bool, **template_kwargs: Any
 ) -> list[int]:
     """
-    Tokens that a judge is asked with: the beginning of every row that answers `prompt`.
-
-    A generation prompt may open what the rows lack, such as a thinking block. That end of it is left out.
+    Tokens that a judge is asked with: the beginning of every row that answers `prompt`. What a generation prompt opens
+    and rows lack, such as a thinking block, is left out.
 
     Raises:
         InputError: the chat template renders the prompt itself differently before an answer.
@@ -87,11 +85,9 @@ def asked_length(
     Number of tokens that a judge is asked with, if they are the beginning of a training row; `None` if not.
 
     Args:
-        prompt (`str` or `list`): the row's prompt.
         ids (`Sequence[int]`): tokens of the row, `(T,)`.
-        masked (`int`): tokens at its start that TRL found to be the prompt's, or 0. They are the longest beginning that
-            the row shares with the prompt alone. Where the last of them are the end of the prompt, which stands nowhere
-            else in it, they are all that is asked, and nothing need be tokenised again.
+        masked (`int`): number of tokens at its start that TRL masked as the prompt, or 0. If they end with text that
+            the prompt has only at its end, they are all that is asked, and nothing is tokenised again.
         kwargs (`Mapping`): arguments of the chat template.
     """
     if masked:
@@ -104,26 +100,21 @@ def asked_length(
 
 
 def _is_end(seen: str, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]) -> bool:
-    """Whether `seen` is the end of the text that is asked with, and nowhere else in it. A no may be too careful."""
+    """Whether `seen` is the end of the rendered prompt and occurs only there. May be false where it is."""
     if isinstance(prompt, str):
         return bool(seen) and prompt.endswith(seen) and prompt.find(seen) == len(prompt) - len(seen)
     content = prompt[-1].get("content")
     if not isinstance(content, str) or any(turn["role"] == "assistant" for turn in prompt):
         return False
     header = _header(tokenizer, tokenizer.chat_template, json.dumps(kwargs, sort_keys=True, default=str))
-    alone = all(header not in str(turn.get("content")) for turn in prompt)
-    return (
-        bool(header)
-        and alone
-        and seen.endswith(header)
-        and len(seen) > len(header)
-        and (content + header).endswith(seen)
-    )
+    if not header or any(header in str(turn.get("content")) for turn in prompt):
+        return False
+    return len(seen) > len(header) and seen.endswith(header) and (content + header).endswith(seen)
 
 
 @functools.lru_cache(maxsize=64)
 def _header(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> str:
-    """What a prompt of one turn has behind its content, as far as rows have it, too."""
+    """What a prompt of one turn has behind its content, as far as rows have it as well."""
     given, probe = json.loads(kwargs), "XQZ"
     ids = prompt_ids(probe, tokenizer, True, **given)
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).rpartition(probe)[2]
@@ -152,15 +143,15 @@ def shared_length(*sequences: Sequence[Any]) -> int:
 
 def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[int], shared: int) -> str:
     start = max(0, shared - 8)
-    before, alone, answered = (
+    before, unanswered, answered = (
         repr(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))[:SHOWN])
         for ids in (asked[start:shared], asked[shared:], row[shared:])
     )
     return (
-        "The chat template renders a prompt differently alone and before an answer, so a judge would be asked with a "
+        "The chat template renders a prompt differently with and without an answer, so a judge would be asked with a "
         f"text it was not trained on. After {before} there is\n"
-        f"  alone:            {alone}\n"
-        f"  before an answer: {answered}\n"
+        f"  without an answer: {unanswered}\n"
+        f"  with an answer:    {answered}\n"
         "Use a chat template that renders the prompt the same way in both cases (chat_template_path), or put the "
         "system prompt into the first user turn."
     )
@@ -168,8 +159,8 @@ def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[in
 
 def check_reloaded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]) -> None:
     """
-    Raises an InputError where a tokenizer, saved and loaded again, reads the text of one of `rows` differently: the
-    saved judge would be asked with other tokens than those it is trained on.
+    Raises an InputError if the tokenizer, saved and loaded again, tokenises the text of one of `rows` differently: the
+    saved judge would be asked with other tokens than it is trained on.
     """
     from transformers import AutoTokenizer
 
@@ -193,37 +184,31 @@ def check_reloaded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence
 
 
 def pin_date(template: str, now: datetime) -> str:
-    """`template` with the date of `now` in the place of each `strftime_now("...")`: today's prompts, every day."""
+    """`template` with each `strftime_now("...")` replaced by the date of `now`, so that prompts stay the same."""
     return DATE.sub(lambda call: repr(now.strftime(call[2])), template)
 
 
 def separator_of(texts: Sequence[str], prefix: str) -> str:
-    """What most of `texts`, which end with `prefix` and a label, have between the rationale and the prefix."""
+    """The most frequent text between rationale and prefix, in `texts` that end with the prefix and a label."""
     before = [text.rpartition(prefix)[0] for text in texts]
     found = Counter(text[len(text.rstrip()) :] for text in before if text.strip())
     return found.most_common(1)[0][0] if found else default_separator(prefix)
 
 
 class RecordRows:
-    """
-    The rows that a judge reads.
-
-    Args:
-        tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as the judge's tokenizer writes it.
-        config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked.
-    """
+    """Prompts and rows that a judge reads, with its tokenizer and `judge_config.json`."""
 
     def __init__(self, tokens: ScoreTokens, config: JudgeConfig) -> None:
         self.tokens, self.config = tokens, config
         self.controls = control_pattern(tokens.tokenizer)
 
     def prompt(self, record: Record) -> Prompt:
-        """The prompt, with control tokens in the record's fields escaped."""
+        """The prompt. Control tokens in the record's fields are escaped."""
         config = self.config
         return prompt_of(record, config.scale, config.score_prefix, config.prompt_template, self.controls)
 
     def prompt_ids(self, record: Record) -> list[int]:
-        """Tokens of the record's prompt, `(T,)`, up to where the judge starts to write."""
+        """Tokens of the record's prompt, `(T,)`."""
         config, prompt = self.config, self.prompt(record)
         given = template_kwargs(record, config.chat_template_kwargs)
         ids = prompt_ids(prompt, self.tokens.tokenizer, config.conversational, **given)
@@ -232,7 +217,7 @@ class RecordRows:
         return ids
 
     def scored_ids(self, record: Record, rationale: str) -> list[int]:
-        """Tokens of the record's prompt, the rationale and the prefix, `(T,)`, up to where the score is due."""
+        """Tokens of the record's prompt, the rationale and the prefix, `(T,)`: the score is the next token."""
         config = self.config
         row = row_ids(
             self.prompt(record),

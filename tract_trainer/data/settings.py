@@ -1,4 +1,4 @@
-"""The settings of a piece of work: written beside it when it begins, and compared when it resumes."""
+"""Settings of unfinished work: written when it begins, and compared when it resumes."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -15,17 +15,14 @@ from tract_trainer.errors import InputError
 
 def check_settings(path: Path, settings: dict[str, Any], *work: Path, free: Collection[str] = ()) -> None:
     """
-    Writes the settings of a piece of work to `path`, or compares them with those that are there. Settings at `path`
-    bind only while there is something at one of the places of the `work`; without `work`, always.
-
-    Args:
-        free (`Collection[str]`): names of settings that may change.
+    Writes the settings of some work to `path`, or compares them with those that are there. Settings at `path` count
+    only while one of the files or folders of the `work` exists; without `work`, always. Those in `free` may change.
 
     Raises:
         InputError: the settings differ, and each difference is named; or there is work without settings.
     """
     found = _read(path)
-    if found is not None and without_mark(found) == settings:
+    if found is not None and found | {MARK: None} == settings | {MARK: None}:
         return
     begun = [place for place in work if (contents(place) if place.is_dir() else place.exists())]
     if path.is_file() and (begun or not work):
@@ -53,16 +50,12 @@ def check_settings(path: Path, settings: dict[str, Any], *work: Path, free: Coll
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The settings at `path`, `None` where there are none or they are damaged."""
+    """The settings at `path`; `None` if they are missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def without_mark(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != MARK}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
@@ -83,15 +76,8 @@ def begin(
     free: Collection[str] = (),
 ) -> PartialState:
     """
-    Checks that the work at `work` can be begun or continued: by these processes, with these settings, at this place.
-
-    Args:
-        settings_path, settings, work, free: see [`check_settings`].
-        folders (`Iterable[Path]`): folders for the output, see [`refuse_foreign`].
-        overwrite (`bool`, *optional*, defaults to `False`): whether to start over, and to replace files of others.
-
-    Returns:
-        The launched processes.
+    Checks that work can begin or resume: by these processes, with these settings (see [`check_settings`]), in these
+    `folders` (see [`refuse_foreign`]). With `overwrite` it starts over. Returns the launched processes.
     """
     state = process_state()
     refuse_lone_process(state.num_processes)

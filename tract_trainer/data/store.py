@@ -1,4 +1,4 @@
-"""What is written to disk: finished rows as lines of append-only files, results as JSON files.
+"""Writes finished rows as lines of append-only files, and results as JSON files.
 
 Half a line, which a killed process may leave, is cut off by the next one. Files that this package did not write are
 never replaced or deleted, unless the caller asks for it.
@@ -17,23 +17,15 @@ from accelerate import PartialState
 from tract_trainer._distributed import file_lock
 from tract_trainer.errors import InputError
 
+# In every settings file, result and page that this package writes, so that a later call may replace it.
 MARK = "tract_trainer_version"
-"""Stands in every settings file, result and page that this package writes, so that a later call may replace it."""
-
-MARKED_BYTES = 1 << 16
+MARKED_BYTES = 1 << 16  # at the beginning of a file, in which the mark is looked for
 
 
 class Shards:
     """
-    Rows in the files of a folder, by key. Each process appends to a file of its own and reads all of them. Only the
-    places of the rows are held in memory.
-
-    Args:
-        folder (`Path`): folder of the files, made if it is missing.
-        process_index (`int`, *optional*): number of the process that writes; `None` to read only.
-
-    Raises:
-        InputError: a line is not one of ours.
+    Rows in the files of a folder, by key. Each process appends to its own file and reads all of them; without a
+    `process_index`, it only reads. Memory holds only the places of the rows. A damaged line is an InputError.
     """
 
     def __init__(self, folder: Path, process_index: int | None = None) -> None:
@@ -54,7 +46,7 @@ class Shards:
                 except (ValueError, LookupError, TypeError, RecursionError) as error:  # no JSON, or none of ours
                     raise InputError(
                         f"{path} is damaged at byte {offset}: expected a row as JSON, found {line[:40]!r}. Delete the "
-                        "file from there on; its rows will be made anew."
+                        "file from there on; its rows will be made again."
                     ) from error
                 self.places.setdefault(key, (path, offset))
                 offset += len(line)
@@ -72,7 +64,7 @@ class Shards:
         return row
 
     def append(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Appends the rows that are not there yet and has them on disk before it returns."""
+        """Appends the rows that are not there yet. They are on disk when it returns."""
         if self.own is None:
             raise InputError("These shards are open for reading only.")
         with self.own.open("ab") as file:
@@ -87,14 +79,9 @@ class Shards:
 @contextmanager
 def locked(folder: Path, process_index: int, result: Path | None = None) -> Iterator[None]:
     """
-    No other running process with this index works in `folder` meanwhile.
-
-    Args:
-        result (`Path`, *optional*): the file that is made of the rows in `folder`. Once it exists the rows are removed,
-            with the lock still held: whoever starts in that moment finds either the rows or the result.
-
-    Raises:
-        InputError: another process works there.
+    Keeps other processes with this index out of `folder`, or raises an InputError if one is there. `result` is the file
+    made of the rows in `folder`: once it exists, the rows are removed with the lock still held, so that a call which
+    starts in that moment finds either the rows or the result.
     """
     with file_lock(folder, f".process-{process_index:05d}.lock"):
         yield
@@ -108,7 +95,7 @@ def locked(folder: Path, process_index: int, result: Path | None = None) -> Iter
 
 
 def remove_rows(folder: Path) -> None:
-    """Deletes from `folder` the rows and the settings that this package put there, and nothing else."""
+    """Deletes this package's rows and settings from `folder`, and nothing else."""
     for path in folder.glob("process-*.jsonl"):
         path.unlink(missing_ok=True)
     if is_ours(folder / "settings.json"):
@@ -117,7 +104,7 @@ def remove_rows(folder: Path) -> None:
 
 @contextmanager
 def writing(folder: Path, process_index: int) -> Iterator[Shards]:
-    """[`Shards`] to which no other running process writes meanwhile; an `InputError` where one does."""
+    """[`Shards`] that are [`locked`]."""
     with locked(folder, process_index):
         yield Shards(folder, process_index)
 
@@ -129,11 +116,8 @@ def finish_rows(
     state: PartialState,
 ) -> None:
     """
-    Makes the rows that `folder` lacks. Launched processes share them, each under its own [`locked`].
-
-    Args:
-        keys (`Sequence[str]`): a key for each row. Rows with the same key are made once.
-        rows (`Callable`): takes numbers of rows, gives each number with its row, in any order.
+    Makes the rows that `folder` lacks. Launched processes share them, each under its own [`locked`]. Rows with the same
+    key are made once. `rows` takes numbers of rows and yields each number with its row, in any order.
     """
     shards = Shards(folder, state.process_index)
     numbers = dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))  # of each key, its first
@@ -173,7 +157,7 @@ def is_ours(path: Path) -> bool:
 
 
 def contents(folder: Path) -> list[str]:
-    """Names in a folder, but those that begin with `.` or `_`, which are locks and the like; none where it is none."""
+    """Names in a folder, without those that begin with `.` or `_` (locks and the like). Empty if it does not exist."""
     return sorted(path.name for path in folder.iterdir() if path.name[0] not in "._") if folder.is_dir() else []
 
 
@@ -181,31 +165,26 @@ def refuse_foreign(
     files: Iterable[Path], overwrite: bool = False, *, folders: Iterable[Path] = (), signs: Iterable[Path] = ()
 ) -> None:
     """
-    Refuses to replace what this package did not write. Call it before any work.
-
-    Args:
-        files (`Iterable[Path]`), folders (`Iterable[Path]`, *optional*): what will be written or deleted.
-        overwrite (`bool`, *optional*, defaults to `False`): whether files of others may be replaced.
-        signs (`Iterable[Path]`, *optional*): files of this package that show that all the others are its own, too.
-
-    Raises:
-        InputError: this package did not write one of the `files`, or what one of the `folders` holds ([`contents`]); or
-            a folder is in the place of a file.
+    Raises an InputError if the files, or the [`contents`] of the folders, that will be written or deleted are not of
+    this package. Call it before any work. With `overwrite`, or if this package wrote one of the `signs`, only a folder
+    in the place of a file is refused, or a file in that of a folder.
     """
-    known = overwrite or any(map(is_ours, signs))
+    known, ways = overwrite or any(map(is_ours, signs)), "with --overwrite (overwrite=True)"
+    for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file, and a folder is to be written there. Give another place for it.")
+        if not known and (held := contents(folder)):
+            raise InputError(
+                f"{folder} holds files that tract did not write, such as {held[0]!r}. Give another place for the "
+                f"output, or replace what is in the way {ways}."
+            )
     for file in files:
         if file.is_dir():
             raise InputError(f"{file} is a folder, and a file is to be written there. Give another place for it.")
         if not known and file.exists() and not is_ours(file):
             raise InputError(
                 f"{file} exists, and tract did not write it. Give another place for the output, or replace the file "
-                "with --overwrite (overwrite=True)."
-            )
-    for folder in folders:
-        if not known and (held := contents(folder)):
-            raise InputError(
-                f"{folder} holds files that tract did not write, such as {held[0]!r}. Give another place for the "
-                "output, or replace what is in the way with --overwrite (overwrite=True)."
+                f"{ways}."
             )
 
 

@@ -138,7 +138,7 @@ def evaluate(
             keys = [digest(_asked(record)) for record in every]  # corrected records are judged with those that are left
             finish_rows(folder, keys, rows, state)
             if state.is_main_process:
-                judged = [{**of, **row} for of, row in zip(known, finished_rows(folder, keys), strict=True)]
+                judged = [{**row, **of} for of, row in zip(known, finished_rows(folder, keys), strict=True)]
                 figures = without_nan(_figures(judged, judge.config, num_cots))
                 save({**head, **figures, "judgments": judged}, path)
         state.wait_for_everyone()
@@ -254,7 +254,8 @@ def _asked(record: Record) -> dict[str, Any]:
 
 def _digest(records: Sequence[Record]) -> str:
     """The same for the same questions and gold scores, whatever their other columns."""
-    return digest([{name: record[name] for name in ASKED if name in record} for record in records])
+    names = (*ASKED, "gold_ratings")
+    return digest([{name: record[name] for name in names if name in record} for record in records])
 
 
 def _of_records(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
-"""Facts about a judge become a model card and a repository.
+"""Model cards, dataset cards and uploads.
 
-Takes a judge's folder and what training or an evaluation knows of it; gives `README.md` and uploads. `training` calls
-it
-at every save, `cli` after an evaluation.
+Takes a judge's folder and facts about its training or evaluation; writes `README.md` and uploads it. `training` calls
+it at every save, `cli` after an evaluation.
 """

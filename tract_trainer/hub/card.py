@@ -1,6 +1,6 @@
 """`README.md`, the card of a judge or of its rationales.
 
-The generated part stands between two comments and is written anew at every save. The text around it stays, and so does
+The generated part stands between two comments and is rewritten at every save. The text around it stays, and so does
 other metadata; a `README.md` without the two comments keeps its text. Results of evaluations are metadata
 (`model-index`), with the fingerprint of the weights that they belong to; the generated part shows them as a table.
 Nothing here uses the network.
@@ -13,35 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import RepoCard
+from huggingface_hub import EvalResult, ModelCard, RepoCard
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tract_trainer.data.store import replacing
 from tract_trainer.engines.checkpoints import SavedJudge
 from tract_trainer.errors import InputError
-from tract_trainer.hub.results import escaped, markdown_table, model_index
+from tract_trainer.hub.results import escaped, eval_results, markdown_table
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "README.md"
-
-START = "<!-- tract-trainer:start; what follows is written anew at every save, edit outside of it -->"
-
+START = "<!-- tract-trainer:start; what follows is rewritten at every save, edit outside of it -->"
 END = "<!-- tract-trainer:end -->"
-
 RESULTS = "<!-- tract-trainer:results -->"
-
 GENERATED = re.compile(r"<!-- tract-trainer:start\b[^\n]*-->.*<!-- tract-trainer:end -->", re.DOTALL)
 
+# Metadata that a save corrects. Of other metadata it only adds what is missing.
 OVERWRITTEN = ("base_model", "library_name")
-"""Metadata that a save corrects. Of other metadata it only adds what is missing."""
 
 
-def read_card(folder: str | Path) -> RepoCard | None:
+def read_card(folder: str | Path, kind: type[RepoCard] = ModelCard) -> RepoCard | None:
     """The card in `folder`, empty if there is none; `None`, with a warning, if it cannot be read."""
     path = Path(folder) / FILE_NAME
     try:
-        return RepoCard.load(path) if path.is_file() else RepoCard("---\n{}\n---\n")
+        return kind.load(path) if path.is_file() else kind("---\n{}\n---\n")
     except (ValueError, TypeError, yaml.YAMLError) as error:  # a run of days must not end for it
         logger.warning(f"{path} is left as it is, since it cannot be read: {error}. Correct or delete it.")
         return None
@@ -57,7 +53,7 @@ def renew(
     card: RepoCard, folder: str | Path, template: str, facts: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> None:
     """
-    Writes the generated part of a card anew, completes its metadata, and saves it in `folder`.
+    Rewrites the generated part of a card, completes its metadata, and saves it in `folder`.
 
     Args:
         card ([`~huggingface_hub.RepoCard`]): the card so far, maybe empty, see [`read_card`].
@@ -65,15 +61,18 @@ def renew(
         template (`str`): file name of the template; `facts` are its variables. `title` heads a new card.
         metadata (`Mapping`): metadata of a new card; what is `None` is left out.
     """
-    results = [found for found in _results(card) if found["dataset"]["args"]["weights"] == _weights(folder)]
-    _set_results(card, folder, results)
+    results = _results(card)
+    if any(map(_weights, results)):
+        known = (None, SavedJudge.find(folder).identity)  # None is for results of others
+        results = [found for found in results if _weights(found) in known]
+        _set_results(card, folder, results)
     generated = f"{START}\n\n{_rendered(template, {**facts, 'results': _table(results)})}\n{END}"
     if GENERATED.search(card.text):
         card.text = GENERATED.sub(lambda _: generated, card.text)
     elif not card.text.strip():
         card.text = f"\n# {facts['title']}\n\n{generated}\n"
     for name, value in metadata.items():
-        if value is not None and (name in OVERWRITTEN or name not in card.data):
+        if value is not None and (name in OVERWRITTEN or card.data.get(name) is None):
             card.data[name] = value
     given = card.data.get("tags") or []
     tags = [given] if isinstance(given, str) else given
@@ -85,7 +84,7 @@ def add_results(folder: str | Path, result: Mapping[str, Any]) -> None:
     """
     Adds the result of an evaluation to the card of a judge saved in `folder`: entries in `model-index`, and rows in a
     table, with intervals and n. A result on the same records with as many rationales is replaced. The next save keeps
-    it as long as the weights are the same.
+    it if the weights are the same.
 
     Args:
         folder (`str`): the judge's folder.
@@ -99,55 +98,36 @@ def add_results(folder: str | Path, result: Mapping[str, Any]) -> None:
     card = read_card(folder)
     if card is None or not (Path(folder) / FILE_NAME).is_file():
         raise InputError(f"{folder} has no {FILE_NAME} with readable metadata. Save the judge again to have one.")
-    (entry,) = model_index([result])
-    for found in entry["results"]:
-        found["dataset"]["args"]["weights"] = _weights(folder)
-    new = [found["dataset"]["args"] for found in entry["results"]]
-    results = [found for found in _results(card) if found["dataset"]["args"] not in new] + entry["results"]
-    _set_results(card, folder, results)
+    new = eval_results(result, weights=SavedJudge.find(folder).identity)
+    replaced = {found.unique_identifier for found in new}
+    kept = [found for found in _results(card) if not _weights(found) or found.unique_identifier not in replaced]
+    _set_results(card, folder, [*kept, *new])
     before, _, after = card.text.rpartition(RESULTS)
     if RESULTS in before:  # a README.md of the user's own has no table
-        card.text = before.rpartition(RESULTS)[0] + _table(results) + after
+        card.text = before.rpartition(RESULTS)[0] + _table([*kept, *new]) + after
     write_card(folder, card)
 
 
-def _weights(folder: str | Path) -> str:
-    return SavedJudge.find(folder).identity
+def _results(card: RepoCard) -> list[EvalResult]:
+    return list(card.data.get("eval_results") or [])
 
 
-def _is_ours(result: Any) -> bool:
-    dataset = result.get("dataset") if isinstance(result, Mapping) else None
-    args = dataset.get("args") if isinstance(dataset, Mapping) else None
-    return isinstance(args, Mapping) and {"digest", "num_cots", "weights"} <= args.keys()
+def _weights(result: EvalResult) -> str | None:
+    """The fingerprint of the weights that a result of [`add_results`] belongs to; `None` for a result of others."""
+    return result.dataset_args.get("weights") if isinstance(result.dataset_args, dict) else None
 
 
-def _results(card: RepoCard) -> list[dict[str, Any]]:
-    """The results that [`add_results`] put into the card's `model-index`."""
-    index = card.data.get("model-index") or []
-    entries = [entry for entry in (index if isinstance(index, list) else [index]) if isinstance(entry, Mapping)]
-    return [found for entry in entries for found in entry.get("results") or [] if _is_ours(found)]
+def _set_results(card: RepoCard, folder: str | Path, results: list[EvalResult]) -> None:
+    name = card.data.get("model_name") or Path(folder).resolve().name
+    card.data["eval_results"], card.data["model_name"] = (results, name) if results else (None, None)
 
 
-def _set_results(card: RepoCard, folder: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces our results in `model-index`. Those of others stay."""
-    index, others = card.data.pop("model-index") or [], []
-    for entry in index if isinstance(index, list) else [index]:
-        found = entry.get("results") or [] if isinstance(entry, Mapping) else []
-        rest = [result for result in found if not _is_ours(result)]
-        if rest or not found:
-            others.append({**entry, "results": rest} if len(rest) < len(found) else entry)
-    own = [{"name": Path(folder).resolve().name, "results": list(results)}] if results else []
-    if others or own:
-        card.data["model-index"] = [*others, *own]
-
-
-def _table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results as a table between two comments."""
+def _table(results: Sequence[EvalResult]) -> str:
+    """Our results as a table between two comments."""
     rows = [
-        [escaped(found["dataset"]["name"]), str(found["dataset"]["args"]["num_cots"]), metric["name"], f"{value:.3f}"]
+        [escaped(found.dataset_name), str(args["num_cots"]), str(found.metric_name), f"{found.metric_value:.3f}"]
         for found in results
-        for metric in found["metrics"]
-        if isinstance(value := metric["value"], int | float)
+        if _weights(found) and (args := found.dataset_args)
     ]
     heads = ["records", "rationales", "figure", "value"]
     text = markdown_table([heads, *rows]) if rows else "No evaluation of these weights has been added yet."

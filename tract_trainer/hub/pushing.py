@@ -7,25 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetCard, HfApi
 
 from tract_trainer.errors import InputError
 from tract_trainer.hub.card import fence, read_card, renew
 from tract_trainer.judge_config import DEFAULT_TEMPLATE, JudgeConfig
 
 NOT_UPLOADED = ("_*", "checkpoint-*", ".*")
-"""What stays here when a folder is uploaded."""
-
 DATASET_FILES = ("train.parquet", "report.json", "settings.json", "judge_config.json")
-
-DATASET_TEMPLATE = "dataset_card.md.jinja"
 
 
 @contextmanager
 def upload_advice(
     folder: Path, repo_id: str, repo_type: str = "model", private: bool | None = None, revision: str | None = None
 ) -> Iterator[None]:
-    """Raises an `OSError` if the upload of `folder` fails, with the command that completes it."""
+    """Adds the command that completes a failed upload of `folder` to its error, an `OSError`."""
     try:
         yield
     except Exception as error:
@@ -53,7 +49,7 @@ def push_judge(
 
     Args:
         folder (`str`): the judge's folder.
-        repo_id (`str`): repository, made if there is none; `"NAME"` or `"OWNER/NAME"`.
+        repo_id (`str`): repository, created if there is none; `"NAME"` or `"OWNER/NAME"`.
         token (`str`, *optional*): access token; by default, that of `hf auth login`.
         private (`bool`, *optional*): whether a new repository is private.
         revision (`str`, *optional*): branch; by default, the main one.
@@ -64,7 +60,9 @@ def push_judge(
     Raises:
         OSError: the upload failed; the message holds the command that completes it.
     """
-    return _push(Path(folder), repo_id, token, private, revision=revision)
+    folder = Path(folder)
+    with upload_advice(folder, repo_id, private=private, revision=revision):
+        return _upload(folder, _created(repo_id, "model", token, private), "model", token, revision=revision)
 
 
 def push_dataset(
@@ -80,7 +78,7 @@ def push_dataset(
 
     Args:
         folder (`str`): `output_dir` of [`generate_cot_dataset`].
-        repo_id (`str`): repository, made if there is none; `"NAME"` or `"OWNER/NAME"`.
+        repo_id (`str`): repository, created if there is none; `"NAME"` or `"OWNER/NAME"`.
         judge (`str`, *optional*): Hub repository of the judge that wrote them.
         token (`str`, *optional*): access token; by default, that of `hf auth login`.
         private (`bool`, *optional*): whether a new repository is private.
@@ -100,14 +98,14 @@ def push_dataset(
             "generate_cot_dataset; called again with the same settings, it completes the folder."
         )
     with upload_advice(folder, repo_id, "dataset", private):
-        full_name = _repository(repo_id, "dataset", token, private)
+        full_name = _created(repo_id, "dataset", token, private)
         write_dataset_card(folder, full_name, judge)
-    return _push(folder, full_name, token, private, "dataset", ["README.md", *DATASET_FILES])
+        return _upload(folder, full_name, "dataset", token, allow_patterns=["README.md", *DATASET_FILES])
 
 
 def write_dataset_card(folder: Path, name: str, judge: str | None = None) -> None:
-    """Writes `README.md` for the rationales in `folder`; what was written there by hand stays."""
-    card = read_card(folder)
+    """Writes `README.md` for the rationales in `folder`. Text added by hand stays."""
+    card = read_card(folder, DatasetCard)
     if card is None:
         raise InputError(f"{folder / 'README.md'} cannot be read. Correct the block at its head, or delete it.")
     found = {part: json.loads((folder / f"{part}.json").read_text(encoding="utf-8")) for part in ("report", "settings")}
@@ -119,33 +117,18 @@ def write_dataset_card(folder: Path, name: str, judge: str | None = None) -> Non
         "task_categories": ["text-generation"],
         "tags": ["tract-trainer", "llm-as-a-judge", "synthetic"],
     }
-    renew(card, folder, DATASET_TEMPLATE, facts, metadata)
+    renew(card, folder, "dataset_card.md.jinja", facts, metadata)
 
 
-def _push(
-    folder: Path,
-    repo_id: str,
-    token: str | None,
-    private: bool | None,
-    repo_type: str = "model",
-    files: list[str] | None = None,
-    revision: str | None = None,
-) -> str:
-    with upload_advice(folder, repo_id, repo_type, private, revision):
-        commit = HfApi().upload_folder(
-            repo_id=_repository(repo_id, repo_type, token, private),
-            folder_path=folder,
-            repo_type=repo_type,
-            token=token,
-            revision=revision,
-            commit_message=f"Upload {repo_type} with tract-trainer",
-            allow_patterns=files,
-            ignore_patterns=list(NOT_UPLOADED),
-        )
+def _upload(folder: Path, full_name: str, repo_type: str, token: str | None, **options: Any) -> str:
+    """Uploads the folder, and returns the commit's address."""
+    message = f"Upload {repo_type} with tract-trainer"
+    where: dict[str, Any] = {"repo_id": full_name, "repo_type": repo_type, "folder_path": folder, "token": token}
+    commit = HfApi().upload_folder(**where, commit_message=message, ignore_patterns=list(NOT_UPLOADED), **options)
     return str(commit.commit_url)
 
 
-def _repository(repo_id: str, repo_type: str, token: str | None, private: bool | None) -> str:
-    """The repository's full name; it is made if there is none."""
-    made = HfApi().create_repo(repo_id, repo_type=repo_type, token=token, private=private, exist_ok=True)
-    return made.repo_id
+def _created(repo_id: str, repo_type: str, token: str | None, private: bool | None) -> str:
+    """The repository's full name, after it is created if there is none."""
+    created = HfApi().create_repo(repo_id, repo_type=repo_type, token=token, private=private, exist_ok=True)
+    return created.repo_id

@@ -1,4 +1,4 @@
-"""A result of an evaluation in words: a verdict, a Markdown page, and `model-index` entries of a model card."""
+"""Results of an evaluation as text: a verdict, a Markdown page, and entries of a model card."""
 
 import math
 import re
@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+# Names of the figures that [`~tract_trainer.metrics.agreement`] and `pair_figures` return.
 FIGURES = {
     "pearson": "Pearson",
     "spearman": "Spearman",
@@ -19,7 +23,6 @@ FIGURES = {
     "accuracy": "Accuracy",
     "average": "Average",
 }
-"""Names of the figures that [`~tract_trainer.metrics.agreement`] and `pair_figures` return."""
 
 TAU_REMARK = (
     "Kendall's tau-b counts a tie on one side only against a judge, and whole gold scores tie often: continuous scores "
@@ -29,8 +32,8 @@ TAU_REMARK = (
 
 def verdict(result: Mapping[str, Any]) -> str:
     """
-    The result in a few sentences of plain text: the main figures of RAIL beside those of a judge that knows nothing,
-    the best method, and how many records are unscored and why. Empty if the result has no figures of RAIL.
+    A few sentences of plain text: the main figures of RAIL, the baseline, the best method, and the unscored records
+    with the first reason. Empty if the result has no figures of RAIL.
     """
     rail = result["methods"].get("RAIL")
     if rail is None or not rail["n"]:
@@ -56,7 +59,7 @@ def main_figures(figures: Mapping[str, Any]) -> str:
 
 
 def _baseline(result: Mapping[str, Any]) -> str:
-    """Says how good a judge is that guesses, or gives every record the mean gold score."""
+    """How good guessing is, or the mean gold score for every record."""
     rail = result["methods"]["RAIL"]
     if "accuracy" in rail:
         return "That is worse than guessing (.500)." if rail["accuracy"] < 0.5 else "Guessing has .500."
@@ -71,7 +74,7 @@ def _baseline(result: Mapping[str, Any]) -> str:
 
 
 def _best(methods: Mapping[str, Any]) -> str:
-    """Names the method with the lowest RMSE, or the highest accuracy, among those that score the most records."""
+    """The method with the lowest RMSE, or the highest accuracy, among those that score the most records."""
     fewest = min(figures["unscored"] for figures in methods.values())
     key, choose = ("accuracy", max) if "accuracy" in methods["RAIL"] else ("rmse", min)
     known = {
@@ -109,7 +112,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def calibration_remark(result: Mapping[str, Any]) -> str:
-    """The calibration error beside the one that a calibrated judge would have; empty if there is none."""
+    """The calibration error, and that of a calibrated judge by chance; empty if there is none."""
     found = result.get("calibration") or {}
     if found.get("error") is None:
         return ""
@@ -117,31 +120,34 @@ def calibration_remark(result: Mapping[str, Any]) -> str:
     return f"Calibration error of the distribution: {error}; a calibrated judge would have {chance} by chance."
 
 
-def model_index(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def eval_results(result: Mapping[str, Any], **args: Any) -> list[EvalResult]:
     """
-    Entries of a model card's `model-index` for results of one judge, as the Hub reads them.
-
-    Each figure of RAIL and of the decoded label is a metric. Its name has the method, the interval and n.
+    A result as entries of a model card. Each figure of RAIL and of the decoded label is one, whose name has the method,
+    the interval and n. `args` go into its `dataset_args`.
     """
-    from huggingface_hub import EvalResult
-    from huggingface_hub.repocard_data import eval_results_to_model_index
-
-    entries = [
+    benchmark, num_cots = result["benchmark"], result["settings"]["num_cots"]
+    return [
         EvalResult(
             task_type="text-generation",
             task_name="LLM as a judge",
-            dataset_type=result["benchmark"]["name"],
-            dataset_name=result["benchmark"]["name"],
-            dataset_args={"digest": result["benchmark"]["digest"], "num_cots": result["settings"]["num_cots"]},
+            dataset_type=benchmark["name"],
+            dataset_name=benchmark["name"],
+            dataset_config=f"{num_cots} rationales",
+            dataset_revision=benchmark["digest"],
+            dataset_args={"num_cots": num_cots, **args},
             metric_type=name,
             metric_value=result["methods"][method][name],
             metric_name=_metric_name(result["methods"][method], name, method),
         )
-        for result in results
         for method in ("RAIL", "decoded")
         for name in FIGURES
         if result["methods"][method].get(name) is not None
     ]
+
+
+def model_index(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Results of one judge as the `model-index` of a model card."""
+    entries = [entry for result in results for entry in eval_results(result)]
     return eval_results_to_model_index(Path(results[0]["judge"]["name"]).name, entries)
 
 
@@ -157,8 +163,7 @@ def figure_with_interval(value: float | None, interval: Sequence[float | None] |
 
 def figure_rows(methods: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """
-    A table of figures: a row of heads, and a row for each figure, for each in the worst case, and for each section and
-    subset of pairs. The first cell of a row is its name, the others are of one method each.
+    A table with a column for each method. Rows: heads; figures, and in the worst case; sections and subsets of pairs.
     """
     found, rows = list(methods.values()), [["", *methods]]
     for name, title in FIGURES.items():

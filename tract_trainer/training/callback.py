@@ -1,6 +1,6 @@
-"""Turns a model in training into a judge of a few held-out records, every so many steps, and logs how well it does.
+"""Judges a few held-out records with the model in training, every so many steps, and logs the agreement with gold.
 
-The figures of an evaluation during training are read after gold rationales; these are read after the model's own.
+Scores are read after the model's own rationales. An evaluation by the trainer reads them after the annotated ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,8 +44,8 @@ class JudgeCallback(TrainerCallback):
         **settings: as in [`Judge.score`], e.g. `num_cots=4`, `max_new_tokens=256`.
 
     Raises:
-        ValueError: a record has no gold score on the scale, or no prompt; no `steps` are known; a setting is none of
-            [`Judge.score`]; the model is sharded.
+        InputError: a record has no gold score on the scale, or no prompt; `steps` is missing; [`Judge.score`] does not
+            take a setting; the model is sharded.
 
     Example:
     ```python
@@ -66,7 +66,7 @@ class JudgeCallback(TrainerCallback):
         refuse_sharding(trainer.accelerator)
         every = trainer.args.eval_steps if steps is None else steps
         if not every or every < 1:
-            raise InputError(f"steps must be a whole number of at least 1, got {every}: say how often to judge.")
+            raise InputError(f"steps must be a whole number of at least 1, got {every}.")
         self.trainer, self.steps, self.shown, self.batch_size = trainer, int(every), shown, batch_size
         self.records, self.settings = scored_records(list(records)), {"progress": False, **settings}
         if not self.records:
@@ -85,13 +85,13 @@ class JudgeCallback(TrainerCallback):
         due = control.should_log
         # Not `self.trainer.log`: that of SFTTrainer ends its window of averages.
         Trainer.log(self.trainer, self._figures(judgments, gold))
-        control.should_log = due  # logging takes it back, but the training's own figures are still to be logged
+        control.should_log = due  # logging resets it, but the training's own figures are still to be logged
         if self.trainer.accelerator.is_main_process:
             Console().print(self._table(judgments, gold, state.global_step))
 
     def _judge(self) -> list[Judgment]:
         accelerator = self.trainer.accelerator
-        # A compiled model would hide that it is an adapter, and be compiled again for every length.
+        # A compiled model hides that it is an adapter, and would be compiled again for every length.
         model: Any = accelerator.unwrap_model(self.trainer.model_wrapped, keep_torch_compile=False)
         tokenizer = self.trainer._tokenizer  # the processing class of a model with images is no tokenizer
         judge = Judge.from_model(model, tokenizer, self.trainer.judge_config, batch_size=self.batch_size)

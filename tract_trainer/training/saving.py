@@ -1,6 +1,6 @@
-"""Saves a trained model as a judge that anyone can load: what lies beside the weights, and its upload.
+"""Saves and uploads a trained model as a judge: weights, `judge_config.json` and model card.
 
-A model whose loss or weights are not finite is not saved.
+A model with a loss or weights that are not finite is not saved.
 """
 
 import math
@@ -28,6 +28,28 @@ from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.score_labels import UNTRAINED
 
+TEMPLATE = "model_card.md.jinja"
+
+# The record of the card's example, and its prompt for a template that cannot render such records.
+RECORD = {
+    "instruction": "Name a prime number above 6.",
+    "response": "7, since nothing but 1 and 7 divides it.",
+    "rubric": "Is the answer correct and justified?",
+}
+READY_PROMPT = "\n".join(RECORD.values()) + "\n"
+
+ARGUMENTS = (
+    "score_loss_type", "score_loss_weight", "ce_loss_weight", "score_token_in_ce", "missing_score", "learning_rate",
+    "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16", "fp16", "max_length", "packing",
+    "neftune_noise_alpha",
+)  # fmt: skip
+FIGURES = ("step", "ce_loss", "score_loss", "score_pearson", "score_spearman", "score_rmse")
+LICENCE = ("license", "license_name", "license_link")
+PACKAGES = ("tract-trainer", "trl", "transformers", "torch", "datasets", "tokenizers", "peft")
+UNNAMED = ("arrow", "csv", "generator", "json", "parquet", "text")  # names that `datasets` gives to data of a file
+OUTCOMES = {"error": "dropped", "drop": "dropped", "keep": "without the score term"}  # of rows, by `missing_score`
+
 
 class RowCounts(NamedTuple):
     """Counts of a dataset's rows: given, lost for lack of a usable score (by the reason), and used."""
@@ -41,9 +63,9 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
     """
     [`~trl.SFTTrainer`] that saves judges.
 
-    Overridden are `_save` (adds the model card and `judge_config.json`), `create_model_card` (writes ours, at every
-    checkpoint), `_push_from_checkpoint` (a checkpoint that is pushed is a judge, too), `push_to_hub` (a failure holds
-    the command that completes the upload), and `training_step`, `log` and `_save_checkpoint` (a loss that is not finite
+    Overridden are `_save` (adds the model card and `judge_config.json`), `create_model_card` (writes our card, at every
+    checkpoint), `_push_from_checkpoint` (a pushed checkpoint is a judge, too), `push_to_hub` (an error holds the
+    command that completes the upload), and `training_step`, `log` and `_save_checkpoint` (a loss that is not finite
     ends the run).
     """
 
@@ -58,7 +80,7 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
     @property
     def judge_config(self) -> JudgeConfig:
         """What [`Judge`] needs to know of this model, saved with it as `judge_config.json`."""
-        if "input_ids" in self._sample:  # nothing tells how its text was made
+        if "input_ids" in self._sample:  # its text may have been made in either way
             conversational = self._tokenizer.chat_template is not None
         else:
             messages = is_conversational(self._sample) or "conversations" in self._sample
@@ -72,7 +94,7 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
-        Writes the model card, `README.md` in `args.output_dir`. Text that you wrote around its generated part stays.
+        Writes the model card, `README.md` in `args.output_dir`. Text around its generated part stays.
 
         Args:
             model_name (`str`, *optional*): title of a new card; by default, the name of the repository or folder.
@@ -114,7 +136,7 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
         step = self.state.global_step + 1
         if self._diverged_at is None:
             self._diverged_at = torch.full((), torch.inf, device=loss.device)
-        # Kept on the device: to look at it now would make every step wait.
+        # Kept on the device: reading it now would make every step wait.
         self._diverged_at = torch.where(loss.isfinite().all(), self._diverged_at, self._diverged_at.clamp(max=step))
         return loss
 
@@ -170,49 +192,10 @@ def _is_finite(weight: Any) -> bool:
     return not torch.is_tensor(local) or not local.is_floating_point() or bool(local.isfinite().all())
 
 
-TEMPLATE = "model_card.md.jinja"
-
-RECORD = {
-    "instruction": "Name a prime number above 6.",
-    "response": "7, since nothing but 1 and 7 divides it.",
-    "rubric": "Is the answer correct and justified?",
-}
-
-ARGUMENTS = (
-    "score_loss_type", "score_loss_weight", "ce_loss_weight", "score_token_in_ce", "missing_score", "learning_rate",
-    "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16", "fp16", "max_length", "packing",
-    "neftune_noise_alpha",
-)  # fmt: skip
-
-FIGURES = ("step", "ce_loss", "score_loss", "score_pearson", "score_spearman", "score_rmse")
-
-LICENCE = ("license", "license_name", "license_link")
-
-PACKAGES = ("tract-trainer", "trl", "transformers", "torch", "datasets", "tokenizers", "peft")
-
-UNNAMED = ("arrow", "csv", "generator", "json", "parquet", "text")
-"""What `datasets` calls a dataset that it read from a file."""
-
-OUTCOMES = {"error": "dropped", "drop": "dropped", "keep": "without the score term"}
-"""What `missing_score` does with rows."""
-
-
 def card_facts(
     trainer: "JudgeSavingTrainer", folder: Path, dataset_name: str | None, tags: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """
-    What is known of a judge when it is saved.
-
-    Args:
-        trainer ([`JudgeSavingTrainer`]): what trained the judge.
-        folder (`Path`): where it is saved; its name stands for the judge as long as there is no repository.
-        dataset_name (`str`, *optional*): Hub repository of the training data.
-        tags (`Sequence[str]`): further tags.
-
-    Returns:
-        The variables of the card's template, and the card's metadata.
-    """
+    """The variables of the model card's template, and the card's metadata."""
     args, config, model = trainer.args, trainer.judge_config, trainer.model
     name = trainer.hub_model_id or args.hub_model_id or folder.resolve().name
     plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -235,9 +218,7 @@ def card_facts(
         "adapter": "" if adapter is None else _adapter(adapter),
         "lora_rank": lora_limit(getattr(adapter, "r", 0)),
         **_data(trainer, dataset_name),
-        "hyperparameters": {
-            name: _shown(value) for name in ARGUMENTS if (value := getattr(trainer.args, name)) is not None
-        },
+        "hyperparameters": {name: _shown(value) for name in ARGUMENTS if (value := getattr(args, name)) is not None},
         "figures": _last_figures(trainer.state.log_history),
         "versions": {package: version(package) for package in PACKAGES},
     }
@@ -259,14 +240,11 @@ def _licence(base: str) -> dict[str, Any]:
         cached = try_to_load_from_cache(base, "README.md")
         path = Path(cached) if isinstance(cached, str) else None
     card = read_card(path.parent) if path is not None and path.is_file() else None
-    return {} if card is None else {key: card.data[key] for key in LICENCE if key in card.data}
-
-
-READY_PROMPT = f"{RECORD['instruction']}\n{RECORD['response']}\n{RECORD['rubric']}\n"
+    return {} if card is None else {key: card.data[key] for key in LICENCE if card.data.get(key)}
 
 
 def _example_prompt(config: JudgeConfig) -> str:
-    """The prompt of `RECORD`; a ready one where the judge's template is none for such records."""
+    """The prompt of `RECORD`; `READY_PROMPT` if the judge's template cannot render it."""
     try:
         return str(prompt_of(RECORD, config.scale, config.score_prefix, config.prompt_template))
     except (InputError, TypeError):
@@ -280,7 +258,7 @@ def _adapter(config: Any) -> str:
 
 
 def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, Any]:
-    """The data's name, its description and its counts. `datasets` keeps name and description with the rows."""
+    """The data's name, description and counts. `datasets` keeps name and description with the rows."""
     info = getattr(trainer.train_dataset, "info", None)
     known, about = getattr(info, "dataset_name", None), getattr(info, "description", None) or ""
     name = dataset_name or (known if known not in UNNAMED else None)
