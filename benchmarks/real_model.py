@@ -2,6 +2,7 @@
 
     python benchmarks/real_model.py MODEL mt_bench_eval.json              # resumes: each judge's scores are kept
     python benchmarks/real_model.py MODEL mt_bench_eval.json --summary    # tables of what is finished
+    python benchmarks/real_model.py MODEL mt_bench_eval.json --show 3 --arms TRACT    # the first judgments of an arm
     python benchmarks/real_model.py MODEL mt_bench_eval.json --tune 1e-3 3e-3     # on a fold that is not reported
 
 `MODEL` is a folder or Hub name of a chat model; `smollm2.py` makes one from a package. The data are files of the
@@ -31,7 +32,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from measuring import digest_of_code
 from peft import LoraConfig
-from real_tables import TRIVIAL, VALUES, summary
+from real_tables import TRIVIAL, VALUES, first_judgments, summary
 from real_text import read, split, trivial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 from transformers.utils import logging as transformers_logging
@@ -66,8 +67,8 @@ Write a short rationale. Then end with "So the overall score is " and one of 1, 
 class Size:
     """How much is read, trained and written; lengths in tokens."""
 
-    max_prompt: int = 300  # without the chat template; records with longer ones are left out
-    max_rationale: int = 110  # of those trained on
+    max_prompt: int = 400  # without the chat template; records with longer ones are left out
+    max_rationale: int = 130  # of those trained on
     rationales: int = 1  # of a record, the shortest ones: so many training rows of it
     folds: int = 3  # one of them not reported
     epochs: float = 2
@@ -76,7 +77,7 @@ class Size:
     micro_batch: int = 2
     layers: int = 8  # upper ones, that have adapters; 0 for all
     rank: int = 8
-    max_new_tokens: int = 128
+    max_new_tokens: int = 256
     num_cots: int = 4
     generated_together: int = 64
     dtype: str = "bfloat16"  # of the model that writes and scores; trained is in float32 with bfloat16 autocast
@@ -135,9 +136,9 @@ ARMS = {
 }
 # What matters most is done for all folds before the next is begun.
 WAVES = (
-    ("CE", "stage 1", "TRACT"),
-    ("CE, score only", "RAFT, score only", "untrained", "CE in both stages"),
-    ("TRACT, lambda 0.1", "TRACT, renormalised"),
+    ("CE", "TRACT", "TRACT, lambda 0.1"),
+    ("stage 1", "CE in both stages", "CE, score only", "RAFT, score only", "untrained"),
+    ("stage 1, lambda 0.1", "TRACT, renormalised"),
 )
 
 
@@ -400,11 +401,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/real_model"))
     parser.add_argument("--summary", action="store_true", help="print tables of what is finished")
+    parser.add_argument("--show", type=int, metavar="N", help="print the first N judgments of the first fold")
     parser.add_argument("--tune", type=float, nargs="+", metavar="RATE", help="learning rates to try")
     args = parser.parse_args()
     size = SIZES[args.preset]
     if args.summary:
         return print(summary(args.output_dir, list(ARMS)))
+    if args.show:
+        return print(first_judgments(args.output_dir, (args.arms or ["TRACT"])[0], args.show))
     if args.device == "cpu":
         # Without Triton, TRL's head reads the tokens of the prompt as well, to leave them out of the loss afterwards.
         trl.trainer.utils._use_triton = lambda device: True

@@ -205,6 +205,22 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def first_judgments(folder: Path, arm: str, count: int) -> str:
+    """The first held-out records of the first fold, with the first sampled rationale: none is chosen."""
+    path = next(iter(sorted(folder.glob(f"seed-*/{arm}.json"))), None)
+    if path is None:
+        raise SystemExit(f"No judgments of {arm!r} are finished in {folder}.")
+    found = json.loads(path.read_text())
+    parts = []
+    for i in range(min(count, len(found["gold"]))):
+        one = found["judgments"]["sampled"][i][0]
+        probs = ", ".join(f"{label}: {p:.2f}" for label, p in zip(range(1, 6), one["probs"], strict=True))
+        expected = float(np.dot(one["probs"], VALUES))
+        head = f"{found['groups'][i]}, gold {found['gold'][i]:.2f}, expected {expected:.2f}, written {one['label']}"
+        parts.append(f"{head} ({probs})\n  {one['text']}")
+    return "\n\n".join(parts)
+
+
 def summary(folder: Path, order: Sequence[str]) -> str:
     """Tables of what is finished in `folder`, in Markdown."""
     folds = [Fold.read(path.parent) for path in sorted(folder.glob(f"seed-*/{TRIVIAL}.json"))]

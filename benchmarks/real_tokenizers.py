@@ -158,10 +158,11 @@ def main() -> None:
     disable_caching()  # which pickles the tokenizer
     transformers_logging.set_verbosity_error()
     bad = 0
-    print("| tokenizer or template | system turns | prefix | rows | different |\n|---|---|---|---:|---:|")
+    print("| tokenizer or template | system turns | prefixes | rows | different |\n|---|---|---|---:|---:|")
     for name, tokenizer in tokenizers_in(folders):
         again = saved(tokenizer)
         for system in (False, True):
+            outcomes: dict[str, list[str]] = {}  # prefixes by what came of them
             for prefix in PREFIXES:
                 try:
                     with contextlib.redirect_stderr(io.StringIO()):
@@ -170,8 +171,10 @@ def main() -> None:
                     bad += differ
                 except InputError as error:
                     cells = f"refused | {' '.join(str(error).split())[:300]}"
-                shown = json.dumps(prefix, ensure_ascii=False)
-                print(f"| {name} | {'some' if system else 'none'} | `{shown}` | {cells} |", flush=True)
+                outcomes.setdefault(cells, []).append(f"`{json.dumps(prefix, ensure_ascii=False)}`")
+            for cells, prefixes in outcomes.items():
+                each = "each of the five" if len(prefixes) == len(PREFIXES) else " ".join(prefixes)
+                print(f"| {name} | {'some' if system else 'none'} | {each} | {cells} |", flush=True)
     sys.exit(bool(bad))
 
 

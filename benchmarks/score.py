@@ -3,6 +3,7 @@ generation and then the scoring of the released TRACT code: one row at a time, w
 
     python benchmarks/score.py
     python benchmarks/score.py --preset 7b      # one GPU
+    python benchmarks/score.py --engine vllm    # our engine on vLLM, against vLLM's own `generate`
 
 All take turns in one process, in a new order each round; the ratio is that of the medians, its spread that of the
 ratios within a round. Every rationale has `--new_tokens` tokens: the model has random weights and never ends by itself.
@@ -14,7 +15,8 @@ after it was generated.
 import argparse
 import json
 import random
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,8 +34,9 @@ PRESETS: dict[str, dict[str, Any]] = {
            "new_tokens": 256, "device": "cuda"},
 }  # fmt: skip
 SCALE = [10, 11, 12, 13, 14]
-GENERATION, BARE, OURS, FORCED, RELEASED = (
+GENERATION, UNSEEDED, BARE, OURS, FORCED, RELEASED = (
     "generation alone",
+    "generation alone, no seeds",
     "our generation, nothing recorded",
     "rationale and score",
     "rationale and score, forced",
@@ -44,6 +47,7 @@ GENERATION, BARE, OURS, FORCED, RELEASED = (
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small", help="defaults of the flags of size")
+    parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     for name in ("vocab", "hidden", "layers", "heads", "records", "prompt_tokens", "new_tokens"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--device", choices=["cpu", "cuda"])
@@ -83,18 +87,31 @@ def make_model(args: argparse.Namespace) -> PreTrainedModel:
     return model.eval()
 
 
-class Contestants:
+def make_rows(args: argparse.Namespace) -> list[list[int]]:
+    """The prompts, each once per rationale."""
+    draw = random.Random(args.seed)
+    prompts = [[draw.randrange(20, args.vocab) for _ in range(args.prompt_tokens)] for _ in range(args.records)]
+    return [prompt for prompt in prompts for _ in range(args.num_cots)]
+
+
+class OnTransformers:
     """The ways to rationales and scores, each a function of nothing that returns the scores, `(rows, K)`, or none."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.sampling = args, Sampling(max_new_tokens=args.new_tokens)
+        self.args, self.sampling, self.rows = args, Sampling(max_new_tokens=args.new_tokens), make_rows(args)
         self.model: Any = make_model(args)
         self.engine = object.__new__(TransformersEngine)  # its checks ask for a tokenizer
         self.engine.model, self.engine.tokens, self.engine.stop_ids = self.model, Tokens(), [1]  # type: ignore[assignment]
         self.engine.lead, self.engine.batch_size, self.engine.max_length = "", args.records * args.num_cots, None
-        draw = random.Random(args.seed)
-        prompts = [[draw.randrange(20, args.vocab) for _ in range(args.prompt_tokens)] for _ in range(args.records)]
-        self.rows = [prompt for prompt in prompts for _ in range(args.num_cots)]
+
+    def ways(self) -> dict[str, Callable[[], Any]]:
+        return {
+            GENERATION: self.generation,
+            BARE: self.bare,
+            OURS: self.ours,
+            FORCED: self.forced,
+            RELEASED: self.released,
+        }
 
     def generation(self) -> torch.Tensor:
         rows = torch.tensor(self.rows, device=self.args.device)
@@ -151,32 +168,79 @@ class Contestants:
             (logits[0, -1].float().softmax(-1)[SCALE] * values).sum().item()
 
 
+class OnVLLM:
+    """The same on one `vllm.LLM`: its own `generate` with the engine's sampling settings, and the engine."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from vllm import LLM
+
+        from tract_trainer.engines import vllm as engine_module
+        from tract_trainer.engines.vllm import VLLMEngine
+
+        self.args, self.sampling, self.rows = args, Sampling(max_new_tokens=args.new_tokens), make_rows(args)
+        engine_module.read_written = lambda _tokens, _prompt, ids, _stop, log_probs, _lead: log_probs(len(ids) - 1)  # type: ignore[assignment]
+        with tempfile.TemporaryDirectory() as folder:
+            make_model(args).save_pretrained(folder)
+            length = args.prompt_tokens + args.new_tokens + 8
+            self.llm = LLM(folder, skip_tokenizer_init=True, max_model_len=length, seed=args.seed)
+        self.engine = object.__new__(VLLMEngine)  # its checks ask for a tokenizer
+        self.engine.llm, self.engine.tokens, self.engine.stop_ids = self.llm, Tokens(), [1]  # type: ignore[assignment]
+        self.engine.lead, self.engine.adapter, self.engine.max_length = "", None, length
+
+    def ways(self) -> dict[str, Callable[[], Any]]:
+        return {GENERATION: self.generation, UNSEEDED: self.unseeded, OURS: self.ours, FORCED: self.forced}
+
+    def generation(self, seeded: bool = True) -> list[list[int]]:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        settings = [
+            SamplingParams(
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                repetition_penalty=self.sampling.repetition_penalty,
+                max_tokens=self.args.new_tokens,
+                seed=seed if seeded else None,
+                stop_token_ids=[1],
+                detokenize=False,
+            )
+            for seed in range(len(self.rows))
+        ]
+        done = self.llm.generate([TokensPrompt(prompt_token_ids=row) for row in self.rows], settings, use_tqdm=False)
+        return [list(request.outputs[0].token_ids) for request in done]
+
+    def unseeded(self) -> None:
+        self.generation(seeded=False)
+
+    def ours(self) -> None:
+        self.engine.generate(self.rows, range(len(self.rows)), self.sampling)
+
+    def forced(self) -> None:
+        self.ours()
+        self.engine.score([row + [5] * self.args.new_tokens for row in self.rows])
+
+
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    ways = Contestants(args)
-    contestants = {
-        GENERATION: ways.generation,
-        BARE: ways.bare,
-        OURS: ways.ours,
-        FORCED: ways.forced,
-        RELEASED: ways.released,
-    }
-    report(args, interleaved(contestants, args.rounds, args.clock))
+    contestants = OnVLLM(args) if args.engine == "vllm" else OnTransformers(args)
+    report(args, interleaved(contestants.ways(), args.rounds, args.clock))
 
 
-def report(args: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
+def report(args: argparse.Namespace, seconds: Mapping[str, list[float]]) -> None:
     tokens = args.records * args.num_cots * args.new_tokens
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{device}; {args.records} records of {args.prompt_tokens} tokens, {args.num_cots} rationales of "
-          f"{args.new_tokens} tokens each, {args.rounds} rounds, {args.clock} time")  # fmt: skip
-    print("| | s (median) | tokens/s | against generation alone | quartiles | against ours | released scoring takes |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        f"{args.engine} on {device}; {args.records} records of {args.prompt_tokens} tokens, {args.num_cots} rationales "
+        f"of {args.new_tokens} tokens each, {args.rounds} rounds, {args.clock} time"
+    )
+    print("| | s (median) | tokens/s | against generation alone | quartiles | released scoring takes |")
+    print("|---|---|---|---|---|---|")
     found = costs(seconds)
     for name, cost in found.items():
-        own, times = cost.seconds / found[BARE].seconds, found[RELEASED].seconds / cost.seconds
+        times = f"{found[RELEASED].seconds / cost.seconds:.2f} times as long" if RELEASED in found else ""
         print(f"| {name} | {cost.seconds:.2f} | {tokens / cost.seconds:,.0f} | {cost.ratio:.3f} | {cost.low:.3f} "
-              f"{cost.high:.3f} | {own:.3f} | {times:.2f} times as long |")  # fmt: skip
+              f"{cost.high:.3f} | {times} |")  # fmt: skip
     print(json.dumps({name: cost._asdict() for name, cost in found.items()}))
 
 

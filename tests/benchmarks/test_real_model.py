@@ -117,3 +117,20 @@ def test_work_with_other_settings_is_refused(tmp_path):
     real_model.check({"epochs": 3}, {"epochs": 3, "more": 1}, path)
     with pytest.raises(SystemExit, match="epochs: 2 there, 3 now"):
         real_model.check({"epochs": 3}, {"epochs": 2}, path)
+
+
+def test_the_first_judgments_are_printed_as_they_come(tmp_path):
+    (tmp_path / "seed-00-fold-0").mkdir()
+    kept = {
+        "gold": [11 / 3, 2],
+        "groups": ["mt 7", "mt 9"],
+        "judgments": {
+            "sampled": [[judged("4", 0, 0.25, 0, 0.75, 0) | {"text": "Sound."}], [judged("1", 1, 0, 0, 0, 0)]]
+        },
+    }
+    (tmp_path / "seed-00-fold-0" / "TRACT.json").write_text(json.dumps(kept))
+    printed = real_tables.first_judgments(tmp_path, "TRACT", 1)
+    assert printed.startswith("mt 7, gold 3.67, expected 3.50, written 4 (1: 0.00, 2: 0.25, 3: 0.00, 4: 0.75")
+    assert printed.endswith("Sound.") and "mt 9" not in printed
+    with pytest.raises(SystemExit, match="No judgments of 'CE'"):
+        real_tables.first_judgments(tmp_path, "CE", 1)

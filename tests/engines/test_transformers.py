@@ -350,6 +350,25 @@ def test_prompts_side_by_side_are_read_once_and_give_what_each_gives_alone(kind,
         torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
+def test_rows_that_have_ended_leave_the_batch_and_change_nothing_for_the_others(kind, monkeypatch):
+    engine = TransformersEngine(make_model(kind, len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id), TOKENS, CONFIG)
+    engine.max_length = max(map(len, PROMPTS)) + 4  # the longest prompt gets 4 tokens, shorter ones more
+    sampling = Sampling(max_new_tokens=24)
+    rows = []
+    engine.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    seen, _ = steps(engine, monkeypatch, PROMPTS, range(6), sampling)
+    assert rows[1] == 6 and rows[-1] <= 3 and sorted(rows, reverse=True) == rows
+    assert len({len(written) for _, written, _ in seen}) > 3
+    order = sorted(range(6), key=lambda i: -len(PROMPTS[i]))
+    for i, (prompt, written, log_probs) in zip(order, seen, strict=True):
+        ((_, alone, expected),), _ = steps(engine, monkeypatch, [PROMPTS[i]], [i], sampling)
+        assert prompt == PROMPTS[i] and written == alone
+        torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-5)
+
+
 RECURRENT = {
     "state": MambaConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, state_size=8),
     "state_and_attention": Qwen3NextConfig(

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -152,46 +153,61 @@ class TransformersEngine:
         processors = LogitsProcessorList([recorder])
         if sampling.repetition_penalty != 1:
             processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
+        draw = SeededDraw(seeds, steps, width, sampling.temperature, sampling.top_p)
         if sampling.temperature > 0:
-            processors.append(SeededDraw(seeds, steps, width, sampling.temperature, sampling.top_p))
+            processors.append(draw)
         config = GenerationConfig(
             max_new_tokens=steps, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.stop_ids[0]
         )
-        input_ids, attention_mask = self._left_padded(prompts)
         for state in map(vars, self.model.modules()):
             if "rope_deltas" in state:
                 state["rope_deltas"] = None
+        written: list[list[int]] = [[] for _ in prompts]
+        log_probs: list[list[list[float]]] = [[] for _ in prompts]  # (S, K) of each row
+        rows = list(range(len(prompts)))  # those that go on
+        input_ids, attention_mask = self._left_padded(prompts)
         with _generating(self.model, config, self.max_length):
-            model: Any = self.model
-            sequences = model.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([RowLimits(limits, width)]),
-                **self._prompts_read_once(prompts),
-            )
-        log_probs = torch.stack(recorder.steps, dim=1).tolist()  # (B, S, K)
+            cache = self._prompts_read_once(prompts)
+            while rows:
+                ending = RowsEnd([limits[row] for row in rows], width, self.stop_ids, early=cache is not None)
+                model: Any = self.model
+                sequences = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    logits_processor=processors,
+                    stopping_criteria=StoppingCriteriaList([ending]),
+                    **({} if cache is None else {"past_key_values": cache}),
+                )
+                new = sequences[:, input_ids.size(1) :]
+                for row, tokens, of_row in zip(rows, new.tolist(), recorder.taken().tolist(), strict=True):
+                    written[row] += tokens
+                    log_probs[row] += of_row
+                going_on = (~ending.ended(sequences)).nonzero()[:, 0]
+                rows = [rows[i] for i in going_on.tolist()]
+                input_ids = sequences[going_on]
+                attention_mask = F.pad(attention_mask, (0, new.size(1)), value=1)[going_on]
+                draw.uniforms = draw.uniforms[going_on.to(draw.uniforms.device)]
+                if cache is not None and rows:
+                    cache.batch_select_indices(going_on)
         return [
-            read_written(self.tokens, prompt, written[:limit], self.stop_ids, of_row.__getitem__, self.lead)
-            for prompt, limit, written, of_row in zip(
-                prompts, limits, sequences[:, width:].tolist(), log_probs, strict=True
-            )
+            read_written(self.tokens, prompt, tokens[:limit], self.stop_ids, of_row.__getitem__, self.lead)
+            for prompt, limit, tokens, of_row in zip(prompts, limits, written, log_probs, strict=True)
         ]
 
-    def _prompts_read_once(self, prompts: list[list[int]]) -> dict[str, DynamicCache]:
+    def _prompts_read_once(self, prompts: list[list[int]]) -> DynamicCache | None:
         """
-        Keys and values of the prompts, each processed once for all of its rationales. Nothing for a model that also
+        Keys and values of the prompts, each processed once for all of its rationales. `None` for a model that also
         keeps a recurrent state.
         """
         if not self.shares_prompts or max(map(len, prompts)) == 1:
-            return {}
+            return None
         groups = [list(same) for _, same in groupby(prompts)]
         input_ids, attention_mask = self._left_padded([same[0] for same in groups])
         read = self._forward(input_ids[:, :-1], attention_mask[:, :-1], use_cache=True)
         owners = torch.tensor([number for number, same in enumerate(groups) for _ in same])
         cache = shared_cache(getattr(read, "past_key_values", None), owners)
         self.shares_prompts = cache is not None
-        return {} if cache is None else {"past_key_values": cache}
+        return cache
 
     @torch.inference_mode()
     def _score_batch(self, rows: list[list[int]]) -> list[tuple[float, ...]]:
@@ -260,20 +276,29 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-class RowLimits(StoppingCriteria):
+class RowsEnd(StoppingCriteria):
     """
-    Ends each row at a limit of its own.
+    Ends each row at a limit of its own, and all rows as soon as half of them have ended, so that those that go on do so
+    in a smaller batch.
 
     Args:
         limits (`Sequence[int]`): number of tokens that each row may get, `(B,)`.
         width (`int`): number of tokens of the padded prompts.
+        stop_ids (`Sequence[int]`): tokens that end a row.
+        early (`bool`): whether the rows that go on can be parted from the others.
     """
 
-    def __init__(self, limits: Sequence[int], width: int) -> None:
-        self.limits, self.width = torch.tensor(limits), width
+    def __init__(self, limits: Sequence[int], width: int, stop_ids: Sequence[int], early: bool) -> None:
+        self.limits, self.width, self.stop_ids, self.early = torch.tensor(limits), width, torch.tensor(stop_ids), early
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return (self.limits <= input_ids.size(1) - self.width).to(input_ids.device)
+        ended = self.ended(input_ids)
+        return ended | (self.early and ended.float().mean() >= 0.5)
+
+    def ended(self, input_ids: Tensor) -> Tensor:
+        """Whether each row has ended, `(B,)`. A row that has is filled up with a token that ends rows."""
+        at_limit = (self.limits <= input_ids.size(1) - self.width).to(input_ids.device)
+        return at_limit | torch.isin(input_ids[:, -1], self.stop_ids.to(input_ids.device))
 
 
 FIRST_SORTED = 512
@@ -303,6 +328,11 @@ class ScoreRecorder(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.steps.append(scale_log_probs(scores, self.ids))
         return scores.float()
+
+    def taken(self) -> Tensor:
+        """What was recorded since the last call, `(B, S, K)`."""
+        steps, self.steps = self.steps, []
+        return torch.stack(steps, dim=1)
 
 
 class SeededDraw(LogitsProcessor):
@@ -367,6 +397,11 @@ class RoomyLayer(DynamicLayer):
         self.keys: Tensor = keys
         self.values: Tensor = values
         self.buffers = keys, values  # full
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows."""
+        super().batch_select_indices(indices)
+        self.buffers = self.keys, self.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Adds the states of new tokens, and returns those of all."""
