@@ -196,6 +196,23 @@ def test_an_end_of_turn_in_a_rationale_is_refused(tmp_path):
         trainer_of(tmp_path, make_tokenizer("qwen"), rows)
 
 
+@pytest.mark.parametrize("messages", [False, True])
+@pytest.mark.parametrize(("name", "kept"), [("strips a thinking block", False), ("opens a thinking block", True)])
+def test_a_rationale_that_the_template_drops_with_its_think_block_is_refused(tmp_path, name, kept, messages):
+    rows = rows_with(PREFIX)
+    answer = rows[3]["completion"][0]
+    answer["content"] = f"<think>\nIt lacks one example.</think>\n\n{PREFIX}{answer['content'][-1]}"
+    if messages:
+        rows = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    if kept:
+        trainer = trainer_of(tmp_path, tokenizer_of(name), rows)
+        assert "lacks one example" in trainer.processing_class.decode(trainer.train_dataset[3]["input_ids"])
+        return
+    message = r"1 of 8 training rows .* have a think block .* the chat template drops; the first is row 3, .*path"
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, tokenizer_of(name), rows)
+
+
 @pytest.mark.parametrize("channel", ["reasoning_content", "thinking"])
 def test_a_rationale_in_a_channel_of_its_own_is_refused(tmp_path, channel):
     rows = rows_with(PREFIX)

@@ -27,6 +27,10 @@ WINDOW = 16  # tokens at the end of a prompt by which it is recognised
 SHOWN = 60  # characters of a rendering in an error
 DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
+OPENED = r"(?:<think>|<thinking>|\[THINK\]|<\|channel\|>analysis<\|message\|>)"
+CLOSED = r"(?:</think>|</thinking>|\[/THINK\]|<\|channel\|>final<\|message\|>)"
+"""What begins and ends a think block, as families of models write it."""
+
 
 def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, Any]:
     """
@@ -76,6 +80,17 @@ def row_ids(
         return list(tokenizer(prompt + completion)["input_ids"])
     messages = [*as_messages(prompt), {"role": "assistant", "content": completion}]
     return _templated(messages, tokenizer, **template_kwargs)
+
+
+def drops_thoughts(rationale: str, ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a rationale holds a think block, and `ids`, its rendered answer, lack a part of the text around its tags."""
+    parts = re.split(f"{OPENED}|{CLOSED}", rationale)
+    if len(parts) == 1:
+        return False
+    read = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
+    texts = [str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)) for tokens in (list(ids), *read)]
+    answer, *found = ("".join(text.split()) for text in texts)  # a template may write other white space
+    return any(text not in answer for text in found)
 
 
 def asked_length(

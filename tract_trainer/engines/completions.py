@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.data.records import close
-from tract_trainer.data.rendering import prompt_ids, row_ids
+from tract_trainer.data.rendering import CLOSED, OPENED, prompt_ids, row_ids
 from tract_trainer.engines.base import Rationale
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
@@ -19,11 +19,6 @@ from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreTokens
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
-
-OPENED = r"(?:<think>|<thinking>|\[THINK\]|<\|channel\|>analysis<\|message\|>)"
-
-CLOSED = r"(?:</think>|</thinking>|\[/THINK\]|<\|channel\|>final<\|message\|>)"
-"""What begins and ends a think block, as families of models write it."""
 
 TAIL = 8
 """Number of last tokens of a prompt that hold what begins a think block."""

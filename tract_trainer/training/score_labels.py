@@ -19,7 +19,7 @@ from trl import SFTConfig, pack_dataset
 from tract_trainer.data.datasets import AnyDataset
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import completion_text, unanswered
-from tract_trainer.data.rendering import asked_length, template_kwargs
+from tract_trainer.data.rendering import asked_length, drops_thoughts, template_kwargs
 from tract_trainer.errors import InputError
 from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
 
@@ -105,6 +105,11 @@ PROBLEMS = {
         "do not begin with the tokens that a judge would be asked with",
         "Use a chat template that renders a prompt alone as it does before an answer, and end prompts of plain text "
         "with a line break",
+    ),
+    "thoughts": (
+        "have a think block in their rationale that the chat template drops",
+        "Use a chat template that keeps it (chat_template_path), or remove the tags, such as <think>, from the "
+        "rationales",
     ),
     "ends_early": (
         "hold an end-of-turn token before their score",
@@ -339,8 +344,9 @@ def _in_last_turn(row: dict[str, Any], tokens: ScoreTokens) -> bool:
 
 def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) -> str:
     """
-    What keeps a judge from writing the row: it would be asked with other tokens than the row begins with, or end its
-    turn before the score at `position`. Rows of text or tokens alone have no prompt to ask with.
+    What keeps a judge from writing the row: it would be asked with other tokens than the row begins with, the row lacks
+    a part of its rationale, or ends the turn before the score at `position`. Rows of text or tokens alone have no
+    prompt to ask with.
     """
     prompt = _prompt(row)
     if prompt is None:
@@ -350,6 +356,8 @@ def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) 
     asked = asked_length(prompt, ids, masked, tokens.tokenizer, template_kwargs(row, {}))
     if asked is None:
         return "asked"
+    if drops_thoughts(completion_text(row).rpartition(tokens.prefix)[0], ids[asked:position], tokens.tokenizer):
+        return "thoughts"
     return "ends_early" if tokens.tokenizer.eos_token_id in ids[asked:position] else ""
 
 
