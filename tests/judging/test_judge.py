@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from fake import fake_judge
 from peft import LoraConfig
 from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
@@ -426,6 +427,18 @@ def test_a_template_that_drops_the_answer_is_refused(judge, trainer):
         ValueError, match=r"^The chat template drops the closing phrase of a completion ending 'Clear\.'\.$"
     ):
         broken.rows.scored_ids(RECORDS[0], "Clear.")
+
+
+def test_a_score_is_not_read_without_the_think_block_that_a_template_drops():
+    judge = fake_judge(lambda prompt: [None])
+    tokenizer = judge.engine.tokens.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template.replace("['content']", "['content'].split('</think>')[-1]")
+    rationale, record = "<think>It lacks one example.</think>Weak.", {"prompt": "Rate it."}
+    with pytest.raises(InputError, match="drops the think block of a rationale beginning '<think>It lacks one ex"):
+        judge.rescore([record], [rationale])
+    judge.engine.generate = lambda prompts, seeds, sampling: [Rationale(rationale, None, None, 9)]
+    judgment = judge.score(record, unfinished="force")
+    assert math.isnan(judgment.score) and judgment.reason.startswith("The chat template drops the think block")
 
 
 def test_a_model_without_any_end_token_is_refused(trainer):

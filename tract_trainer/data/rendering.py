@@ -83,7 +83,7 @@ def row_ids(
 
 
 def drops_thoughts(rationale: str, ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a rationale holds a think block, and `ids`, its rendered answer, lack a part of the text around its tags."""
+    """Whether a rationale holds a think block, and its rendered answer `ids` lacks some of the text around its tags."""
     parts = re.split(f"{OPENED}|{CLOSED}", rationale)
     if len(parts) == 1:
         return False
@@ -244,6 +244,11 @@ class RecordRows:
         found = self.tokens.find(row)
         if found is None:
             raise InputError(f"The chat template drops the closing phrase of a completion ending {rationale[-80:]!r}.")
+        if drops_thoughts(rationale, row[: found.position], self.tokens.tokenizer):
+            raise InputError(
+                f"The chat template drops the think block of a rationale beginning {rationale[:80]!r}, so the score "
+                "would be read without it. Use a chat template that keeps it, or remove the tags, such as <think>."
+            )
         return row[: found.position]
 
     def _refuse_control_tokens(self, ids: Sequence[int], given: Mapping[str, Any]) -> None:

@@ -219,11 +219,13 @@ class Judge:
 
     def _forced(self, records: Sequence[Record], rationales: Sequence[Rationale]) -> list[Rationale]:
         """`rationales`, one per record, with a score read where those end that came to none."""
-        rows = {
-            i: self.rows.scored_ids(records[i], rationale.text)
-            for i, rationale in enumerate(rationales)
-            if rationale.log_probs is None and not rationale.error
-        }
+        rationales, rows = list(rationales), {}
+        for i, rationale in enumerate(rationales):
+            if rationale.log_probs is None and not rationale.error:
+                try:
+                    rows[i] = self.rows.scored_ids(records[i], rationale.text)
+                except InputError as error:  # the chat template drops a part of the text
+                    rationales[i] = rationale._replace(error=str(error))
         rows = {i: row for i, row in rows.items() if self.fits(row)}
         read = dict(zip(rows, self._read(list(rows.values())), strict=True))
         return [
