@@ -9,7 +9,7 @@ from datasets import Dataset
 from tiny import PREFIX, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoTokenizer
 
-from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer
+from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale
 from tract_trainer.data.records import check_prompts
 from tract_trainer.data.rendering import RecordRows, asked_length, pin_date, prompt_ids, row_ids, separator_of
 from tract_trainer.errors import InputError
@@ -185,6 +185,17 @@ def test_a_date_in_the_template_is_that_of_training_ever_after(tmp_path, monkeyp
     saved = AutoTokenizer.from_pretrained(tmp_path)
     assert "strftime_now" not in saved.chat_template and today[6:] in saved.chat_template
     assert pin_date('{{ strftime_now("%d %b %Y") }}', datetime(2026, 1, 2)) == "{{ '02 Jan 2026' }}"
+
+
+def test_an_untrained_judge_reads_the_date_of_its_first_day_too(tmp_path, caplog):
+    tokenizer = tokenizer_of("writes channels")
+    tokenizer.save_pretrained(tmp_path)
+    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(tmp_path)
+    judge = Judge.from_pretrained(tmp_path, scale=ScoreScale.integers(1, 5))
+    today = f"Date: {datetime.now():%Y-%m-%d}"
+    assert "strftime_now" not in judge.engine.tokens.tokenizer.chat_template
+    assert today in judge.engine.tokens.tokenizer.decode(judge.rows.prompt_ids({"prompt": "Rate it."}))
+    assert f"The judge always reads today's, {today[6:]}." in caplog.text
 
 
 def test_an_end_of_turn_in_a_rationale_is_refused(tmp_path):

@@ -203,6 +203,17 @@ def pin_date(template: str, now: datetime) -> str:
     return DATE.sub(lambda call: repr(now.strftime(call[2])), template)
 
 
+def pin_dates(*owners: Any) -> str:
+    """Pins the date in the `chat_template` of each owner. A warning that says so; empty where no template prints it."""
+    now, found = datetime.now(), ""
+    for owner in owners:
+        template = owner.chat_template
+        if isinstance(template, str) and (pinned := pin_date(template, now)) != template:
+            owner.chat_template = pinned
+            found = f"The chat template prints the date. The judge always reads today's, {now:%Y-%m-%d}."
+    return found
+
+
 def separator_of(texts: Sequence[str], prefix: str) -> str:
     """The most frequent text between rationale and prefix, in `texts` that end with the prefix and a label."""
     before = [text.rpartition(prefix)[0] for text in texts]

@@ -1,5 +1,6 @@
 """Turns records into judgments."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 
 from tract_trainer.data.hashing import derive_seed, digest
 from tract_trainer.data.records import Record, default_separator
-from tract_trainer.data.rendering import RecordRows
+from tract_trainer.data.rendering import RecordRows, pin_dates
 from tract_trainer.data.templates import template_text
 from tract_trainer.engines.base import (
     Engine,
@@ -33,6 +34,8 @@ from tract_trainer.scale import ScoreScale, ScoreTokens
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class Judge:
@@ -111,6 +114,8 @@ class Judge:
         tokenizer = load_tokenizer(name_or_path, revision, trust)
         if scale is not None:
             config = replace(config, conversational=tokenizer.chat_template is not None)
+            if warning := pin_dates(tokenizer):  # of a trained judge, training has pinned it
+                logger.warning(warning)
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
         with refusing_unknown(kwargs, engine):
             found = kind.from_pretrained(

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +26,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.data.datasets import unformatted
 from tract_trainer.data.records import completion_text
-from tract_trainer.data.rendering import check_reloaded, pin_date, separator_of
+from tract_trainer.data.rendering import check_reloaded, pin_dates, separator_of
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
@@ -158,18 +157,10 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         self, dataset: Datasets, processing_class: Any, args: SFTConfig, formatting_func: Any, dataset_name: str
     ) -> Datasets:
         """`dataset` as TRL tokenises it, neither cut nor shuffled."""
-        self._pin_dates()
+        if warning := pin_dates(self._tokenizer, self):  # the judge is asked with the same date later
+            logger.warning(warning)
         dataset = with_template_kwargs(unformatted(dataset), self._score_args.template_kwargs)
         return super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
-
-    def _pin_dates(self) -> None:
-        """Writes today's date into chat templates that print it, so that the judge is asked with the same one later."""
-        now, tokenizer = datetime.now(), self._tokenizer
-        for owner in (tokenizer, self):
-            template = owner.chat_template
-            if isinstance(template, str) and (pinned := pin_date(template, now)) != template:
-                owner.chat_template = pinned
-                logger.warning(f"The chat template prints the date. The judge always reads today's, {now:%Y-%m-%d}.")
 
     def _prepare_dataset(
         self,
