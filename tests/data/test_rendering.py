@@ -198,13 +198,14 @@ def test_an_untrained_judge_reads_the_date_of_its_first_day_too(tmp_path, caplog
     assert f"The judge always reads today's, {today[6:]}." in caplog.text
 
 
-def test_an_end_of_turn_in_a_rationale_is_refused(tmp_path):
+@pytest.mark.parametrize("eos", ["<|im_end|>", "</s>"])  # Gemma's end of turn is not its end of sequence either
+def test_an_end_of_turn_in_a_rationale_is_refused(tmp_path, eos):
     rows = rows_with(PREFIX)
     rows[3]["completion"][0]["content"] = f"It says <|im_end|> here. {PREFIX}{rows[3]['completion'][0]['content'][-1]}"
     with pytest.raises(
         InputError, match=r"1 of 8 training rows .* hold an end-of-turn token before their score; the first is row 3"
     ):
-        trainer_of(tmp_path, make_tokenizer("qwen"), rows)
+        trainer_of(tmp_path, make_tokenizer("qwen", eos_token=eos), rows)
 
 
 @pytest.mark.parametrize("messages", [False, True])

@@ -82,6 +82,18 @@ def row_ids(
     return _templated(messages, tokenizer, **template_kwargs)
 
 
+def answer_end(tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]) -> int | None:
+    """The control token that the chat template puts after an answer; `None` if it puts none there."""
+    return _answer_end(tokenizer, str(tokenizer.chat_template), json.dumps(kwargs, sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=64)
+def _answer_end(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> int | None:
+    rows = [row_ids("", answer, tokenizer, True, **json.loads(kwargs))[::-1] for answer in PROBES]
+    added = tokenizer.added_tokens_decoder
+    return next((i for i in rows[0][: shared_length(*rows)][::-1] if i in added), None)
+
+
 def drops_thoughts(rationale: str, ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a rationale holds a think block, and its rendered answer `ids` lacks some of the text around its tags."""
     parts = re.split(f"{OPENED}|{CLOSED}", rationale)

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.data.records import close
-from tract_trainer.data.rendering import CLOSED, OPENED, prompt_ids, row_ids
+from tract_trainer.data.rendering import CLOSED, OPENED, answer_end, prompt_ids, row_ids
 from tract_trainer.engines.base import Rationale
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
@@ -143,13 +143,7 @@ def stop_ids(own: "GenerationConfig | None", tokens: ScoreTokens, config: JudgeC
     ids = [*eos] if isinstance(eos, list) else [eos]
     ids.append(tokens.tokenizer.eos_token_id)
     if config.conversational:
-        answer = close("", tokens.prefix, tokens.scale.labels[0])
-        row = row_ids("", answer, tokens.tokenizer, True, **config.chat_template_kwargs)
-        found = tokens.find(row)
-        if found is not None and found.position + 1 < len(row):
-            after = row[found.position + 1]
-            if after in tokens.tokenizer.all_special_ids or after in tokens.tokenizer.added_tokens_decoder:
-                ids.append(after)
+        ids.append(answer_end(tokens.tokenizer, config.chat_template_kwargs))
     stop = sorted({int(i) for i in ids if i is not None})
     if not stop:
         raise InputError("Neither the model nor the tokenizer has an end-of-sequence token. Set tokenizer.eos_token.")

@@ -19,7 +19,7 @@ from trl import SFTConfig, pack_dataset
 from tract_trainer.data.datasets import AnyDataset
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import completion_text, unanswered
-from tract_trainer.data.rendering import asked_length, drops_thoughts, template_kwargs
+from tract_trainer.data.rendering import answer_end, asked_length, drops_thoughts, template_kwargs
 from tract_trainer.errors import InputError
 from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
 
@@ -353,12 +353,16 @@ def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) 
         return ""
     ids: list[int] = row["input_ids"]
     masked = next((i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX), 0)
-    asked = asked_length(prompt, ids, masked, tokens.tokenizer, template_kwargs(row, {}))
+    kwargs = template_kwargs(row, {})
+    asked = asked_length(prompt, ids, masked, tokens.tokenizer, kwargs)
     if asked is None:
         return "asked"
     if drops_thoughts(completion_text(row).rpartition(tokens.prefix)[0], ids[asked:position], tokens.tokenizer):
         return "thoughts"
-    return "ends_early" if tokens.tokenizer.eos_token_id in ids[asked:position] else ""
+    ends = {tokens.tokenizer.eos_token_id}
+    if not isinstance(prompt, str):
+        ends.add(answer_end(tokens.tokenizer, kwargs))
+    return "" if ends.isdisjoint(ids[asked:position]) else "ends_early"
 
 
 def _prompt(row: dict[str, Any]) -> Any:
