@@ -20,6 +20,8 @@ from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreTokens
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+FINAL = "<|channel|>final<|message|>"
+
 TAIL = 8
 """Number of last tokens of a prompt that hold what begins a think block."""
 
@@ -42,8 +44,9 @@ def read_written(
     """
     end = next((i for i, token in enumerate(written) if token in stop_ids), None)
     written, decode = list(written[:end]), partial(_decode_after, tokens.tokenizer, prompt[-4:])
-    found = _score_of_turn(tokens, prompt, written, decode, truncated=end is None)
-    answer = _answer(written if found is None else written[: found.position + 1], lead, decode)
+    thought = _answer_start(tokens.tokenizer, prompt, written, decode)
+    found = _score_of_turn(tokens, prompt, written, thought, truncated=end is None)
+    answer = _answer(written if found is None else written[: found.position + 1], thought, lead, decode)
     if found is None:
         return Rationale(answer, None, None, len(written), truncated=end is None)
     at_score = tuple(map(float, log_probs(found.position)))
@@ -52,17 +55,16 @@ def read_written(
 
 
 def _score_of_turn(
-    tokens: ScoreTokens, prompt: list[int], written: list[int], decode: Callable[..., str], truncated: bool
+    tokens: ScoreTokens, prompt: list[int], written: list[int], thought: int, truncated: bool
 ) -> FoundScore | None:
     """
-    The score that ends the model's turn, and its place in `written`.
+    The score that ends the model's turn, and its place in `written`, behind the first `thought` tokens.
 
     Training reads the last score of a row, and so is the last one read here if the model ended its turn: an earlier one
     is quoted by the rationale. It is the first score after which the model began another turn, or never ended its turn:
     what it wrote afterwards is not about the response.
     """
-    start = _answer_start(tokens.tokenizer, prompt, written, decode)
-    row, skipped = [*prompt, *written], [IGNORE_INDEX] * (len(prompt) + start)
+    row, skipped = [*prompt, *written], [IGNORE_INDEX] * (len(prompt) + thought)
     scores: list[FoundScore] = []
     found = tokens.find(row, [*skipped, *row[len(skipped) :]])
     while found is not None:
@@ -100,8 +102,13 @@ def _decode_after(tokenizer: Any, before: list[int], ids: list[int], special: bo
     return text[len(start) :]
 
 
-def _answer(written: list[int], lead: str, decode: Callable[..., str]) -> str:
-    """The text of `written`, without `lead` if it begins with it. Special tokens are dropped, except in the lead."""
+def _answer(written: list[int], thought: int, lead: str, decode: Callable[..., str]) -> str:
+    """
+    The text of `written`, without `lead` if it begins with it. Special tokens are dropped, except in the lead. Of a
+    turn in channels it is the text of the final one: the chat template renders no other.
+    """
+    if decode(written[:thought], special=True).endswith(FINAL):
+        return decode(written)[len(decode(written[:thought])) :]
     for count in range(len(written) + 1):
         begun = decode(written[:count], special=True)
         if begun.startswith(lead):  # a token may hold the end of the lead and the start of the answer
