@@ -260,8 +260,12 @@ def judge_file(
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:
-    """A judgment for a JSON file, without the log-probabilities of each rationale. NaN becomes `null`."""
+    """
+    A judgment for a JSON file. Of each rationale it holds the label, and whether it ran to its token limit. NaN becomes
+    `null`.
+    """
     row = asdict(judgment)
     row["labels"] = [rationale.label for rationale in judgment.rationales]
+    row["truncated"] = [rationale.truncated for rationale in judgment.rationales]
     del row["rationales"]
     return without_nan(row)

@@ -300,6 +300,7 @@ def _row(judgment: Judgment, prompt: Prompt) -> dict[str, Any]:
                 "probs": None if rationale.log_probs is None else np.exp(rationale.log_probs).tolist(),
                 "num_tokens": rationale.num_tokens,
                 "forced": rationale.forced,
+                "truncated": rationale.truncated,
             }
             for rationale in judgment.rationales
         ],
