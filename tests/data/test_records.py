@@ -352,6 +352,12 @@ def test_records_without_rationales_end_with_the_score_alone():
         ("Right. [RESULT] B+", "Right."),
         ('It asks me to end with "So the overall score is "', 'It asks me to end with "So the overall score is "'),
         ("Not [RESULT] 4 but more.", "Not [RESULT] 4 but more."),
+        ('As in "So the overall score is 4".', 'As in "So the overall score is 4".'),
+        ("As in 'So the overall score is 4'.", "As in 'So the overall score is 4'."),
+        ('It says: "Well. So the overall score is 4."', 'It says: "Well. So the overall score is 4."'),
+        ('A "clear" answer. So the overall score is "4"', 'A "clear" answer.'),
+        ('A "clear" answer. [RESULT] 4"', 'A "clear" answer.'),
+        ('"Right. So the overall score is 4"', '"Right.'),
     ],
 )
 def test_only_a_closing_phrase_with_a_label_at_the_end_is_cut_off(text, expected):

@@ -165,9 +165,20 @@ CLOSED = re.compile(r"""[\s"'*(]*([+-]?\d+([.,]\d+)?|[^\W\d]\w*[+-]?)[*"']*(\s*(
 
 
 def _unclosed(prefix: str, text: str) -> str:
-    """`text` without the prefix and label at its end. A text that goes on, or has no label, is not closed."""
+    """
+    `text` without the prefix and label at its end. A text that goes on, has no label, or ends with a quotation of both
+    is not closed.
+    """
     before, found, label = text.rpartition(prefix)
-    return before if found and CLOSED.fullmatch(label) else text
+    return before if found and CLOSED.fullmatch(label) and not _is_quoted(before, label) else text
+
+
+def _is_quoted(before: str, label: str) -> bool:
+    """Whether a quotation that begins in `before` ends in `label`. Quotes around the whole text do not count."""
+    opened = before.lstrip().removeprefix('"')
+    if label.count("'") % 2 == 1 and opened.endswith("'"):  # elsewhere it may be an apostrophe
+        return True
+    return label.count('"') % 2 == 1 and (opened.endswith('"') or opened.count('"') % 2 == 1)
 
 
 def training_examples(
