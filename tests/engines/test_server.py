@@ -832,7 +832,7 @@ def test_ctrl_c_ends_at_once_with_what_was_finished_though_the_server_never_answ
         took = time.monotonic() - started
         rest = process.communicate(timeout=60)[1]  # Python clears up, which takes it seconds on a busy machine
         over.set()
-    assert said.startswith("tract judge: stopped. What is on disk is kept") and not rest
+    assert said.startswith("tract judge: stopped. Finished work is on disk; the same command") and not rest
     assert took < 5, f"{took:.1f} s"
     assert process.returncode == 130
     assert written.read_bytes().count(b"\n") == 9
