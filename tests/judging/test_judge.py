@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from fake import fake_judge
+from fake import fake_judge, sure
 from peft import LoraConfig
 from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
@@ -427,6 +427,35 @@ def test_a_template_that_drops_the_answer_is_refused(judge, trainer):
         ValueError, match=r"^The chat template drops the closing phrase of a completion ending 'Clear\.'\.$"
     ):
         broken.rows.scored_ids(RECORDS[0], "Clear.")
+
+
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}"
+
+
+def test_a_record_that_the_chat_template_refuses_is_named_before_any_is_judged():
+    judge = fake_judge(lambda prompt: [sure(4)])
+    tokenizer = judge.engine.tokens.tokenizer
+    tokenizer.chat_template = NO_SYSTEM + tokenizer.chat_template  # as Gemma's
+    user, system = ({"role": role, "content": "Rate."} for role in ("user", "system"))
+    records, message = [{"prompt": [user]}] * 9 + [{"prompt": [system, user]}], "The chat template refuses messages of"
+    with pytest.raises(InputError, match=f"^Record 9: {message}"):
+        judge.score(records)
+    with pytest.raises(InputError, match=f"^Record 9: {message}"):
+        judge.rescore(records, ["Clear."] * 10)
+    with pytest.raises(InputError, match=f"^{message}"):
+        judge.score(records[9])
+    assert judge.engine.generated == 0
+
+
+def test_the_warning_of_a_record_that_the_engine_refuses_has_its_number(caplog):
+    judge = fake_judge(lambda prompt: [None])
+    refused = [Rationale("", None, None, 0, error="Too long."), Rationale("", None, None, 9)]
+    judge.engine.generate = lambda prompts, seeds, sampling: refused[: len(prompts)][::-1]
+    records = [{"prompt": "Rate it."}, {"prompt": "Rate this."}]
+    assert [judgment.reason[:9] for judgment in judge.score(records)] == ["None of 1", "Too long."]
+    list(judge.as_finished(records, numbers=[4, 7]))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["Record 1 remains unscored: Too long.", "Record 7 remains unscored: Too long."]
 
 
 def test_a_score_is_not_read_without_the_think_block_that_a_template_drops():

@@ -241,10 +241,11 @@ def judge_file(
     settings_path, folder = check_judged(path, overwrite)
     check_prompts(records, judge.rows.prompt_ids)
     state = process_state()
+    shown = state.is_main_process
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         asked = [records[i] for i in numbers]
-        for place, judgment in judge.as_finished(asked, num_cots, progress=state.is_main_process, **settings):
+        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, numbers=numbers, **settings):
             yield numbers[place], as_json(judgment)
 
     with locked(folder, state.process_index, path):

@@ -96,7 +96,7 @@ class ServerEngine:
         self.saved, self.tokens, self.calls = saved, tokens, concurrency
         self.slots = asyncio.Semaphore(concurrency)
         self.accepted: set[Sampling] = set()  # settings with which the servers have completed a prompt
-        self.refused = False  # whether they have refused one
+        self.refused = False  # whether they have refused to score a row
         self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
         served = self._served(model)
         self.model, self.root = next(iter(served.values()))[:2]
@@ -159,6 +159,9 @@ class ServerEngine:
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
         unknown = (math.nan,) * len(self.tokens.ids)
         replies = self._complete_all(rows, [0] * len(rows), NEXT_TOKEN)
+        for refused in (reply for reply in replies if isinstance(reply, str)):  # its caller gets NaN, and no reason
+            logger.log(logging.INFO if self.refused else logging.WARNING, "A record remains unscored: %s", refused)
+            self.refused = True
         return [unknown if isinstance(reply, str) else reply[1][0] for reply in replies]
 
     def _served(self, model: str | None) -> dict[str, tuple[str, str, int | None]]:
@@ -221,8 +224,6 @@ class ServerEngine:
                     await self._complete([self.stop_ids[0]], seed, settings)
                 except RefusedError:
                     raise error from None
-                logger.log(logging.INFO if self.refused else logging.WARNING, "A record remains unscored: %s", error)
-                self.refused = True
                 return str(error)
         self.accepted.add(sampling)
         return completion

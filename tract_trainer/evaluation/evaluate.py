@@ -29,7 +29,7 @@ from tract_trainer.data.store import (
     save_results,
     without_nan,
 )
-from tract_trainer.engines.base import at_once, checked
+from tract_trainer.engines.base import checked
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.artifacts import SCHEMA_VERSION
 from tract_trainer.evaluation.calibration import calibration
@@ -39,7 +39,6 @@ from tract_trainer.evaluation.pairwise import pair_figures
 from tract_trainer.evaluation.pictures import PICTURES, draw
 from tract_trainer.hub.results import markdown
 from tract_trainer.judge_config import JudgeConfig
-from tract_trainer.judging.batching import in_pieces
 from tract_trainer.judging.judge import Judge
 from tract_trainer.judging.judgment import Judgment
 from tract_trainer.metrics import agreement
@@ -126,8 +125,7 @@ def evaluate(
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         asked = [every[i] for i in numbers]
-        read = judge.as_finished(asked, num_cots, progress=shown, **drawn) if num_cots else None
-        for place, judgment in read or _without_rationales(judge, asked, shown is not False):
+        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, numbers=numbers, **drawn):
             yield numbers[place], _row(judgment, judge.rows.prompt(asked[place]))
 
     folder = path.with_name(f"{path.stem}.unfinished")
@@ -231,15 +229,6 @@ def _made_with(head: Mapping[str, Any]) -> dict[str, Any]:
 def _of_any_record(head: Mapping[str, Any]) -> dict[str, Any]:
     """What every judgment of a result depends on, beside its record."""
     return {"judge": head["judge"]["identity"], **head["settings"]}
-
-
-def _without_rationales(judge: Judge, records: Sequence[Record], shown: bool) -> Iterator[tuple[int, Judgment]]:
-    """The score right after the prompt and the prefix, as [`Judge.as_finished`] gives it."""
-
-    def read(piece: Sequence[Record]) -> list[Judgment]:
-        return judge.rescore(piece, [""] * len(piece))
-
-    return in_pieces(read, records, at_once(judge.engine), judge.engine.calls, "Judging", shown)
 
 
 def _are_pairs(records: Sequence[Record]) -> bool:
