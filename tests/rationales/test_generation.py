@@ -504,6 +504,20 @@ def test_a_row_that_cannot_be_rendered_is_refused_before_anything_is_written(scr
     assert judge.engine.asked == []
 
 
+def test_a_row_that_the_chat_template_refuses_is_named_before_anything_is_written(tmp_path):
+    judge = fake_judge(lambda prompt: [sure(3)])
+    tokenizer = judge.engine.tokens.tokenizer
+    tokenizer.chat_template = (  # as Gemma's
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    rows = make_rows(4, conversational=True)
+    rows[3]["prompt"].insert(0, {"role": "system", "content": "You judge."})
+    with pytest.raises(ValueError, match=r"^Row 3: The chat template refuses messages .*: No system role$"):
+        generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, batch_size=2, **SETTINGS)
+    assert judge.engine.generated == 0 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["numpy", "pandas", "arrow"])
 def test_the_format_of_a_dataset_makes_no_difference(scripted, tmp_path, kind):
     plain, formatted = make_dataset(4), make_dataset(4).with_format(kind)

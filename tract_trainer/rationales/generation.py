@@ -159,7 +159,7 @@ class _Work:
         for row in range(len(self.dataset)):
             with numbered("Row", row):
                 request = self.request(row, 0)
-                _ = request.template_kwargs  # refused as well, where the chat template could not take them
+                self.prompt_ids(request)  # what the chat template does not take is refused as well
             data.update(f"{request.key} {request.score} ".encode())
             texts = annotated_rationales(self.dataset[row], self.judge.config.score_prefix)
             self.annotated.update(same_words(request.prompt, text) for text in texts)
@@ -188,6 +188,11 @@ class _Work:
         values = self.dataset[row]
         return Request(row, cot, _prompt(values), self._gold(values), self._rendered(values))
 
+    def prompt_ids(self, request: Request) -> list[int]:
+        """Tokens of the prompt, `(T,)`."""
+        config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
+        return prompt_ids(request.prompt, tokenizer, config.conversational, **request.template_kwargs)
+
     def _rendered(self, values: Mapping[str, Any]) -> dict[str, Any]:
         found = {"chat_template_kwargs": self.judge.config.chat_template_kwargs, **values}
         if not isinstance(found.get("tools"), str | None):
@@ -210,8 +215,7 @@ class _Work:
 
     def write(self, requests: list[Request]) -> list[tuple[str, dict[str, Any]]]:
         """Key and finished row of each request; rationales that come to no score are drawn again."""
-        config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
-        prompts = [prompt_ids(r.prompt, tokenizer, config.conversational, **r.template_kwargs) for r in requests]
+        prompts = list(map(self.prompt_ids, requests))
         todo = [i for i, prompt in enumerate(prompts) if self.judge.fits(prompt)]
         drawn = {i: (Rationale("", None, None, 0), 0) for i in range(len(requests))}
         attempts = self.max_retries + 1 if self.sampling.temperature > 0 else 1  # the likeliest text stays the same
