@@ -302,6 +302,27 @@ def test_a_record_that_the_chat_template_refuses_is_named():
         check_prompts([{"prompt": [user]}, {"prompt": [system, user]}], rows.prompt_ids)
 
 
+@pytest.mark.parametrize("messages", [False, True])
+def test_a_training_row_that_the_chat_template_refuses_is_named(tmp_path, messages):
+    rows = rows_with(PREFIX)
+    rows[3]["prompt"].insert(0, {"role": "system", "content": "You judge."})
+    if messages:
+        rows = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    message = r"^Training row 3: The chat template refuses messages of the roles \['system', .*: No system role here$"
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, tokenizer_of(template(before=NO_SYSTEM)), rows)
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_a_turn_without_content_is_refused(tmp_path, messages):
+    rows = rows_with(PREFIX)
+    rows[3]["prompt"][0]["content"] = None
+    if messages:
+        rows = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    with pytest.raises(InputError, match=r"1 of 8 training rows .* have a turn without `content`; the first is row 3"):
+        trainer_of(tmp_path, make_tokenizer("qwen"), rows)
+
+
 def test_control_tokens_that_get_into_a_prompt_are_refused():
     tokenizer = make_tokenizer("qwen")
     config = dataclasses.replace(trained_config(), prompt_template="{{ instruction }} <{{ response }}> {{ rubric }}")

@@ -9,13 +9,13 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.data.records import Prompt, Record, as_messages, close, default_separator, prompt_of
 from tract_trainer.data.templates import control_pattern
-from tract_trainer.errors import InputError
+from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
@@ -160,6 +160,18 @@ def _templated(
         roles = [str(turn.get("role")) for turn in messages]
         raise InputError(f"The chat template refuses messages of the roles {roles}: {error}") from error
     return list(encoded["input_ids"])
+
+
+def check_rows(rows: Iterable[Record], what: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raises the InputError of the first row that the chat template refuses; `what` and its number name the row."""
+    for number, row in enumerate(rows):
+        prompt, whole = row.get("prompt"), row.get("messages")
+        if isinstance(prompt, list):
+            whole = [*prompt, *(row.get("completion") or ())]
+        for messages, asks in ((prompt, True), (whole, False)):
+            if isinstance(messages, list):
+                with numbered(what, number):
+                    _templated(messages, tokenizer, add_generation_prompt=asks, **template_kwargs(row, {}))
 
 
 def shared_length(*sequences: Sequence[Any]) -> int:

@@ -106,6 +106,10 @@ PROBLEMS = {
         "Use a chat template that renders a prompt alone as it does before an answer, and end prompts of plain text "
         "with a line break",
     ),
+    "no_content": (
+        "have a turn without `content`",
+        "Give every turn its text, or leave it out",
+    ),
     "thoughts": (
         "have a think block in their rationale that the chat template drops",
         "Use a chat template that keeps it (chat_template_path), or remove the tags, such as <think>, from the "
@@ -345,12 +349,15 @@ def _in_last_turn(row: dict[str, Any], tokens: ScoreTokens) -> bool:
 def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) -> str:
     """
     What keeps a judge from writing the row: it would be asked with other tokens than the row begins with, the row lacks
-    a part of its rationale, or ends the turn before the score at `position`. Rows of text or tokens alone have no
-    prompt to ask with.
+    a part of its text, or ends the turn before the score at `position`. Rows of text or tokens alone have no prompt to
+    ask with.
     """
     prompt = _prompt(row)
     if prompt is None:
         return ""
+    turns = () if isinstance(prompt, str) else row.get("messages") or [*prompt, *row["completion"]]
+    if any(turn.get("content") is None and not turn.get("tool_calls") for turn in turns):
+        return "no_content"
     ids: list[int] = row["input_ids"]
     masked = next((i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX), 0)
     kwargs = template_kwargs(row, {})

@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import (
@@ -26,7 +27,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.data.datasets import unformatted
 from tract_trainer.data.records import completion_text
-from tract_trainer.data.rendering import check_reloaded, pin_dates, separator_of
+from tract_trainer.data.rendering import check_reloaded, check_rows, pin_dates, separator_of
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
@@ -160,7 +161,13 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         if warning := pin_dates(self._tokenizer, self):  # the judge is asked with the same date later
             logger.warning(warning)
         dataset = with_template_kwargs(unformatted(dataset), self._score_args.template_kwargs)
-        return super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
+        try:
+            return super()._prepare_dataset(
+                dataset, processing_class, uncut(args), False, formatting_func, dataset_name
+            )
+        except (TemplateError, TypeError, KeyError):  # of a chat template, which knows no row
+            check_rows(dataset, "Training row" if dataset_name == "train" else f"{dataset_name} row", self._tokenizer)
+            raise
 
     def _prepare_dataset(
         self,
