@@ -164,18 +164,15 @@ def add_score_labels(
         ValueError: with `missing_score="error"`, a row has no usable score; or no row is left. For an
             [`~datasets.IterableDataset`], when the row is read.
     """
-    kwargs: dict[str, Any] = {"fn_kwargs": {"tokens": tokens, "cut": cut}}
     if isinstance(dataset, IterableDataset):
-        dataset = dataset.map(target_row, **kwargs)
+        dataset = dataset.map(target_row, fn_kwargs={"tokens": tokens, "cut": cut})
         if missing_score == "error":
             dataset = dataset.map(_refuse, fn_kwargs={"tokens": tokens, "cut": cut, "name": name})
         elif missing_score == "drop":
             dataset = dataset.filter(_has_score)
         return dataset.remove_columns("score_problem"), []
 
-    desc = f"Finding the scores of the {name} dataset"
-    fingerprint = _fingerprint(dataset, tokens, cut)
-    dataset = dataset.map(target_row, desc=desc, num_proc=num_proc, new_fingerprint=fingerprint, **kwargs)
+    dataset = targeted(dataset, tokens, cut, f"Finding the scores of the {name} dataset", num_proc)
     problems = dataset["score_problem"][:]
     lost: list[Lost] = [
         _lost(problem, count, problems, dataset, tokens, cut, name, missing_score)
@@ -189,6 +186,12 @@ def add_score_labels(
     if len(dataset) == 0:
         raise InputError("\n".join([f"No row of the {name} dataset is left to use.", *sentences]))
     return dataset.remove_columns("score_problem"), lost
+
+
+def targeted(dataset: Dataset, tokens: ScoreTokens, cut: Cut, desc: str, num_proc: int | None = None) -> Dataset:
+    """`dataset` with the columns of [`target_row`]."""
+    given, made_with = {"tokens": tokens, "cut": cut}, _fingerprint(dataset, tokens, cut)
+    return dataset.map(target_row, fn_kwargs=given, new_fingerprint=made_with, num_proc=num_proc, desc=desc)
 
 
 def _fingerprint(dataset: Dataset, tokens: ScoreTokens, cut: Cut) -> str:
