@@ -89,6 +89,7 @@ class _Run:
         held_out, training = split(rows, eval_rows, self.settings.eval_fraction, self.args.seed)
         held_out, dataset = self.prepare(held_out, training, data.data)
         settings = learned_settings(self.args, self.model) | {
+            "command": "tract run",
             "data": digest(rows),
             "eval_data": None if eval_rows is None else digest(list(eval_rows)),
             "eval_fraction": self.settings.eval_fraction,

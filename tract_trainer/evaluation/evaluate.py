@@ -132,7 +132,8 @@ def evaluate(
     # The lock is held until the result is there and the rows are removed: another call finds one or the other.
     with locked(folder, state.process_index, path):
         if _finished(path, head, overwrite) is None:
-            begin(folder / "settings.json", _of_any_record(head), *folder.glob("process-*.jsonl"))
+            made_with = {"command": "tract evaluate", **_of_any_record(head)}
+            begin(folder / "settings.json", made_with, *folder.glob("process-*.jsonl"))
             keys = [digest(_asked(record)) for record in every]  # corrected records are judged with those that are left
             finish_rows(folder, keys, rows, state)
             if state.is_main_process:

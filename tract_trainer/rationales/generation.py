@@ -164,6 +164,7 @@ class _Work:
             texts = annotated_rationales(self.dataset[row], self.judge.config.score_prefix)
             self.annotated.update(same_words(request.prompt, text) for text in texts)
         return {
+            "command": "tract generate",
             **asdict(self.sampling),
             "num_cots": self.num_cots,
             "seed": self.seed,
