@@ -56,6 +56,21 @@ def test_settings_of_a_judge_that_cannot_be_are_refused(refused, flags, message)
 
 
 @pytest.mark.parametrize(
+    "url", ["http://me:sesame@host:99999/v1", "me:sesame@host/v1?key=sesame", "http://host?sesame"]
+)
+def test_no_message_about_a_setting_holds_a_password(refused, tmp_path, url):
+    (tmp_path / "x.yaml").write_text(f"engine: {url}")
+    for flags in (
+        ["--engine", "server", "--base_url", url],
+        ["--model_kwargs", f'{{"base_url": "http://{url.removeprefix("http://")}"'],
+        [f"--base-urls=http://{url.removeprefix('http://')}"],
+        *([["--config", tmp_path / "x.yaml"]] if "://" in url else []),
+    ):
+        said = refused("judge", *flags)
+        assert "host" in said and "sesame" not in said, said
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("3: a\nmodel: b", "x.yaml must have names of settings as keys, found 3."),

@@ -45,7 +45,7 @@ def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, A
     tools = record.get("tools") if record.get("prompt") or record.get("messages") else None
     try:
         return found if tools is None else {"tools": json.loads(tools) if isinstance(tools, str) else tools, **found}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"`tools` must be a list of tools, or that as JSON; found {tools!r:.80}.") from error
 
 

@@ -147,7 +147,7 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
         header = json.loads(text)
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         header, expected = {}, -1
     if size != expected:
         wanted = f"{expected:,} bytes, as its header says" if expected > 0 else "a safetensors file"

@@ -27,7 +27,7 @@ from tract_trainer.data.hashing import digest
 from tract_trainer.engines.base import Rationale, Sampling
 from tract_trainer.engines.checkpoints import SavedJudge
 from tract_trainer.engines.completions import lead, read_written, stop_ids
-from tract_trainer.errors import InputError
+from tract_trainer.errors import InputError, without_password
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
@@ -301,16 +301,11 @@ def _loop() -> asyncio.AbstractEventLoop:
 def _urls(base_url: Any) -> list[str]:
     urls = [base_url] if isinstance(base_url, str) else base_url
     if not isinstance(urls, list | tuple) or not urls or not all(re.match("https?://.", str(url)) for url in urls):
-        shown = list(map(_without_password, urls)) if isinstance(urls, list | tuple) else urls
+        shown = list(map(without_password, urls)) if isinstance(urls, list | tuple) else urls
         raise InputError(
             f"base_url must be an address, or a list of them, like 'http://localhost:8000/v1'; found {shown!r}."
         )
     return [str(url) for url in urls]
-
-
-def _without_password(url: Any) -> str:
-    """An address without user, password and query, which may hold a key."""
-    return re.sub(r"^(\w+://)?[^?]*@", r"\1", str(url)).split("?")[0]
 
 
 UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError, TimeoutError)
@@ -360,7 +355,7 @@ class Servers:
                     failures.append(error)
                 except openai.APIStatusError as error:
                     kind = RefusedError if error.status_code in REFUSED else InputError
-                    raise kind(f"{_without_password(error.request.url)} refuses the request: {error}") from error
+                    raise kind(f"{without_password(error.request.url)} refuses the request: {error}") from error
                 except (AttributeError, TypeError, ValueError) as error:  # of the client, at what is no JSON object
                     raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
             failure, tries = min(failures, key=_asked_wait), tries + 1
@@ -381,7 +376,7 @@ class Servers:
         return answers or {str(self): await self.ask(request)}
 
     def _failed(self, client: openai.AsyncOpenAI, error: Exception) -> None:
-        shown, said = _without_password(client.base_url), self._said(error)
+        shown, said = without_password(client.base_url), self._said(error)
         logger.info("%s gave no answer: %s", shown, said)
         if isinstance(error, openai.APIConnectionError | TimeoutError):
             if client not in self.aside and len(self.clients) > 1:
@@ -400,7 +395,7 @@ class Servers:
         return seconds
 
     def __str__(self) -> str:
-        return ", ".join(_without_password(client.base_url) for client in self.clients)
+        return ", ".join(without_password(client.base_url) for client in self.clients)
 
 
 def _asked_wait(error: Exception) -> float:

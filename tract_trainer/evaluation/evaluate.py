@@ -211,7 +211,7 @@ def _finished(path: Path, head: Mapping[str, Any], overwrite: bool) -> dict[str,
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         changed = differences(_made_with(found), json.loads(json.dumps(_made_with(head))))
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         changed = ["It is no result of `tract evaluate`."]
     if changed and not overwrite:
         raise InputError(
