@@ -347,7 +347,7 @@ def test_a_tokenizer_that_reads_otherwise_once_it_is_saved_is_refused_before_tra
     trainer = trainer_of(tmp_path, make_tokenizer("qwen"), rows_with(PREFIX), max_steps=1)
     load = AutoTokenizer.from_pretrained
     # As Llama-2's, of which a setting is dropped when it is saved.
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder: load(folder) and make_tokenizer("llama3"))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, **_: load(folder) and make_tokenizer("llama3"))
     with pytest.raises(InputError, match=r"saved and loaded again, reads the training rows as .* where it read"):
         trainer.train()
     monkeypatch.undo()

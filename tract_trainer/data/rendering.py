@@ -196,7 +196,9 @@ def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[in
     )
 
 
-def check_reloaded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]) -> None:
+def check_reloaded(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]], trust_remote_code: bool = False
+) -> None:
     """
     Raises an InputError if the tokenizer, saved and loaded again, tokenises the text of one of `rows` differently: the
     saved judge would be asked with other tokens than it is trained on.
@@ -205,7 +207,7 @@ def check_reloaded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        again = AutoTokenizer.from_pretrained(folder)
+        again = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     for row in rows:
         text = tokenizer.decode(list(row), clean_up_tokenization_spaces=False)
         ids, others = (found(text, add_special_tokens=False)["input_ids"] for found in (tokenizer, again))

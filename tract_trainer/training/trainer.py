@@ -33,7 +33,7 @@ from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
 from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.figures import ScoreFigures
-from tract_trainer.training.limits import refuse_datasets, refuse_settings, refuse_topology
+from tract_trainer.training.limits import refuse_datasets, refuse_files, refuse_settings, refuse_topology
 from tract_trainer.training.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.training.score_head import add_score_head, first_output
 from tract_trainer.training.score_labels import (
@@ -113,6 +113,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         elif not isinstance(args, RegressionAwareSFTConfig):
             args = RegressionAwareSFTConfig.from_training_arguments(args)
         refuse_settings(args, compute_loss_func, model, peft_config)
+        refuse_files(model, args)
         self._sample, self.row_counts = {}, {}
         if isinstance(train_dataset, Dataset | IterableDataset):  # TRL refuses anything else
             train_dataset = unformatted(train_dataset)
@@ -268,7 +269,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         self._figures.begin_training()  # an attempt with batches too large may have left some
         rows = self.train_dataset
         if isinstance(rows, Dataset) and "input_ids" in rows.column_names and self.accelerator.is_main_process:
-            check_reloaded(self._tokenizer, rows[:SAMPLED]["input_ids"])
+            check_reloaded(self._tokenizer, rows[:SAMPLED]["input_ids"], self.args.trust_remote_code)
         return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
