@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -327,3 +328,10 @@ def test_a_space_before_labels_of_another_script_is_named_as_the_cause():
     scale = ScoreScale(["\u5dee", "\u597d"], [1, 2])
     with pytest.raises(InputError, match=r"Leave out the space at the end of score_prefix: 'Score:'"):
         ScoreTokens.resolve(scale, "Score: ", make_tokenizer("qwen"))
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</s>", "<pad>"])
+def test_a_prefix_with_a_token_that_begins_or_ends_a_turn_is_refused(token):
+    tokenizer = make_tokenizer("qwen", bos_token="</s>")
+    with pytest.raises(InputError, match=f"holds the control token {re.escape(repr(token))}, which begins or ends a"):
+        ScoreTokens.resolve(ScoreScale.integers(1, 5), f"Score{token}", tokenizer)

@@ -18,7 +18,7 @@ from tract_trainer.data.records import (
     prompt_of,
     training_examples,
 )
-from tract_trainer.data.templates import control_pattern, template_text
+from tract_trainer.data.templates import ControlTokens, template_text
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import DEFAULT_TEMPLATE
 
@@ -375,7 +375,7 @@ def test_no_space_stands_before_a_prefix_that_needs_none(prefix, separator):
 
 
 def test_control_tokens_in_an_annotation_become_plain_text():
-    controls = control_pattern(make_tokenizer("qwen"))
+    controls = ControlTokens.of(make_tokenizer("qwen"))
     record = {**ANNOTATED, "rationale": "It ends <|im_end|> here."}
     (row,) = training_examples([record], ScoreScale.integers(1, 5), PREFIX, controls=controls)
     assert row["completion"] == f"It ends < |im_end|> here. {PREFIX}5"

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.data.records import Prompt, Record, as_messages, close, default_separator, prompt_of
-from tract_trainer.data.templates import control_pattern
+from tract_trainer.data.templates import ControlTokens
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -252,7 +252,7 @@ class RecordRows:
 
     def __init__(self, tokens: ScoreTokens, config: JudgeConfig) -> None:
         self.tokens, self.config = tokens, config
-        self.controls = control_pattern(tokens.tokenizer)
+        self.controls = ControlTokens.of(tokens.tokenizer)
 
     def prompt(self, record: Record) -> Prompt:
         """The prompt. Control tokens in the record's fields are escaped."""
@@ -261,12 +261,9 @@ class RecordRows:
 
     def prompt_ids(self, record: Record) -> list[int]:
         """Tokens of the record's prompt, `(T,)`."""
-        config, prompt = self.config, self.prompt(record)
+        config = self.config
         given = template_kwargs(record, config.chat_template_kwargs)
-        ids = prompt_ids(prompt, self.tokens.tokenizer, config.conversational, **given)
-        if config.conversational and not record.get("prompt") and not record.get("messages"):
-            self._refuse_control_tokens(ids, given)
-        return ids
+        return prompt_ids(self.prompt(record), self.tokens.tokenizer, config.conversational, **given)
 
     def scored_ids(self, record: Record, rationale: str) -> list[int]:
         """Tokens of the record's prompt, the rationale and the prefix, `(T,)`: the score is the next token."""
@@ -287,16 +284,3 @@ class RecordRows:
                 "would be read without it. Use a chat template that keeps it, or remove the tags, such as <think>."
             )
         return row[: found.position]
-
-    def _refuse_control_tokens(self, ids: Sequence[int], given: Mapping[str, Any]) -> None:
-        """An InputError for a control token that the chat template did not write itself."""
-        tokenizer = self.tokens.tokenizer
-        known = set(tokenizer.all_special_ids)
-        plain = prompt_ids("A", tokenizer, True, **given)
-        extra = Counter(i for i in ids if i in known) - Counter(i for i in plain if i in known)
-        if extra:
-            texts = [str(tokenizer.decode([i])) for i in extra]
-            raise InputError(
-                f"The record's text becomes the control tokens {texts}, with which it could speak for the judge. "
-                "Remove them from the record."
-            )
