@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 from tiny import FAMILIES, PREFIX, make_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from tract_trainer.errors import InputError
 from tract_trainer.scale import FoundScore, ScoreScale, ScoreTokens
@@ -335,3 +337,17 @@ def test_a_prefix_with_a_token_that_begins_or_ends_a_turn_is_refused(token):
     tokenizer = make_tokenizer("qwen", bos_token="</s>")
     with pytest.raises(InputError, match=f"holds the control token {re.escape(repr(token))}, which begins or ends a"):
         ScoreTokens.resolve(ScoreScale.integers(1, 5), f"Score{token}", tokenizer)
+
+
+def test_a_label_with_another_token_behind_a_rationale_than_at_the_start_is_refused():
+    characters = list(" .\n(12345Right:Scoe")
+    pairs = [(before, "(") for before in " .\n"] + [(f"{before}(", label) for before in " .\n" for label in "12345"]
+    vocabulary = [*dict.fromkeys(characters), *("".join(pair) for pair in pairs)]
+    model = models.BPE({text: i for i, text in enumerate(vocabulary)}, pairs)
+    backend = Tokenizer(model)
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer.tokenize("(5") == ["(", "5"] and tokenizer.tokenize(". (5") == [".", " (5"]
+    with pytest.raises(InputError, match=r"writes '1' after '\(' with another token behind a rationale than at the st"):
+        ScoreTokens.resolve(FIVE, "(", tokenizer)
+    assert ScoreTokens.resolve(FIVE, "Score: ", tokenizer).ids == tuple(tokenizer.convert_tokens_to_ids(list("12345")))

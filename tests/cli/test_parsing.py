@@ -2,7 +2,10 @@
 
 import pytest
 
+from tract_trainer import Judge, RegressionAwareSFTConfig
+from tract_trainer.cli.arguments import JudgeArguments
 from tract_trainer.cli.main import main
+from tract_trainer.cli.parsing import parse
 
 CPU = ["--use_cpu", "true", "--bf16", "false"]
 
@@ -128,3 +131,11 @@ def test_help_shows_the_settings_of_the_command_and_help_all_those_of_trl_too(ca
 def test_a_setting_that_help_does_not_show_can_be_set(refused, tmp_path):
     said = refused("sft", "--output_dir", tmp_path / "x", *CPU, "--adam_beta1", "0.8")
     assert "--model_name_or_path is missing" in said
+
+
+def test_arguments_of_the_chat_template_reach_training_and_judge(tmp_path, seed_folder):
+    given = ["--chat_template_kwargs", '{"enable_thinking": false}']
+    (args,) = parse("sft", ["--output_dir", str(tmp_path), *CPU, *given], RegressionAwareSFTConfig)
+    assert args.template_kwargs == {"enable_thinking": False}
+    (args,) = parse("judge", ["--score_labels", "1", "2", "3", *given], JudgeArguments)
+    assert Judge.from_pretrained(seed_folder, **args.loading).config.chat_template_kwargs == {"enable_thinking": False}

@@ -440,3 +440,5 @@ def test_a_field_that_no_record_has_is_an_error_and_a_missing_one_may_be_asked_f
         prompt(RECORD, template="{{ response }} {{ rubrik }}")
     with pytest.raises(InputError, match=r"prompt_template cannot be rendered .*division"):
         prompt(RECORD, template="{{ response }} {{ 1 / 0 }}")
+    with pytest.raises(InputError, match=r"prompt_template cannot be rendered .*no loader for this environment"):
+        prompt(RECORD, template="{{ response }} {% include 'other' %}")

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 from tiny import PREFIX, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoTokenizer
+from trl.chat_template_utils import qwen3_chat_template
 
 from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale
 from tract_trainer.data.records import check_prompts
@@ -110,6 +111,33 @@ def test_asked_forced_and_rescored_ids_are_those_of_training(name, prefix, tmp_p
         assert saved.rows.scored_ids({"prompt": given["prompt"]}, rationale) == ids[: due[0]]
         # What a judge wrote has no space at its end where the judge left it out, and forcing puts it there.
         assert saved.rows.scored_ids({"prompt": given["prompt"]}, rationale.rstrip(" ")) == ids[: due[0]]
+
+
+@pytest.mark.parametrize("name", ["opens a thinking block", "writes an empty block", "takes an argument"])
+def test_a_judge_of_messages_is_asked_with_the_beginning_of_its_rows(name, tmp_path):
+    rows = rows_with(PREFIX, system=True)
+    kwargs = {"chat_template_kwargs": {"enable_thinking": False}} if name == "takes an argument" else {}
+    whole = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    trainer = trainer_of(tmp_path, tokenizer_of(name), whole, **kwargs)
+    judge = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
+    for given, row in zip(rows, trainer.train_dataset, strict=True):
+        ids, due = row["input_ids"], [i for i, gold in enumerate(row["score_labels"]) if gold == gold]
+        asked = judge.rows.prompt_ids({"prompt": given["prompt"]})
+        assert ids[: len(asked)] == asked and len(asked) < due[0]
+        rationale = given["completion"][0]["content"].rpartition(PREFIX)[0]
+        assert judge.rows.scored_ids({"prompt": given["prompt"]}, rationale) == ids[: due[0]]
+
+
+def test_rows_of_a_template_that_trl_patches_for_training_are_refused(tmp_path):
+    """With assistant_only_loss, TRL renders earlier turns as Qwen3's own template does not."""
+    rows = rows_with(PREFIX)
+    for row in rows[1::2]:  # those of several turns
+        row["prompt"][1]["content"] = "<think>\nHm.\n</think>\n\nHello."
+    rows = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    message = r"4 of 8 training rows .* do not begin with the tokens that a judge would be asked"
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, tokenizer_of(qwen3_chat_template), rows, assistant_only_loss=True)
+    trainer_of(tmp_path, tokenizer_of(qwen3_chat_template), rows[::2], assistant_only_loss=True)
 
 
 def test_the_thinking_block_would_have_been_asked_with_before():

@@ -10,11 +10,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import make_dataset, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, dynamic_module_utils
+from trl import ModelConfig
 
 from tract_trainer import Judge, JudgeConfig, RegressionAwareSFTConfig, RegressionAwareSFTTrainer
 from tract_trainer.engines import checkpoints
 from tract_trainer.engines.checkpoints import SavedJudge, check_weights, load_judge_model, load_tokenizer
 from tract_trainer.errors import InputError
+from tract_trainer.training.inspection import inspect_dataset
 
 CONFIG = JudgeConfig(list("12345"), [1, 2, 3, 4, 5], "So the overall score is ")
 TOKENIZER = make_tokenizer()
@@ -243,8 +245,14 @@ def test_code_in_a_repository_is_not_run_even_if_the_terminal_says_yes(folder, t
     (folder / "config.json").write_text(json.dumps(settings))
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    with pytest.raises(ValueError, match="trust_remote_code=True"):
-        load_judge_model(folder, None)
+    args = RegressionAwareSFTConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none")
+    for load in (
+        lambda: load_judge_model(folder, None),
+        lambda: RegressionAwareSFTTrainer(str(folder), args, train_dataset=make_dataset(4)),
+        lambda: inspect_dataset(make_dataset(4), args, ModelConfig(str(folder))),
+    ):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            load()
     assert not marker.exists()
     AutoModelForCausalLM.from_pretrained(folder)  # what the library does unless it is told not to
     assert marker.exists()
@@ -276,8 +284,33 @@ def test_code_beside_a_chat_template_is_not_run_even_if_the_terminal_says_yes(fo
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     kwargs = {"use_cpu": True, "bf16": False, "report_to": "none", "chat_template_path": str(other)}
     args = RegressionAwareSFTConfig(str(tmp_path / "out"), **kwargs)
-    with pytest.raises(ValueError, match="trust_remote_code=True"):
-        RegressionAwareSFTTrainer(str(folder), args, train_dataset=make_dataset(4))
+    for load in (
+        lambda: RegressionAwareSFTTrainer(str(folder), args, train_dataset=make_dataset(4)),
+        lambda: load_tokenizer(other),
+    ):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            load()
     assert not marker.exists()
     AutoTokenizer.from_pretrained(other)  # what the library does unless it is told not to
     assert marker.exists()
+
+
+class Hostile:
+    """An object that a pickle makes by a call."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_a_pickle_among_the_weights_runs_nothing(folder, tmp_path):
+    weights, marker = load_file(folder / "model.safetensors"), tmp_path / "marker"
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    load_judge_model(folder, None)
+    torch.save({**weights, "other": Hostile(marker)}, folder / "pytorch_model.bin")
+    with pytest.raises(Exception, match="weights_only|Weights only|Unable to load weights"):
+        load_judge_model(folder, None)
+    assert not marker.exists()

@@ -447,6 +447,21 @@ def test_a_record_that_the_chat_template_refuses_is_named_before_any_is_judged()
     assert judge.engine.generated == 0
 
 
+@pytest.mark.parametrize(("prefix", "separator"), [(PREFIX, "\n"), ("\n\nScore: ", ""), (", score: ", "")])
+def test_the_score_of_a_reward_is_read_behind_the_separator_of_training(prefix, separator):
+    config, read = JudgeConfig(list("12345"), None, prefix, score_separator=separator), []
+
+    def say(text):
+        if not text.endswith(prefix):
+            return [None]  # a rationale that the reward closes
+        read.append(text)
+        return [sure(4)]
+
+    reward = fake_judge(say, config).as_reward_func(rubric="Is it right?")
+    assert reward(["Name a prime."], ["7"]) == [4.0]
+    assert len(read) == 1 and read[0].endswith(f"Rationale 0.{separator}{prefix}")
+
+
 def test_the_warning_of_a_record_that_the_engine_refuses_has_its_number(caplog):
     judge = fake_judge(lambda prompt: [None])
     refused = [Rationale("", None, None, 0, error="Too long."), Rationale("", None, None, 9)]

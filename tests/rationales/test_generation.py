@@ -155,6 +155,24 @@ def test_the_sampled_score_is_thrown_away_and_only_its_agreement_reported(script
     assert agreement["n"] == 8 and agreement["unscored"] == 0
 
 
+@pytest.mark.parametrize(("prefix", "separator"), [(PREFIX, "\n"), ("\n\nScore: ", ""), (", score: ", "")])
+def test_rationales_are_closed_with_the_separator_of_training(tmp_path, prefix, separator):
+    config = JudgeConfig(list("12345"), None, prefix, conversational=False, score_separator=separator)
+    judge = fake_judge(lambda prompt: [sure(4)], config)
+    rows = Dataset.from_list([{"prompt": "Rate it.\n", "score": 2.0}])
+    found = generate_cot_dataset(judge, rows, output_dir=tmp_path, progress=False)
+    assert found["completion"][:] == [f"Rationale 0.{separator}{prefix}2"]
+
+
+@pytest.mark.parametrize("text", [f"Clear. {PREFIX}4, I think. ", f"Clear. {PREFIX}4. {PREFIX}3. "])
+def test_a_score_within_a_rationale_does_not_get_into_the_row(tmp_path, text):
+    judge = fake_judge(lambda prompt: [sure(4)])
+    judge.engine.generate = lambda prompts, seeds, sampling: [Rationale(text, "4", (-1.0,) * 5, 9)] * len(prompts)
+    rows = Dataset.from_list([{"prompt": "Rate it.\n", "score": 2.0}])
+    found = generate_cot_dataset(judge, rows, output_dir=tmp_path, progress=False)
+    assert found["completion"][0][0]["content"] == f"Clear. {PREFIX}2"
+
+
 def test_without_a_score_column_the_gold_score_is_read_from_the_completion(scripted, tmp_path):
     for conversational in (True, False):
         dataset = make_dataset(8, conversational=conversational, with_score=False)
