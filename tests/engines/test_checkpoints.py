@@ -311,6 +311,6 @@ def test_a_pickle_among_the_weights_runs_nothing(folder, tmp_path):
     torch.save(weights, folder / "pytorch_model.bin")
     load_judge_model(folder, None)
     torch.save({**weights, "other": Hostile(marker)}, folder / "pytorch_model.bin")
-    with pytest.raises(Exception, match="weights_only|Weights only|Unable to load weights"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only|Unable to load weights"):
         load_judge_model(folder, None)
     assert not marker.exists()

@@ -253,7 +253,7 @@ def check_weights(name_or_path: str | Path, revision: str | None = None, trust_r
     kind = getattr(transformers, (config.architectures or [""])[0], None)
     if kind is None or getattr(config, "quantization_config", None) is not None:
         return
-    folder, weights = Path(name_or_path), {}
+    folder, weights = Path(name_or_path), dict[str, torch.Tensor]()
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 

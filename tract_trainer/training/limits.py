@@ -66,7 +66,8 @@ def refuse_files(model: Any, args: RegressionAwareSFTConfig) -> None:
     Raises `InputError` for the path of a model without some of its weights, and of a chat template whose tokenizer is
     code in its repository: Transformers would ask on a terminal whether to run it.
     """
-    kwargs: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    given: Any = args.model_init_kwargs or {}  # a mapping by now
+    kwargs = {"trust_remote_code": args.trust_remote_code, **given}
     if isinstance(model, str):
         check_weights(model, kwargs.get("revision"), kwargs["trust_remote_code"])
     if args.chat_template_path is not None and not Path(args.chat_template_path).is_file():
