@@ -172,6 +172,9 @@ class Judge:
         Returns:
             [`Judgment`], or a list of them in the order of the records. A record whose rationales never came to a score
             is unscored: `score` is NaN and `reason` says why.
+
+        Raises:
+            InputError: a record cannot be asked. It is named before any record is judged.
         """
         if isinstance(records, Mapping):
             found = self.as_finished([records], num_cots, seed=seed, unfinished=unfinished, progress=False, **sampling)
@@ -295,7 +298,8 @@ class Judge:
             num_cots (`int`, *optional*, defaults to `1`): rationales per completion.
             name (`str`, *optional*, defaults to `"judge_score"`): what TRL logs the reward as. Two need two.
             **settings: as in [`score`], but `unfinished` is `"force"`, so a reward is NaN only where the model has no
-                room for the prompt, or after the rationale for the prefix.
+                room for the prompt, or after the rationale for the prefix, or where the chat template drops a part of
+                the rationale.
         """
         check_score_settings(num_cots, **settings)
         settings = {"num_cots": num_cots, "unfinished": "force", "progress": False, **settings}
