@@ -85,6 +85,21 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_package():
             assert any(part in text for text in known), f"{message}: {part!r} is in no message"
 
 
+def settings_given(page):
+    """Each `tract` command that a page prints, and the names of the settings that it gives."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for command, given in re.findall(r"(?:\btract|-m tract_trainer) ([a-z]+)\b([^`\n]*)", text):
+        yield command, re.findall(r"--(\w+)", given)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in OTHER_PAGES)], ids=lambda page: page.stem)
+def test_the_commands_of_a_page_have_the_settings_that_it_gives(page, generate):
+    for command, given in settings_given(page):
+        if command in generate.COMMANDS:
+            known = {field.name for kind in generate._kinds(command) for field in generate.fields(kind)}
+            assert not set(given) - known - {"config", "help"}, f"tract {command}"
+
+
 def anchors(page):
     heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
     return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}

@@ -1,12 +1,17 @@
-"""The README's Python blocks run as printed, with a tiny model in place of the one they name."""
+"""The README's Python blocks and its example run as printed, with a tiny model in place of the one they name."""
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from tiny import train_judge
+from tiny import PREFIX, make_tokenizer, train_judge
+
+from tract_trainer import ScoreScale
+from tract_trainer.cli.main import main
+from tract_trainer.data.records import training_examples
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -36,6 +41,41 @@ def test_the_blocks_run(rows, tmp_path, monkeypatch, capsys):
         exec(compile(block, str(README), "exec"), {})
     assert (tmp_path / "judge" / "judge_config.json").is_file()
     assert "'pearson'" in capsys.readouterr().out
+
+
+def test_the_example_without_rationales_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (template,) = blocks("jinja")
+    Path("ask.jinja").write_text(template)
+    Path("rubric.txt").write_text("Is it right?\n")
+    records = [{"instruction": "Name a prime.", "response": f"{n}", "score": n} for n in range(1, 11)]
+    for name in ("train", "held_out", "new"):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    section = README.read_text().partition("\n### 300 records")[2].partition("\n## ")[0].replace("\\\n", "")
+    sft, evaluate, judge = (shlex.split(line) for line in re.findall(r"^    tract (.*)$", section, flags=re.M))
+
+    scale = ScoreScale(given(sft, "--score_labels"), given(sft, "--score_values"))
+    rows = training_examples(
+        [{**record, "rubric": "Is it right?"} for record in records], scale, PREFIX, template, conversational=True
+    )
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f" {label}" for label in scale.labels])  # one token each, as in a large vocabulary
+    settings = {"score_labels": scale.labels, "score_values": scale.values, "score_loss_weight": 0.0}
+    train_judge(tmp_path / "seed", dataset=Dataset.from_list(list(rows)), tokenizer=tokenizer, **settings).save_model()
+    sft[sft.index("Qwen/Qwen3-8B")] = str(tmp_path / "seed")
+    on_cpu = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--max_steps", "1"]
+    assert main([*sft, *on_cpu]) == 0
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert main(evaluate) == 0 and main(judge) == 0
+    assert json.loads(Path("evaluation/held_out.json").read_text())["methods"]["RAIL"]["unscored"] == 0
+    judged = [json.loads(line) for line in Path("judged.jsonl").read_text().splitlines()]
+    assert len(judged) == 10 and all(1 <= row["score"] <= 10 and not row["rationale"] for row in judged)
+
+
+def given(argv, name):
+    """The values of a setting in a command line."""
+    start = argv.index(name) + 1
+    return argv[start : next(i for i in range(start, len(argv)) if argv[i].startswith("--"))]
 
 
 def test_ten_lines_train_and_ten_judge():

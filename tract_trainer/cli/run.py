@@ -28,6 +28,7 @@ from tract_trainer.data.benchmarks import check_scale, scored_records
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import Record, check_prompts, prompt_of
 from tract_trainer.data.settings import begin, check_settings
+from tract_trainer.data.store import refuse_foreign
 from tract_trainer.engines.base import engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import evaluate
@@ -84,7 +85,11 @@ class _Run:
         return Path(str(self.args.output_dir))
 
     def run(self, data: TrainingDataArguments) -> dict[Path, dict[str, Any]]:
+        main = PartialState().is_main_process
         self.refuse_what_a_later_step_would()
+        if main:
+            signs = [self.folder / "settings.json"]
+            refuse_foreign([], self.settings.overwrite, folders=[self.folder], signs=signs)
         rows, eval_rows = list(data.rows()), data.eval_rows()
         held_out, training = split(rows, eval_rows, self.settings.eval_fraction, self.args.seed)
         held_out, dataset = self.prepare(held_out, training, data.data)
@@ -95,7 +100,6 @@ class _Run:
             "eval_fraction": self.settings.eval_fraction,
             "seed_model": pipeline.seed_identity(self.model),
         }
-        main = PartialState().is_main_process
         with file_lock(self.folder, ".lock") if main else nullcontext():
             self.begin(settings, main)
             return self.steps(held_out, data.eval_data or HELD_OUT, dataset, settings["seed_model"])

@@ -240,7 +240,7 @@ def _licence(base: str) -> dict[str, Any]:
         cached = try_to_load_from_cache(base, "README.md")
         path = Path(cached) if isinstance(cached, str) else None
     card = read_card(path.parent) if path is not None and path.is_file() else None
-    return {} if card is None else {key: card.data[key] for key in LICENCE if key in card.data}
+    return {} if card is None else {key: card.data[key] for key in LICENCE if card.data.get(key)}
 
 
 def _example_prompt(config: JudgeConfig) -> str:
