@@ -14,6 +14,7 @@ import transformers
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tract_trainer.data.hashing import digest
 from tract_trainer.errors import InputError
@@ -247,11 +248,11 @@ def _model_classes(name_or_path: str | Path, **kwargs: Any) -> list[Any]:
 def check_weights(name_or_path: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> None:
     """
     Raises `InputError` for a model without some of its weights, by the names in its safetensors files: no weight is
-    read. A model of other code or with quantised weights is not checked.
+    read. A model of other code, of quantised weights, or for DeepSpeed ZeRO-3 is not checked.
     """
     config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     kind = getattr(transformers, (config.architectures or [""])[0], None)
-    if kind is None or getattr(config, "quantization_config", None) is not None:
+    if kind is None or getattr(config, "quantization_config", None) is not None or is_deepspeed_zero3_enabled():
         return
     folder, weights = Path(name_or_path), dict[str, torch.Tensor]()
     if not folder.is_dir():
