@@ -55,13 +55,13 @@ def training_data(
     if is_trl_format(rows.column_names if isinstance(rows, Dataset) else list(rows[0])):
         dataset = as_dataset(rows)
     else:
-        dataset = training_rows(rows, args, _tokenizer(model_args, args))
+        dataset = training_rows(rows, args, seed_tokenizer(model_args, args))
     if source is not None:
         dataset.info.dataset_name = Path(source).name if Path(source).exists() else source
     return dataset
 
 
-def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
+def seed_tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
     """The tokenizer that the trainer will use."""
     name, revision = str(model_args.model_name_or_path), model_args.model_revision
     tokenizer = load_tokenizer(name, revision, args.trust_remote_code)
