@@ -340,7 +340,7 @@ def test_a_prefix_with_a_token_that_begins_or_ends_a_turn_is_refused(token):
 
 
 def test_a_label_with_another_token_behind_a_rationale_than_at_the_start_is_refused():
-    characters = list(" .\n(12345Right:Scoe")
+    characters = list(" .\n(12345Right:Score")
     pairs = [(before, "(") for before in " .\n"] + [(f"{before}(", label) for before in " .\n" for label in "12345"]
     vocabulary = [*dict.fromkeys(characters), *("".join(pair) for pair in pairs)]
     model = models.BPE({text: i for i, text in enumerate(vocabulary)}, pairs)
