@@ -46,15 +46,15 @@ def test_a_folder_with_files_of_others_is_refused(others, judge_folder, seed_fol
 
 
 @pytest.mark.parametrize(("command", "other"), [("generate", "run"), ("run", "generate"), ("generate", "evaluate")])
-def test_a_folder_of_another_command_is_refused(
-    judge_folder, seed_folder, records_file, tmp_path, refused, command, other
-):
+def test_a_folder_of_another_command_is_refused(seed_folder, records_file, tmp_path, refused, command, other):
     folder = tmp_path / "there"
     folder.mkdir()
     settings = {"tract_trainer_version": "1", "command": f"tract {other}", "seed": 42}
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "train.parquet").write_text("finished")
-    model = ["--model", judge_folder, *DRAW] if command == "generate" else ["--model_name_or_path", seed_folder, *CPU]
+    model = ["--model_name_or_path", seed_folder, *CPU]
+    if command == "generate":
+        model = ["--model", seed_folder, "--score_labels", *"12345", *DRAW]
     message = refused(command, "--data", records_file, "--output_dir", folder, *model)
     assert message == (
         f"tract {command}: error: {folder}/settings.json belongs to work of tract {other}, whose settings would be "
