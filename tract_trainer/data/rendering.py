@@ -90,8 +90,9 @@ def answer_end(tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]) 
 @functools.lru_cache(maxsize=64)
 def _answer_end(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> int | None:
     rows = [row_ids("", answer, tokenizer, True, **json.loads(kwargs))[::-1] for answer in PROBES]
-    added = tokenizer.added_tokens_decoder
-    return next((i for i in rows[0][: shared_length(*rows)][::-1] if i in added), None)
+    shared, added = shared_length(*rows), tokenizer.added_tokens_decoder
+    after = rows[0][:shared][::-1] if shared < len(rows[0]) else []  # the answer itself may be dropped
+    return next((i for i in after if i in added), None)
 
 
 def drops_thoughts(rationale: str, ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -165,9 +166,9 @@ def _templated(
 def check_rows(rows: Iterable[Record], what: str, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises the InputError of the first row that the chat template refuses; `what` and its number name the row."""
     for number, row in enumerate(rows):
-        prompt, whole = row.get("prompt"), row.get("messages")
-        if isinstance(prompt, list):
-            whole = [*prompt, *(row.get("completion") or ())]
+        prompt, completion, whole = (row.get(name) for name in ("prompt", "completion", "messages"))
+        if isinstance(prompt, list) and isinstance(completion, list):
+            whole = [*prompt, *completion]
         for messages, asks in ((prompt, True), (whole, False)):
             if isinstance(messages, list):
                 with numbered(what, number):
