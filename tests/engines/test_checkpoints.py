@@ -315,3 +315,5 @@ def test_a_pickle_among_the_weights_runs_nothing(folder, tmp_path):
     with pytest.raises(Exception, match=r"weights_only|Weights only|Unable to load weights"):
         load_judge_model(folder, None)
     assert not marker.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)  # what reading all of it does
+    assert marker.exists()
