@@ -134,7 +134,7 @@ def cell(found: Floats, name: str = "difference") -> str:
     """A figure, the first of `found`, with the jackknife's interval from the others."""
     parts = found[1:]
     error = np.sqrt((len(parts) - 1) / len(parts) * ((parts - parts.mean()) ** 2).sum())
-    return figure_with_interval(float(found[0]), list(interval(float(found[0]), float(error), len(parts), 0.95, name)))
+    return figure_with_interval(float(found[0]), list(interval(float(found[0]), float(error), len(parts), name)))
 
 
 def arms_of(folds: Sequence[Fold], order: Sequence[str]) -> list[str]:

@@ -263,7 +263,7 @@ def compare(runs: Sequence[Run]) -> tuple[Rows, dict[str, float]]:
     errors, folds = standard_errors(lambda kept: list(means(kept).values()), np.arange(len(groups)))
     rows: Rows = {row: {} for row in names}
     for ((row, name), figure), error in zip(means(everything).items(), errors, strict=True):
-        rows[row][name] = figure, list(interval(figure, float(error), folds, 0.95))
+        rows[row][name] = figure, list(interval(figure, float(error), folds))
     if len(runs) == 1:
         return rows, {}
     return rows, {

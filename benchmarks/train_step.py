@@ -3,6 +3,7 @@ the loss over full logits, on the same model and data.
 
     python benchmarks/train_step.py --lora
     python benchmarks/train_step.py --preset 7b      # one GPU
+    python benchmarks/train_step.py --lora --trainers letters ten    # labels of two tokens against labels of one
 
 Time: all trainers live in one process, each in its own `train()`, and take their optimizer steps in turns, in a new
 order each round, so that what else the machine does meets all. The ratio is that of the medians, with a 95 % interval
@@ -35,7 +36,13 @@ NAMES = {
     "again": "SFTTrainer again",
     "ours": "RegressionAwareSFTTrainer",
     "full_logits": "full logits, fp32",
+    "letters": "ten letters",
+    "ten": "1 to 10, of which 10 is two tokens",
+    "hundred": "0 to 100, of one to three tokens",
 }
+LABELS = {"letters": [*"ABCDEFGHIJ"], "ten": [*map(str, range(1, 11))], "hundred": [*map(str, range(101))]}
+BASES = ("sft", "again"), ("letters",)
+"""What the others are compared with: the first of these that are measured."""
 TIME_BAR, MEMORY_BAR = 1.02, 1.01
 # glibc keeps freed tensors of up to 32 MB for later: peaks of equal runs then differ by some per cent.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -48,7 +55,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--lora", action=argparse.BooleanOptionalAction, help="LoRA of rank 8 on all linear layers")
-    parser.add_argument("--trainers", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--trainers", nargs="+", choices=NAMES, default=["sft", "again", "ours", "full_logits"])
     parser.add_argument("--pairs", type=int, default=30, help="rounds that are timed")
     parser.add_argument("--warmup", type=int, default=3, help="rounds before them")
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of a memory run")
@@ -73,7 +80,7 @@ def make_trainer(kind: str, args: argparse.Namespace, steps: int) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
-    from tract_trainer import RegressionAwareSFTTrainer
+    from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
 
     class FullLogitsTrainer(RegressionAwareSFTTrainer):
         """The same loss, the plain way: float32 logits of every token."""
@@ -95,10 +102,11 @@ def make_trainer(kind: str, args: argparse.Namespace, steps: int) -> Any:
     bytewise.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="<pad>", eos_token="</s>")
 
-    draw = random.Random(args.seed)
+    draw, labels = random.Random(args.seed), LABELS.get(kind, [*"12345"])
     data = []
     for _ in range(args.rows * steps):
-        end = [*tokenizer(f"So the overall score is {draw.randint(1, 5)}")["input_ids"], tokenizer.eos_token_id]
+        label = labels[draw.randrange(len(labels))]
+        end = [*tokenizer(f"So the overall score is {label}")["input_ids"], tokenizer.eos_token_id]
         ids = [draw.randrange(len(vocabulary), args.vocab) for _ in range(args.tokens - len(end))] + end
         half = args.tokens // 2
         data.append({"input_ids": ids, "labels": [-100] * half + ids[half:]})
@@ -118,10 +126,11 @@ def make_trainer(kind: str, args: argparse.Namespace, steps: int) -> Any:
     on_gpu = args.device == "cuda"
     with torch.device(args.device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if on_gpu else torch.float32)
-    kinds = {"ours": RegressionAwareSFTTrainer, "full_logits": FullLogitsTrainer}
+    kinds = {"full_logits": FullLogitsTrainer, **dict.fromkeys(("ours", *LABELS), RegressionAwareSFTTrainer)}
+    scale = {"score_labels": labels, "score_values": [*range(len(labels))]} if kind in LABELS else {}
     return kinds.get(kind, SFTTrainer)(
         model=model,
-        args=SFTConfig(
+        args=(RegressionAwareSFTConfig if scale else SFTConfig)(
             f"{os.environ.get('TMPDIR', '/tmp')}/train_step",
             max_steps=steps,
             per_device_train_batch_size=args.rows,
@@ -133,6 +142,7 @@ def make_trainer(kind: str, args: argparse.Namespace, steps: int) -> Any:
             disable_tqdm=True,
             log_level="error",
             seed=args.seed,
+            **scale,
         ),
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer,
@@ -248,15 +258,20 @@ def utilisation(args: argparse.Namespace, model: Any, step: float) -> float:
 # What came out
 
 
+def base(trainers: dict[str, Any]) -> list[str]:
+    """The trainers that the others are compared with."""
+    return next(found for kinds in BASES if (found := [kind for kind in kinds if kind in trainers]))
+
+
 def time_ratios(seconds: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
     """
-    Each trainer's median step over that of SFTTrainer, of which there may be two, with its 95 % interval from resampled
+    Each trainer's median step over that of the base, of which there may be two, with its 95 % interval from resampled
     rounds.
     """
     import numpy as np
     from scipy import stats
 
-    plain = np.mean([seconds[kind] for kind in ("sft", "again") if kind in seconds], axis=0)  # (rounds,)
+    plain = np.mean([seconds[kind] for kind in base(seconds)], axis=0)  # (rounds,)
 
     def ratio(mine: Any, base: Any, axis: int = -1) -> Any:
         return np.median(mine, axis) / np.median(base, axis)
@@ -283,7 +298,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], peaks: dic
             "time_ratio": ratio,
             "time_ratio_interval": [low, high],
             "peak_bytes": memory,
-            "memory_ratio": statistics.median(memory) / statistics.median(peaks["sft"]) if memory else None,
+            "memory_ratio": statistics.median(memory) / statistics.median(peaks[base(peaks)[0]]) if memory else None,
             "mfu": utilisation(args, model, statistics.median(spent)) if args.device == "cuda" else None,
         }
         result["trainers"][kind] = row

@@ -4,6 +4,7 @@ Nothing here comes from `tract_trainer`: where a score stands is read from the t
 forward makes the logits.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,6 +64,36 @@ def score_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [row.input_ids[row.scores[0][0]] for row in rows]
 
 
+def label_paths(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[list[int]]:
+    """The tokens that write each of `labels` after those that all have in common, which hold nothing of a label."""
+    rows = [tokenizer(PREFIX + label, add_special_tokens=False, return_offsets_mapping=True) for label in labels]
+    root = min(next(i for i, (_, end) in enumerate(row["offset_mapping"]) if end > len(PREFIX)) for row in rows)
+    ids = [row["input_ids"] for row in rows]
+    while any(row[:root] != ids[0][:root] for row in ids):
+        root -= 1
+    return [row[root:] for row in ids]
+
+
+def label_log_probs(model: nn.Module, before: list[int], paths: Sequence[Sequence[int]]) -> Tensor:
+    """
+    Log-probability of each label behind the tokens `before`, `(K,)`, with one forward for each place where a label goes
+    on: the probability of its tokens, minus that of the labels that go on from it.
+    """
+    places = {tuple(path[:length]) for path in paths for length in range(len(path))}
+    at = {place: model(torch.tensor([[*before, *place]])).logits[0, -1].double().softmax(-1) for place in places}
+    reached = {path: math.prod(at[path[:i]][token] for i, token in enumerate(path)) for path in map(tuple, paths)}
+    found = []
+    for path in map(tuple, paths):
+        longer = [other for other in reached if len(other) > len(path) and _begins(other)(path)]
+        next_ones = [path for path in longer if not any(path != other and _begins(path)(other) for other in longer)]
+        found.append(reached[path] - sum(reached[other] for other in next_ones))
+    return torch.stack(found).log().float()
+
+
+def _begins(ids: Sequence[int]) -> Callable[[Sequence[int]], bool]:
+    return lambda path: list(ids[: len(path)]) == list(path)
+
+
 def split_rows(rows: Iterable[Row], length: int) -> list[Row]:
     """Every row in pieces of `length` tokens. A score that is the first token of its piece is lost."""
     pieces = []
@@ -103,6 +134,8 @@ def naive_step(
     renormalize: bool = False,
     score_token_in_ce: bool = True,
     dft: bool = False,
+    paths: Sequence[Sequence[int]] | None = None,
+    values: Tensor = VALUES,
 ) -> Step:
     """
     The loss of one optimizer step over `rows` and its gradients, `ce_weight * ce + score_weight * score`:
@@ -110,7 +143,8 @@ def naive_step(
         ce:    sum of -log p(token) over the supervised tokens / their number; the first token of a row has no p
         score: mean over the scores of `loss`; probabilities are those of the softmax over the whole vocabulary
 
-    `token_ids` are the tokens of "1" to "5". `model` is a fresh one: its gradients are read here.
+    `token_ids` are the tokens of "1" to "5". Or the tokens of each label of a scale are `paths`, and its numbers are
+    `values`. `model` is a fresh one: its gradients are read here.
     """
     nll, tokens, losses, errors, masses, predicted, gold_scores = [], 0, [], [], [], [], []
     for row in rows:
@@ -118,16 +152,21 @@ def naive_step(
         log_probs = logits.float().log_softmax(-1)  # (T, V)
         labels = list(row.labels)
         for position, gold in row.scores:
-            scale = log_probs[position - 1, list(token_ids)]  # (5,): the token at t is predicted at t - 1
+            if paths is None:
+                scale = log_probs[position - 1, list(token_ids)]  # (5,): the token at t is predicted at t - 1
+            else:
+                scale = label_log_probs(model, row.input_ids[:position], paths)  # (K,)
             masses.append(scale.exp().sum().item())
             if renormalize:
                 scale = scale - scale.exp().sum().log()
             losses.append(loss(scale, gold))
-            predicted.append((scale.exp() * VALUES).sum().item())
+            predicted.append((scale.exp() * values).sum().item())
             errors.append(abs(predicted[-1] - gold))
             gold_scores.append(gold)
             if not score_token_in_ce:
-                labels[position] = -100
+                begun = filter(_begins(row.input_ids[position:]), paths or ())
+                length = max(map(len, begun), default=1)
+                labels[position : position + length] = [-100] * length
         for position in range(1, len(labels)):
             if labels[position] != -100:
                 log_prob = log_probs[position - 1, labels[position]]

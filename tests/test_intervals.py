@@ -8,15 +8,13 @@ import pytest
 from scipy import stats
 
 from tract_trainer.data.pairs import REWARD_BENCH_SECTIONS
-from tract_trainer.evaluation.pairwise import pair_figures
+from tract_trainer.evaluation.pairwise import accuracy_difference, pair_figures, pairwise_accuracy
 from tract_trainer.metrics import (
     FIGURES,
     PLAIN,
-    accuracy_difference,
     agreement,
     interval,
     paired_difference,
-    pairwise_accuracy,
     pearson,
     standard_errors,
 )
@@ -117,7 +115,7 @@ def test_groups_that_are_taken_for_independent_records_are_covered_too_seldom(ca
         gold, first, second = answered(80, rng, judges=2)
         grouped = paired_difference(first, second, gold, groups=np.arange(320) // 4)
         errors, folds = standard_errors(lambda kept: [pearson(first[kept], gold[kept])], np.arange(320))
-        alone = interval(pearson(first, gold), errors[0], folds, 0.95, "pearson")
+        alone = interval(pearson(first, gold), errors[0], folds, "pearson")
         return {"pearson": alone, "difference": grouped["difference_ci"]}
 
     shares = coverage(truth, intervals)
@@ -126,9 +124,9 @@ def test_groups_that_are_taken_for_independent_records_are_covered_too_seldom(ca
 
 
 def compared(n, rng, accuracy, tied):
-    """Scores of the preferred and of the other responses, which a judge tells apart as often as it says."""
+    """Wins of a judge of this accuracy on pairs of which a share is tied."""
     right = rng.random(n) < (accuracy - tied / 2) / (1 - tied)
-    return np.where(rng.random(n) < tied, 0.0, np.where(right, 1.0, -1.0)), np.zeros(n)
+    return np.where(rng.random(n) < tied, 0.5, right)
 
 
 @pytest.mark.parametrize(("accuracy", "tied"), [(0.5, 0.2), (0.7, 0.0), (0.9, 0.1), (0.97, 0.02)])
@@ -137,9 +135,8 @@ def test_the_intervals_of_pairwise_accuracy_cover_it_with_and_without_ties(accur
 
     def intervals():
         one, other = compared(200, rng, accuracy, tied), compared(200, rng, 0.8, tied)
-        wins = [(1 + np.sign(first - second)) / 2 for first, second in (one, other)]
-        difference = accuracy_difference(*wins)["difference_ci"]
-        return {"accuracy": pairwise_accuracy(*one)["accuracy_ci"], "difference": difference}
+        difference = accuracy_difference(one, other)["difference_ci"]
+        return {"accuracy": pairwise_accuracy(one)["accuracy_ci"], "difference": difference}
 
     shares = coverage({"accuracy": accuracy, "difference": accuracy - 0.8}, intervals)
     report(capsys, f"200 pairs, accuracy {accuracy}, {tied} tied", shares)

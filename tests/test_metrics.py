@@ -14,12 +14,10 @@ from tract_trainer.metrics import (
     MAX_FOLDS,
     PLAIN,
     ROUNDED,
-    accuracy_difference,
     agreement,
     interval,
     mean_share_interval,
     paired_difference,
-    pairwise_accuracy,
     share_interval,
     standard_errors,
 )
@@ -236,16 +234,11 @@ def test_what_cannot_be_compared_is_refused():
         agreement([1, 2], [1, 2, 3])
     with pytest.raises(InputError, match=rf"^Expected one gold score per prediction, {shapes}"):
         paired_difference([1, 2, 3], [1, 2], [1, 2, 3])
-    with pytest.raises(InputError, match=rf"^Expected one second score per first score, {shapes}"):
-        pairwise_accuracy([1, 2], [1, 2, 3])
     for values in ([], [3], [1, 2, 2], [1, NAN], [[1, 2], [3, 4]]):
         with pytest.raises(InputError, match=r"^Expected values of a scale, different numbers as in \[1, 2, 3, 4, 5\]"):
             agreement([1, 2], [1, 2], values=values)
     with pytest.raises(InputError, match=r"^Expected a group for each of 3 records, got 2\.$"):
         agreement([1, 2, 3], [1, 2, 3], groups=[1, 2])
-    for of in (agreement, pairwise_accuracy, accuracy_difference):
-        with pytest.raises(InputError, match=r"^confidence_level must be between 0 and 1, as \.95 is; got 95\.$"):
-            of([1, 2, 3], [1, 3, 2], confidence_level=95)
     with pytest.raises(InputError, match=r"^figure 'r2' is not known; known are \['pearson', .*'ccc', .*'within_one'"):
         paired_difference([1], [1], [1], figure="r2")
     with pytest.raises(InputError, match=r"^figure 'qwk' rounds to the scale\. Give its values, e\.g\. values=\[1, 2"):
@@ -281,22 +274,21 @@ def test_many_groups_are_left_out_several_at_a_time_and_in_the_same_way_every_ti
 
 def test_an_interval_by_hand():
     reach = 2.7764451 * 0.08  # t of 4 degrees of freedom, 95 %
-    assert interval(0.6, 0.08, 5, 0.95) == pytest.approx((0.6 - reach, 0.6 + reach))
+    assert interval(0.6, 0.08, 5) == pytest.approx((0.6 - reach, 0.6 + reach))
     z = math.atanh(0.6)  # its slope is 1 / (1 - .36)
     expected = math.tanh(z - reach / 0.64), math.tanh(z + reach / 0.64)
-    assert interval(0.6, 0.08, 5, 0.95, "kendall") == pytest.approx(expected)
+    assert interval(0.6, 0.08, 5, "kendall") == pytest.approx(expected)
     expected = 0.6 * math.exp(-reach / 0.6), 0.6 * math.exp(reach / 0.6)
-    assert interval(0.6, 0.08, 5, 0.95, "rmse") == pytest.approx(expected)
-    assert np.ptp(interval(0.6, 0.08, 5, 0.99)) > np.ptp(interval(0.6, 0.08, 5, 0.95))
+    assert interval(0.6, 0.08, 5, "rmse") == pytest.approx(expected)
 
 
 def test_the_interval_of_the_mean_error_is_as_wide_as_theory_says():
     # The standard error of the mean of |x - y| is s / sqrt(n); on the logarithmic axis divided by the mean.
     predictions, gold = easy(150)
     errors = np.abs(predictions - gold)
-    reach = stats.t.ppf(0.95, 149) * stats.sem(errors) / errors.mean()
+    reach = stats.t.ppf(0.975, 149) * stats.sem(errors) / errors.mean()
     expected = errors.mean() * math.exp(-reach), errors.mean() * math.exp(reach)
-    assert agreement(predictions, gold, confidence_level=0.9)["mae_ci"] == pytest.approx(expected)
+    assert agreement(predictions, gold)["mae_ci"] == pytest.approx(expected)
 
 
 def test_the_intervals_hold_the_figures_and_shrink_with_n():
@@ -346,7 +338,7 @@ def test_the_order_of_the_records_moves_nothing_and_the_results_are_plain_number
     found = agreement(predictions, gold, values=SCALE)
     again = agreement(predictions[order], gold[order], values=SCALE)
     assert all(again[key] == pytest.approx(found[key], rel=1e-9) for key in found)
-    assert json.loads(json.dumps([found, paired_difference(gold, predictions, gold), pairwise_accuracy(gold, gold)]))
+    assert json.loads(json.dumps([found, paired_difference(gold, predictions, gold)]))
 
 
 def repeated(n_groups=30, size=4):
@@ -373,11 +365,10 @@ def test_the_same_record_four_times_in_a_group_tells_no_more_than_once():
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (0, 20), (7, 20), (20, 20), (1987, 2000)])
-@pytest.mark.parametrize("level", [0.8, 0.95])
-def test_the_interval_of_a_share_of_independent_records_is_wilsons(right, n, level):
+def test_the_interval_of_a_share_of_independent_records_is_wilsons(right, n):
     values = np.array([1.0] * right + [0.0] * (n - right))
-    expected = stats.binomtest(right, n).proportion_ci(level, method="wilson")
-    assert mean_share_interval(values, np.arange(n), level) == pytest.approx(tuple(expected), abs=1e-9)
+    expected = stats.binomtest(right, n).proportion_ci(method="wilson")
+    assert mean_share_interval(values, np.arange(n)) == pytest.approx(tuple(expected), abs=1e-9)
 
 
 def wilson(share, n, z):
@@ -391,21 +382,21 @@ def test_a_share_of_groups_has_the_interval_of_as_many_records_as_its_variance_i
     values = np.array([1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0.0])
     variance = (3 * (10 / 12) ** 2 + 2 * (14 / 12) ** 2 + (2 / 12) ** 2) / 144
     expected = wilson(7 / 12, 7 / 12 * 5 / 12 / variance, 2.5705818)
-    assert mean_share_interval(values, np.repeat(np.arange(6), 2), 0.95) == pytest.approx(expected)
+    assert mean_share_interval(values, np.repeat(np.arange(6), 2)) == pytest.approx(expected)
     found = agreement(np.where(values, 1, 5), np.ones(12), values=SCALE, groups=np.repeat(np.arange(6), 2))
     assert found["within_one_ci"] == pytest.approx(expected)
 
 
 def test_groups_that_all_agree_count_as_one_record_each_and_those_that_balance_as_their_records():
-    found = mean_share_interval(np.ones(80), np.repeat(np.arange(20), 4), 0.95)
+    found = mean_share_interval(np.ones(80), np.repeat(np.arange(20), 4))
     assert found == pytest.approx(wilson(1, 20, stats.t.ppf(0.975, 19)))
-    balanced = mean_share_interval(np.tile([0.0, 1.0], 40), np.repeat(np.arange(40), 2), 0.95)
+    balanced = mean_share_interval(np.tile([0.0, 1.0], 40), np.repeat(np.arange(40), 2))
     assert balanced == pytest.approx(wilson(0.5, 80, stats.t.ppf(0.975, 39)))
 
 
 def test_ties_narrow_the_interval_of_a_share():
     certain, tied = np.array([0.0, 1.0] * 20), np.array([0.0, 1.0] * 5 + [0.5] * 30)
-    wide, narrow = (mean_share_interval(values, np.arange(40), 0.95) for values in (certain, tied))
+    wide, narrow = (mean_share_interval(values, np.arange(40)) for values in (certain, tied))
     assert narrow == pytest.approx(wilson(0.5, 160, 1.959964))  # a quarter of the variance
     assert wide[0] < narrow[0]
 
@@ -417,26 +408,7 @@ def test_the_interval_of_a_weighted_mean_of_shares_by_hand():
     parts = np.concatenate([(first - 0.75) / 40 / 4, (second - 0.4) / 80 * 3 / 4])
     variance = 0.75 * 0.25 / 40 / 16 + 0.4 * 0.6 / 80 * 9 / 16
     expected = wilson(0.4875, 0.4875 * 0.5125 / variance, 1.959964)
-    assert share_interval(0.4875, parts, np.arange(120), 0.95) == pytest.approx(expected)
-
-
-def test_pairwise_accuracy_by_hand():
-    # Right, wrong, tied, right, and two without a score: 2.5 of 4; 2.5 of 6 if these are wrong.
-    found = pairwise_accuracy([3, 1, 2, 5, NAN, 4], [1, 3, 2, 4.9, 1, NAN])
-    assert found["accuracy"] == 2.5 / 4
-    assert found["accuracy_worst"] == pytest.approx(2.5 / 6)
-    assert (found["n"], found["ties"], found["unscored"]) == (6, 1, 2)
-    assert found["accuracy_ci"] == pytest.approx(mean_share_interval(np.array([1, 0, 0.5, 1]), np.arange(4), 0.95))
-    grouped = pairwise_accuracy([2] * 30 + [0] * 30, [1] * 60, groups=np.tile(np.repeat(np.arange(15), 2), 2))
-    alone = pairwise_accuracy([2] * 30 + [0] * 30, [1] * 60)
-    assert grouped["accuracy"] == alone["accuracy"] and grouped["accuracy_ci"] != alone["accuracy_ci"]
-
-
-def test_pairwise_accuracy_of_nothing_is_nan():
-    nothing, unscored = pairwise_accuracy([], []), pairwise_accuracy([NAN], [1])
-    assert math.isnan(nothing["accuracy"]) and math.isnan(nothing["accuracy_worst"])
-    assert math.isnan(unscored["accuracy"]) and unscored["accuracy_worst"] == 0
-    assert all(map(math.isnan, (*nothing["accuracy_ci"], *unscored["accuracy_ci"])))
+    assert share_interval(0.4875, parts, np.arange(120)) == pytest.approx(expected)
 
 
 # Differences
@@ -482,14 +454,14 @@ def test_leniency_and_spread_of_a_judge_move_no_p_value_of_a_correlation(name, c
     assert again["p_value"] == pytest.approx(found["p_value"], rel=1e-6) and found["p_value"] < 0.2
 
 
-def test_p_is_below_a_level_exactly_if_the_interval_of_that_level_excludes_zero():
+def test_p_is_below_five_percent_exactly_if_the_interval_excludes_zero():
     below = []
     for seed in range(40):
         (a, gold), (b, other) = easy(30, seed), easy(30, seed + 100, noise=1.2)
-        found = paired_difference(a, gold + b - other, gold, figure="rmse", confidence_level=0.9)
+        found = paired_difference(a, gold + b - other, gold, figure="rmse")
         low, high = found["difference_ci"]
-        assert (found["p_value"] < 0.1) == (low > 0 or high < 0)
-        below.append(found["p_value"] < 0.1)
+        assert (found["p_value"] < 0.05) == (low > 0 or high < 0)
+        below.append(found["p_value"] < 0.05)
     assert 5 < sum(below) < 40
 
 
@@ -514,16 +486,3 @@ def test_a_difference_that_is_undefined_or_without_spread_has_neither_interval_n
     for found in (constant, one_group, always_one_off, *nothing):
         assert all(map(math.isnan, (found["p_value"], *found["difference_ci"])))
     assert [found["unscored"] for found in nothing] == [0, 0, 2]
-
-
-def test_the_difference_of_accuracies_is_of_the_pairs_that_both_scored():
-    a, b = [1, 1, 0.5, 0, NAN, 1, 1, 0], [1, 0, 0, 0.5, 1, NAN, 0, 0]
-    found = accuracy_difference(a, b)
-    expected = stats.ttest_rel([1, 1, 0.5, 0, 1, 0], [1, 0, 0, 0.5, 0, 0])
-    assert (found["a"], found["b"], found["n"], found["unscored"]) == (3.5 / 6, 1.5 / 6, 8, 2)
-    assert found["p_value"] == pytest.approx(expected.pvalue)
-    assert found["difference_ci"] == pytest.approx(tuple(expected.confidence_interval()))
-    grouped = accuracy_difference(a, b, groups=[0, 0, 1, 1, 2, 2, 3, 4])
-    assert grouped["difference"] == found["difference"] and grouped["p_value"] != found["p_value"]
-    undecided = accuracy_difference([1] * 9, [1] * 9)  # nine pairs do not show that two judges are equal
-    assert undecided["difference"] == 0 and all(map(math.isnan, (undecided["p_value"], *undecided["difference_ci"])))

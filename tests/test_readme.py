@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from tiny import PREFIX, make_tokenizer, train_judge
+from tiny import PREFIX, train_judge
 
 from tract_trainer import ScoreScale
 from tract_trainer.cli.main import main
@@ -54,14 +54,12 @@ def test_the_example_without_rationales_runs(tmp_path, monkeypatch):
     section = README.read_text().partition("\n### 300 records")[2].partition("\n## ")[0].replace("\\\n", "")
     sft, evaluate, judge = (shlex.split(line) for line in re.findall(r"^    tract (.*)$", section, flags=re.M))
 
-    scale = ScoreScale(given(sft, "--score_labels"), given(sft, "--score_values"))
+    scale = ScoreScale.parse(sft[sft.index("--scale") + 1])
     rows = training_examples(
         [{**record, "rubric": "Is it right?"} for record in records], scale, PREFIX, template, conversational=True
     )
-    tokenizer = make_tokenizer()
-    tokenizer.add_tokens([f" {label}" for label in scale.labels])  # one token each, as in a large vocabulary
-    settings = {"score_labels": scale.labels, "score_values": scale.values, "score_loss_weight": 0.0}
-    train_judge(tmp_path / "seed", dataset=Dataset.from_list(list(rows)), tokenizer=tokenizer, **settings).save_model()
+    settings = {"score_labels": scale.labels, "score_loss_weight": 0.0}
+    train_judge(tmp_path / "seed", dataset=Dataset.from_list(list(rows)), **settings).save_model()
     sft[sft.index("Qwen/Qwen3-8B")] = str(tmp_path / "seed")
     on_cpu = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--max_steps", "1"]
     assert main([*sft, *on_cpu]) == 0
@@ -70,12 +68,6 @@ def test_the_example_without_rationales_runs(tmp_path, monkeypatch):
     assert json.loads(Path("evaluation/held_out.json").read_text())["methods"]["RAIL"]["unscored"] == 0
     judged = [json.loads(line) for line in Path("judged.jsonl").read_text().splitlines()]
     assert len(judged) == 10 and all(1 <= row["score"] <= 10 and not row["rationale"] for row in judged)
-
-
-def given(argv, name):
-    """The values of a setting in a command line."""
-    start = argv.index(name) + 1
-    return argv[start : next(i for i in range(start, len(argv)) if argv[i].startswith("--"))]
 
 
 def test_ten_lines_train_and_ten_judge():

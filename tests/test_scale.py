@@ -129,21 +129,20 @@ def test_only_gpt2_merges_the_space_into_the_digit(family):
 
 
 @pytest.mark.parametrize("family", ["qwen", "mistral", "newline"])
-def test_a_label_of_two_tokens_is_refused_with_its_tokens_and_the_way_out(family):
-    with pytest.raises(ValueError) as raised:
-        ScoreTokens.resolve(ScoreScale.integers(1, 10), PREFIX, make_tokenizer(family))
-    assert str(raised.value) == (
-        "score '10' is 2 tokens ('1', '0') in this tokenizer after 'So the overall score is '; "
-        "each score must be one token.\n"
-        'Use labels that are, e.g. score_labels=["A", ..., "J"] with score_values=[1, ..., 10].'
-    )
+def test_a_label_of_two_tokens_is_a_path_of_the_trie(family):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(ScoreScale.integers(1, 10), PREFIX, tokenizer)
+    one, zero = tokenizer.convert_tokens_to_ids(["1", "0"])
+    assert tokens.paths[0] == (one,) and tokens.paths[9] == (one, zero)
+    assert tokens.nodes == ((), (one,)) and tokens.children((one,)) == [zero]
+    assert len(tokens.children(())) == 9 and len(tokens.ids) == 10
 
 
 @pytest.mark.parametrize("labels", [["10", "11"], ["10", "20"], ["1", "10", "100"]])
-def test_labels_that_share_their_first_digits_do_not_pass_for_one_token(labels):
-    # "10" and "11" share the token "1", which is no part of the prefix.
-    with pytest.raises(ValueError, match="each score must be one token"):
-        ScoreTokens.resolve(ScoreScale(labels), PREFIX, make_tokenizer("qwen"))
+def test_digits_that_labels_share_belong_to_the_label_and_not_to_the_prefix(labels):
+    tokenizer = make_tokenizer("qwen")
+    tokens = ScoreTokens.resolve(ScoreScale(labels), PREFIX, tokenizer)
+    assert ["".join(tokenizer.convert_ids_to_tokens(list(path))) for path in tokens.paths] == labels
 
 
 @pytest.mark.parametrize("family", ["llama3", "gpt2"])
@@ -152,9 +151,9 @@ def test_ten_is_fine_where_it_is_one_token(family):
     tokens = ScoreTokens.resolve(ScoreScale.integers(1, 10), PREFIX, tokenizer)
     assert tokenizer.decode([tokens.ids[-1]]).strip() == "10"
     ids = tokenizer(f"Good. {PREFIX}10")["input_ids"]
-    assert tokens.find(ids) == FoundScore(len(ids) - 1, "10")
+    assert tokens.find(ids) == FoundScore(len(ids) - 1, "10", len(ids))
     ids = tokenizer(f"Good. {PREFIX}1")["input_ids"]
-    assert tokens.find(ids) == FoundScore(len(ids) - 1, "1")
+    assert tokens.find(ids) == FoundScore(len(ids) - 1, "1", len(ids))
 
 
 def test_letters_are_one_token_each_with_the_space_before_them():
@@ -162,7 +161,7 @@ def test_letters_are_one_token_each_with_the_space_before_them():
     tokens = ScoreTokens.resolve(ScoreScale(list("ABCDE"), range(1, 6)), PREFIX, tokenizer)
     assert tokenizer.convert_ids_to_tokens(list(tokens.ids)) == ["ĠA", "ĠB", "ĠC", "ĠD", "ĠE"]
     ids = tokenizer(f"A B C. {PREFIX}D")["input_ids"]
-    assert tokens.find(ids) == FoundScore(len(ids) - 1, "D")
+    assert tokens.find(ids) == FoundScore(len(ids) - 1, "D", len(ids))
 
 
 def test_an_empty_prefix_is_refused():
@@ -235,7 +234,9 @@ def test_the_prompts_closing_phrase_is_not_the_score(family):
     answer = tokenizer(f"Clear. {PREFIX}5", add_special_tokens=False)["input_ids"]
     nothing = tokenizer("Clear, 5 of 5", add_special_tokens=False)["input_ids"]
     masked = [-100] * len(prompt)
-    assert tokens.find(prompt + answer, masked + answer) == FoundScore(len(prompt + answer) - 1, "5")
+    assert tokens.find(prompt + answer, masked + answer) == FoundScore(
+        len(prompt + answer) - 1, "5", len(prompt + answer)
+    )
     assert tokens.find(prompt + nothing, masked + nothing) is None
     assert tokens.find(prompt + nothing) is not None  # it is the mask that hides it
 
@@ -270,7 +271,7 @@ def test_a_multilingual_rationale_cut_inside_a_character_hides_nothing(family):
     tokenizer = make_tokenizer(family)
     tokens = ScoreTokens.resolve(FIVE, "Score: ", tokenizer)
     ids = tokenizer("評価は良い。それは🙂🙂🙂Score: 3", add_special_tokens=False)["input_ids"]
-    assert tokens.find(ids) == FoundScore(len(ids) - 1, "3")
+    assert tokens.find(ids) == FoundScore(len(ids) - 1, "3", len(ids))
 
 
 @pytest.mark.parametrize(
@@ -314,22 +315,131 @@ def merging(text):
     return tokenizer
 
 
-def test_a_prefix_whose_end_merges_with_one_label_is_named_as_the_cause():
-    scale = ScoreScale(list("ABCDE"), [1, 2, 3, 4, 5])
-    with pytest.raises(InputError, match=r"The end of score_prefix, '>', merges with some labels and not with others"):
-        ScoreTokens.resolve(scale, "<score>", merging(">A"))
+def test_a_label_that_takes_the_end_of_the_prefix_has_it_on_its_path():
+    tokenizer = merging(">A")
+    tokens = ScoreTokens.resolve(ScoreScale(list("ABC"), [1, 2, 3]), "<score>", tokenizer)
+    assert [tokenizer.decode(path) for path in tokens.paths] == [">A", ">B", ">C"]
+    assert list(map(len, tokens.paths)) == [1, 2, 2]
+    for label in "AB":
+        ids = tokenizer(f"Clear. <score>{label}</score>", add_special_tokens=False)["input_ids"]
+        found = tokens.find(ids)
+        assert found is not None and found.label == label
+        assert tokenizer.decode(ids[: found.end]) == f"Clear. <score>{label}"
 
 
-def test_letters_that_are_several_tokens_are_not_told_to_be_letters():
-    scale = ScoreScale(["A", "excellently"], [1, 2])
-    with pytest.raises(InputError, match=r"each score must be one token\.\nUse labels that are, e\.g\. digits"):
-        ScoreTokens.resolve(scale, PREFIX, make_tokenizer("qwen"))
+# Labels of several tokens
+
+WORDS = ScoreScale(["disagree", "strongly disagree", "agree", "agree strongly"], [1, 0, 2, 3])
+HALVES = ScoreScale.steps(1, 5, 0.5)
+SIGNS = ScoreScale(["-2", "-1", "0", "+1", "+2"])
+TEN = ScoreScale.integers(1, 10)
+ENDINGS = [
+    # The scale, what is written behind the prefix, and the label that it is.
+    (TEN, "10", "10"),
+    (TEN, "1", "1"),
+    (TEN, "10.", "10"),
+    (TEN, "1. 0 errors", "1"),
+    (TEN, "10/10", "10"),
+    (TEN, "7/10", "7"),
+    (TEN, "1/5", None),
+    (TEN, "10.5", None),
+    (TEN, "100", None),
+    (TEN, "11", None),
+    (TEN, "1.0", None),
+    (HALVES, "4.5", "4.5"),
+    (HALVES, "4", "4"),
+    (HALVES, "4.", "4"),
+    (HALVES, "4.5.", "4.5"),
+    (HALVES, "4. 5 facts", "4"),
+    (HALVES, "4.55", None),
+    (HALVES, "4.25", None),
+    (HALVES, "4.5-5", None),
+    (HALVES, "45", None),
+    (SIGNS, "-1", "-1"),
+    (SIGNS, "+1", "+1"),
+    (SIGNS, "0", "0"),
+    (SIGNS, "1", None),
+    (SIGNS, "-1.5", None),
+    (SIGNS, "-12", None),
+    (WORDS, "agree", "agree"),
+    (WORDS, "agree strongly", "agree strongly"),
+    (WORDS, "strongly disagree\nIt lacks one.", "strongly disagree"),
+    (WORDS, "disagree", "disagree"),
+    (WORDS, "agreeable", None),
+    (WORDS, "strongly", None),
+    (WORDS, "agree strongly.", "agree strongly"),
+]
 
 
-def test_a_space_before_labels_of_another_script_is_named_as_the_cause():
-    scale = ScoreScale(["\u5dee", "\u597d"], [1, 2])
-    with pytest.raises(InputError, match=r"Leave out the space at the end of score_prefix: 'Score:'"):
-        ScoreTokens.resolve(scale, "Score: ", make_tokenizer("qwen"))
+@pytest.mark.parametrize(("scale", "text", "label"), ENDINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_label_found_is_the_longest_that_the_text_shows(family, scale, text, label):
+    tokenizer = make_tokenizer(family)
+    tokens = ScoreTokens.resolve(scale, PREFIX, tokenizer)
+    ids = tokenizer(f"It names 3 of 12 facts. {PREFIX}{text}", add_special_tokens=False)["input_ids"]
+    found = tokens.find(ids)
+    assert (None if found is None else found.label) == label
+    if found is not None:
+        assert tokenizer.decode(ids[: found.end]).endswith(PREFIX + label)
+        assert tuple(ids[found.position : found.end]) == tokens.paths[scale.labels.index(label)]
+
+
+def test_a_label_of_which_a_part_is_not_trained_is_not_found():
+    tokenizer = make_tokenizer("qwen")
+    tokens = ScoreTokens.resolve(TEN, PREFIX, tokenizer)
+    ids = tokenizer(f"{PREFIX}10", add_special_tokens=False)["input_ids"]
+    assert tokens.find(ids, [*ids[:-1], -100]) is None
+    assert tokens.find(ids, [-100] * (len(ids) - 2) + ids[-2:]) is not None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("prefix", ["Rating: [[", "Score: ", "[RESULT] ", "Score:"])
+def test_every_scale_can_be_read_after_every_prefix(family, prefix):
+    tokenizer = make_tokenizer(family)
+    for scale in (TEN, HALVES, SIGNS, WORDS, ScoreScale(["\u5dee", "\u597d"], [1, 2])):
+        tokens = ScoreTokens.resolve(scale, prefix, tokenizer)
+        for label in scale.labels:
+            found = tokens.find(tokenizer(f"Clear.\n{prefix}{label}")["input_ids"])
+            assert found is not None and found.label == label
+
+
+# Scales in steps
+
+
+def test_a_scale_in_steps_writes_each_number_with_as_few_digits_as_it_takes():
+    assert ScoreScale.steps(1, 5, 0.5).labels == ("1", "1.5", "2", "2.5", "3", "3.5", "4", "4.5", "5")
+    assert ScoreScale.steps(-0.3, 0.3, 0.1).labels == ("-0.3", "-0.2", "-0.1", "0", "0.1", "0.2", "0.3")
+    assert ScoreScale.steps(0, 100, 25).labels == ("0", "25", "50", "75", "100")
+    assert ScoreScale.steps(1, 10, 1) == ScoreScale.integers(1, 10)
+
+
+@pytest.mark.parametrize(("low", "high", "step"), [(1, 5, 0.3), (1, 5, 0), (1, 5, -1), (5, 1, 1)])
+def test_steps_that_do_not_reach_the_top_are_refused(low, high, step):
+    with pytest.raises(InputError, match=r"cannot be reached from|at least two labels"):
+        ScoreScale.steps(low, high, step)
+
+
+def test_a_scale_can_be_written_in_short():
+    assert ScoreScale.parse("1:10") == ScoreScale.integers(1, 10)
+    assert ScoreScale.parse("1:5:0.5") == ScoreScale.steps(1, 5, 0.5)
+    assert ScoreScale.parse("-2:2").labels == ("-2", "-1", "0", "1", "2")
+
+
+@pytest.mark.parametrize("text", ["", "10", "1:x", "1:2:3:4", "1:", "0:1e9", "0:inf", "0:nan", "1:5:0"])
+def test_what_is_no_scale_in_short_is_refused(text):
+    with pytest.raises(InputError, match=r"Expected LOW:HIGH|cannot be reached|Take larger steps|at least two labels"):
+        ScoreScale.parse(text)
+
+
+@pytest.mark.parametrize("labels", [[1.0, 1.5], [True, False]])
+def test_labels_that_yaml_may_have_changed_are_refused(labels):
+    with pytest.raises(InputError, match=r"Labels must be text, found .* quote them"):
+        ScoreScale(labels)
+
+
+def test_a_label_without_any_character_is_refused():
+    with pytest.raises(InputError, match="must be written with some character"):
+        ScoreScale(["", "1"], [0, 1])
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</s>", "<pad>"])
@@ -348,6 +458,6 @@ def test_a_label_with_another_token_behind_a_rationale_than_at_the_start_is_refu
     backend.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     assert tokenizer.tokenize("(5") == ["(", "5"] and tokenizer.tokenize(". (5") == [".", " (5"]
-    with pytest.raises(InputError, match=r"writes '1' after '\(' with another token behind a rationale than at the st"):
+    with pytest.raises(InputError, match=r"writes '1' after '\(' with other tokens behind a rationale than at the sta"):
         ScoreTokens.resolve(FIVE, "(", tokenizer)
     assert ScoreTokens.resolve(FIVE, "Score: ", tokenizer).ids == tuple(tokenizer.convert_tokens_to_ids(list("12345")))

@@ -12,8 +12,7 @@ from filelock import FileLock, Timeout
 
 from tract_trainer.errors import InputError
 
-PATIENCE = timedelta(days=7)
-"""Time that a process waits for the others. If one ends with an error, the launcher ends all."""
+PATIENCE = timedelta(days=7)  # that a process waits for the others; if one ends with an error, the launcher ends all
 
 
 def process_state() -> PartialState:

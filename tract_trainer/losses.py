@@ -1,4 +1,4 @@
-"""Turns log-probabilities over a scale and gold scores into the expected score and a score loss.
+"""Expected score and score losses, from log-probabilities over a scale and gold scores.
 
 Pure functions of tensors. Shape letters: `N` scores due, `K` labels of the scale. Log-probabilities are those of the
 whole vocabulary's softmax at the labels' tokens, so a row's probabilities add up to at most 1; what is missing is
@@ -89,10 +89,9 @@ def soft_ce(score_log_probs: Tensor, values: Tensor, gold: Tensor) -> Tensor:
     weight = ((gold - values[upper - 1]) / (values[upper] - values[upper - 1])).clamp(0, 1)  # (N,)
     log_probs = score_log_probs[:, order]
     at = log_probs.gather(1, torch.stack([upper - 1, upper], dim=1))  # (N, 2)
+    share = torch.stack([1 - weight, weight], dim=1)  # (N, 2)
     # xlogy's convention: a label of weight 0 costs 0, even where its log-probability is -inf.
-    return -torch.where((share := torch.stack([1 - weight, weight], dim=1)) > 0, share * at, torch.zeros_like(at)).sum(
-        -1
-    )
+    return -torch.where(share > 0, share * at, torch.zeros_like(at)).sum(-1)
 
 
 SCORE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -1,6 +1,6 @@
-"""Agreement of predicted with gold scores, accuracy on pairs, and differences of two judges, with confidence intervals.
+"""Agreement of predicted with gold scores, and differences of two judges, with 95 % confidence intervals.
 
-Knows nothing of models. A prediction of NaN is unscored. `n` records, `G` groups of records, `K` values of the scale.
+A prediction of NaN is unscored. `n` records, `G` groups of records, `K` values of the scale.
 """
 
 import math
@@ -14,23 +14,16 @@ from scipy import stats
 from tract_trainer.errors import InputError
 
 Floats = NDArray[np.float64]
-
 Ints = NDArray[np.int64]
-
 Scores = Sequence[float] | Floats
-
 Groups = Sequence[Any] | NDArray[Any]
-
 Interval = tuple[float, float]
+Sides = dict[str, tuple[Floats, Floats]]
 
+UPPER = 0.975  # quantile at which a two-sided interval of 95 % ends
 NO_INTERVAL: Interval = (math.nan, math.nan)
-
-MAX_FOLDS = 200
-"""The jackknife leaves groups out one at a time, or in this many folds where there are more groups."""
-
-MIN_FOLDS = 4
-"""Fewer groups give no interval: two records always correlate perfectly."""
-
+MAX_FOLDS = 200  # of more groups, the jackknife leaves out several at a time
+MIN_FOLDS = 4  # fewer groups have no interval: two records always correlate perfectly
 NO_SPREAD = 1e-12
 
 
@@ -52,10 +45,14 @@ def kendall(x: Floats, y: Floats) -> float:
 
 def concordance(x: Floats, y: Floats) -> float:
     """Lin's concordance. Of two rounded scores it is Cohen's kappa with quadratic weights."""
-    twice = 2 * float(np.mean((x - x.mean()) * (y - y.mean())))
-    # The mean squared error is var x + var y - 2 cov + (mean x - mean y)^2.
-    whole = float(np.mean((x - y) ** 2)) + twice
-    return twice / whole if whole > 0 else math.nan
+    covariance = np.mean((x - x.mean()) * (y - y.mean()))
+    spread = x.var() + y.var() + (x.mean() - y.mean()) ** 2
+    return float(2 * covariance / spread) if spread > 0 else math.nan
+
+
+def within_one(x: Floats, y: Floats) -> Floats:
+    """1 for each pair of places on the scale that are at most one step apart, else 0."""
+    return (np.abs(x - y) <= 1 + 1e-9).astype(np.float64)
 
 
 PLAIN: dict[str, Callable[[Floats, Floats], float]] = {
@@ -66,18 +63,14 @@ PLAIN: dict[str, Callable[[Floats, Floats], float]] = {
     "mae": lambda x, y: float(np.abs(x - y).mean()),
     "ccc": concordance,
 }
-
+# These need the values of the scale.
 ROUNDED: dict[str, Callable[[Floats, Floats], float]] = {
     "kendall_rounded": kendall,
     "qwk": concordance,
-    "within_one": lambda x, y: float(_within_one(x, y).mean()),
+    "within_one": lambda x, y: float(within_one(x, y).mean()),
 }
-"""Figures that need the values of the scale."""
-
 FIGURES = PLAIN | ROUNDED
-
-ERRORS = ("rmse", "mae")
-"""Figures in units of the scale, of which less is better."""
+ERRORS = ("rmse", "mae")  # in units of the scale, less is better
 
 
 def agreement(
@@ -87,7 +80,6 @@ def agreement(
     values: Sequence[float] | None = None,
     groups: Groups | None = None,
     intervals: bool = True,
-    confidence_level: float = 0.95,
 ) -> dict[str, Any]:
     """
     Agreement of predicted with gold scores over the records that were scored.
@@ -99,8 +91,7 @@ def agreement(
         groups (`Sequence`, *optional*):
             Group of each record, `(n,)`, e.g. its instruction. Scores of several responses to one instruction are not
             independent, and intervals account for that. By default, every record is a group of its own.
-        intervals (`bool`, *optional*, defaults to `True`): whether to compute confidence intervals.
-        confidence_level (`float`, *optional*, defaults to `0.95`): coverage of the intervals.
+        intervals (`bool`, *optional*, defaults to `True`): whether to compute 95 % confidence intervals.
 
     Returns:
         `dict` with the figures, each also as `<name>_ci`, a `(low, high)` pair; `n`, the number of records; `unscored`,
@@ -111,7 +102,7 @@ def agreement(
         - `kendall`: tau-b. A pair of records that is tied on one side only lowers it. RAIL scores are hardly ever tied,
           so against integer gold scores their tau-b is lower than that of the same scores rounded.
         - `ccc`: Lin's concordance correlation, `2 cov / (var x + var y + (mean x - mean y)^2)`, with variances over
-          `n`, not `n - 1`, as in Lin (1989), Biometrics 45, 255-268.
+          `n`, as in Lin (1989), Biometrics 45, 255-268.
         - `kendall_rounded`: tau-b of predictions rounded to the nearest of `values` (the first of two equally near).
         - `qwk`: Cohen's kappa with quadratic weights; predictions and gold scores are rounded.
         - `within_one`: share of rounded predictions at most one step from gold. A step leads from a value to the next,
@@ -123,60 +114,54 @@ def agreement(
         Wilson's: [`share_interval`].
 
     Raises:
-        InputError: the lengths differ, a gold score is not finite, `values` are not those of a scale, or
-            `confidence_level` is not between 0 and 1.
+        InputError: the lengths differ, a gold score is not finite, or `values` are not those of a scale.
     """
     x, y = _paired(predictions, gold)
-    group = group_numbers(groups, len(x))
+    group, scored = group_numbers(groups, len(x)), np.isfinite(x)
     scale = None if values is None else checked_scale(values)
-    _check_level(confidence_level)
-    scored = np.isfinite(x)
-    sides = _all_sides(x[scored], y[scored], scale)
+    sides = _sides(x[scored], y[scored], scale)
     found: dict[str, Any] = {"n": len(x), "unscored": int((~scored).sum())} | _figures(sides)
     if intervals:
-        found |= _intervals(sides, found, group_numbers(group[scored], int(scored.sum())), confidence_level)
+        found |= _intervals(sides, found, group[scored])
     if scale is not None:
         farther = np.where(scale.max() - y > y - scale.min(), scale.max(), scale.min())
-        worst = _figures(_all_sides(np.where(scored, x, farther), y, scale))
+        worst = _figures(_sides(np.where(scored, x, farther), y, scale))
         found |= {f"{name}_worst": figure for name, figure in worst.items()}
     return found
 
 
-Sides = dict[str, tuple[Floats, Floats]]
-
-
-def _all_sides(x: Floats, y: Floats, scale: Floats | None) -> Sides:
+def _sides(x: Floats, y: Floats, scale: Floats | None) -> Sides:
     """For each figure, the two lists of scores that it compares."""
-    return {name: _sides(name, x, y, scale) for name in (PLAIN if scale is None else FIGURES)}
-
-
-def _sides(name: str, x: Floats, y: Floats, scale: Floats | None) -> tuple[Floats, Floats]:
-    if name in PLAIN or scale is None:
-        return x, y
+    plain = dict.fromkeys(PLAIN, (x, y))
+    if scale is None:
+        return plain
     rounded = nearest(x, scale)
-    if name == "within_one":
-        return _steps(rounded, scale), _steps(y, scale)
-    return rounded, nearest(y, scale) if name == "qwk" else y
+    # Places on the scale: 0 is its lowest value, 1 the next, 1.5 half-way from there to the one after.
+    steps = [np.interp(scores, np.sort(scale), np.arange(len(scale))) for scores in (rounded, y)]
+    return plain | {
+        "kendall_rounded": (rounded, y),
+        "qwk": (rounded, nearest(y, scale)),
+        "within_one": (steps[0], steps[1]),
+    }
 
 
 def _figures(sides: Sides) -> dict[str, float]:
     return {name: FIGURES[name](x, y) if len(x) else math.nan for name, (x, y) in sides.items()}
 
 
-def _intervals(sides: Sides, found: dict[str, Any], group: Ints, level: float) -> dict[str, Interval]:
+def _intervals(sides: Sides, found: dict[str, Any], group: Ints) -> dict[str, Interval]:
     several = {name: both for name, both in sides.items() if name != "within_one"}
 
     def without(kept: NDArray[np.bool_]) -> list[float]:
-        return [FIGURES[name](x[kept], y[kept]) for name, (x, y) in several.items()]
+        return list(_figures({name: (x[kept], y[kept]) for name, (x, y) in several.items()}).values())
 
     errors, folds = standard_errors(without, group)
     result = {
-        f"{name}_ci": interval(found[name], float(error), folds, level, name)
-        for name, error in zip(several, np.broadcast_to(errors, len(several)), strict=True)
+        f"{name}_ci": interval(found[name], float(error), folds, name)
+        for name, error in zip(several, errors, strict=True)
     }
     if "within_one" in sides:
-        hits = _within_one(*sides["within_one"]).astype(np.float64)
-        result["within_one_ci"] = mean_share_interval(hits, group, level)
+        result["within_one_ci"] = mean_share_interval(within_one(*sides["within_one"]), group)
     return result
 
 
@@ -185,41 +170,32 @@ def nearest(scores: Floats, values: Floats) -> Floats:
     return values[np.abs(scores[:, None] - values).argmin(1)]
 
 
-def _steps(scores: Floats, values: Floats) -> Floats:
-    """Places on the scale, `(n,)`: 0 is its lowest value, 1 the next, 1.5 half-way from there to the one after."""
-    return np.interp(scores, np.sort(values), np.arange(len(values)))
-
-
-def _within_one(x: Floats, y: Floats) -> NDArray[np.bool_]:
-    within: NDArray[np.bool_] = np.abs(x - y) <= 1 + 1e-9
-    return within
-
-
-def standard_errors(statistics: Callable[[NDArray[np.bool_]], Sequence[float]], group: Ints) -> tuple[Floats, int]:
+def standard_errors(statistics: Callable[[NDArray[np.bool_]], Sequence[float]], group: Groups) -> tuple[Floats, int]:
     """
     Jackknife standard errors: the spread of the statistics when each group of records is left out in turn (Tukey 1958;
     Efron and Stein 1981). More than `MAX_FOLDS` groups are left out several at a time.
 
     Args:
         statistics (`Callable`): takes the records that are kept, `(n,)`, and returns the statistics of these.
-        group (`numpy.ndarray`): from [`group_numbers`], `(n,)`.
+        group (`Sequence`): group of each record, `(n,)`.
 
     Returns:
         `tuple`: standard error of each statistic and the number of folds. An error is NaN if the statistic is not
         defined without some fold, or if there are fewer than `MIN_FOLDS`.
     """
-    size = int(group.max(initial=-1)) + 1
+    numbers = group_numbers(group, len(group))
+    size = int(numbers.max(initial=-1)) + 1
     folds = min(MAX_FOLDS, size)
     if folds < MIN_FOLDS:
-        return np.array(math.nan), folds
+        return np.full(len(statistics(np.ones(len(group), dtype=bool))), math.nan), folds
     # In a fixed random order, since records may be sorted.
-    fold = (np.random.default_rng(0).permutation(size) % folds)[group]
+    fold = (np.random.default_rng(0).permutation(size) % folds)[numbers]
     parts = np.array([statistics(fold != number) for number in range(folds)])
     errors: Floats = np.sqrt((folds - 1) * parts.var(0))
     return errors, folds
 
 
-def interval(figure: float, error: float, folds: int, level: float, name: str = "difference") -> Interval:
+def interval(figure: float, error: float, folds: int, name: str = "difference") -> Interval:
     """
     Student's t interval of a figure with this standard error: of errors on a logarithmic axis, of correlations and
     kappa on the axis of Fisher's z, of differences as they are.
@@ -229,7 +205,7 @@ def interval(figure: float, error: float, folds: int, level: float, name: str = 
     """
     if not error > NO_SPREAD:
         return NO_INTERVAL
-    reach = error * float(stats.t.ppf((1 + level) / 2, folds - 1))
+    reach = error * float(stats.t.ppf(UPPER, folds - 1))
     if name in ERRORS:
         ratio = math.exp(min(reach / figure, 700.0))
         return figure / ratio, figure * ratio
@@ -240,13 +216,13 @@ def interval(figure: float, error: float, folds: int, level: float, name: str = 
     return math.tanh(z - reach), math.tanh(z + reach)
 
 
-def mean_share_interval(values: Floats, group: Ints, level: float) -> Interval:
+def mean_share_interval(values: Floats, group: Groups) -> Interval:
     """[`share_interval`] of the mean of `values`, `(n,)`, each between 0 and 1."""
     share = float(values.mean()) if len(values) else math.nan
-    return share_interval(share, (values - share) / len(values), group, level)
+    return share_interval(share, (values - share) / len(values), group)
 
 
-def share_interval(share: float, parts: Floats, group: Ints, level: float) -> Interval:
+def share_interval(share: float, parts: Floats, group: Groups) -> Interval:
     """
     Wilson's interval of a share, or of a weighted mean of shares.
 
@@ -258,18 +234,16 @@ def share_interval(share: float, parts: Floats, group: Ints, level: float) -> In
         share (`float`): between 0 and 1.
         parts (`numpy.ndarray`):
             How far each record moves the share away from its expected value, `(n,)`: for a mean, `(value - share) / n`.
-        group (`numpy.ndarray`): group of each record, `(n,)`.
-        level (`float`): coverage of the interval.
+        group (`Sequence`): group of each record, `(n,)`.
     """
-    sums = np.bincount(group_numbers(group, len(parts)), parts)
+    sums = np.bincount(group_numbers(group, len(parts)), parts)  # (G,)
     grouped = len(sums) < len(parts)
     if math.isnan(share) or (grouped and len(sums) < MIN_FOLDS):
         return NO_INTERVAL
     variance = max(float(sums @ sums), float(parts @ parts))
     n = share * (1 - share) / variance if variance > NO_SPREAD**2 else len(sums)
     # Student's t where the variance had to be estimated from groups.
-    half = (1 + level) / 2
-    z = float(stats.t.ppf(half, len(sums) - 1) if grouped else stats.norm.ppf(half))
+    z = float(stats.t.ppf(UPPER, len(sums) - 1) if grouped else stats.norm.ppf(UPPER))
     centre = (share + z * z / n / 2) / (1 + z * z / n)
     reach = z * math.sqrt(share * (1 - share) / n + z * z / n / n / 4) / (1 + z * z / n)
     return max(0.0, centre - reach), min(1.0, centre + reach)
@@ -283,7 +257,6 @@ def paired_difference(
     figure: str = "pearson",
     values: Sequence[float] | None = None,
     groups: Groups | None = None,
-    confidence_level: float = 0.95,
 ) -> dict[str, Any]:
     """
     A figure of judge `a` minus that of judge `b`, over the records that both scored.
@@ -291,101 +264,44 @@ def paired_difference(
     Args:
         a, b, gold (`Sequence[float]`): scores of either judge, `(n,)`, NaN where unscored, and gold scores, `(n,)`.
         figure (`str`, *optional*, defaults to `"pearson"`): name of a figure of [`agreement`].
-        values, groups, confidence_level: as in [`agreement`].
+        values, groups: as in [`agreement`].
 
     Returns:
-        `dict` with `a` and `b`, their figures; `difference` and `difference_ci`, a `(low, high)` pair; `p_value`,
+        `dict` with `a` and `b`, their figures; `difference` and `difference_ci`, its 95 % interval; `p_value`,
         two-sided; `n`, the number of records; `unscored`, how many are left out because a judge gave no score.
         Undefined values are NaN.
 
-        The standard error of the difference is the jackknife's, [`standard_errors`]. Interval and p-value are of the
-        same Student's t: p is below .05 exactly if the interval of 95 % excludes 0. Two judges with the same scores
-        have the interval `(0, 0)` and p = 1. Otherwise, if the difference is the same whatever group is left out,
-        nothing is known of its spread, and both are NaN.
+        The standard error is the jackknife's, [`standard_errors`]. Interval and p-value are of the same Student's t: p
+        is below .05 exactly if the interval excludes 0. Two judges with the same scores have the interval `(0, 0)` and
+        p = 1. If the difference is otherwise the same whatever group is left out, both are NaN.
 
     Raises:
         InputError: as [`agreement`], or `figure` is not known or needs `values`.
     """
-    scale = None if values is None else checked_scale(values)
     if figure not in FIGURES:
         raise InputError(f"figure {figure!r} is not known; known are {list(FIGURES)}.")
-    if figure in ROUNDED and scale is None:
+    if figure in ROUNDED and values is None:
         raise InputError(f"figure {figure!r} rounds to the scale. Give its values, e.g. values=[1, 2, 3, 4, 5].")
-    _check_level(confidence_level)
+    scale = None if values is None else checked_scale(values)
     (first, y), (second, _) = _paired(a, gold), _paired(b, gold)
     both = np.isfinite(first) & np.isfinite(second)
-    first, second, n = first[both], second[both], int(both.sum())
-    sides = [_sides(figure, scores, y[both], scale) for scores in (first, second)]
+    sides = [_sides(scores[both], y[both], scale)[figure] for scores in (first, second)]
 
     def figures(kept: NDArray[np.bool_]) -> list[float]:
         return [FIGURES[figure](x[kept], gold[kept]) if kept.any() else math.nan for x, gold in sides]
 
-    def differences(kept: NDArray[np.bool_]) -> list[float]:
-        of_a, of_b = figures(kept)
-        return [of_a - of_b]
+    def difference_of(kept: NDArray[np.bool_]) -> list[float]:
+        one, other = figures(kept)
+        return [one - other]
 
-    of_a, of_b = figures(np.ones(n, dtype=bool))
+    of_a, of_b = figures(np.ones(int(both.sum()), dtype=bool))
     difference = of_a - of_b
-    errors, folds = standard_errors(differences, group_numbers(group_numbers(groups, len(both))[both], n))
-    error = float(errors.max())
-    found = {"n": len(both), "unscored": len(both) - n, "a": of_a, "b": of_b, "difference": difference}
-    if np.array_equal(first, second) and not math.isnan(error):
+    (error,), folds = standard_errors(difference_of, group_numbers(groups, len(y))[both])
+    found = {"n": len(y), "unscored": int((~both).sum()), "a": of_a, "b": of_b, "difference": difference}
+    if np.array_equal(first[both], second[both]) and not math.isnan(error):
         return found | {"difference_ci": (0.0, 0.0), "p_value": 1.0}
     p_value = 2 * float(stats.t.sf(abs(difference) / error, folds - 1)) if error > NO_SPREAD else math.nan
-    return found | {"difference_ci": interval(difference, error, folds, confidence_level), "p_value": p_value}
-
-
-def accuracy_difference(
-    a: Scores, b: Scores, *, groups: Groups | None = None, confidence_level: float = 0.95
-) -> dict[str, Any]:
-    """
-    The pairwise accuracy of judge `a` minus that of judge `b`, over the pairs that both scored.
-
-    Args:
-        a, b (`Sequence[float]`): wins of either judge, `(n,)`: 1, 0, a half for a tie, NaN where unscored.
-        groups (`Sequence`, *optional*): group of each pair, `(n,)`, as in [`agreement`].
-        confidence_level (`float`, *optional*, defaults to `0.95`): coverage of the interval.
-
-    Returns:
-        `dict` as of [`paired_difference`]. If no pair tells the judges apart, interval and p-value are NaN.
-    """
-    # The mean of wins is their mean absolute distance from 0.
-    settings: Any = {"figure": "mae", "groups": groups, "confidence_level": confidence_level}
-    found = paired_difference(a, b, np.zeros(len(a)), **settings)
-    equal = found["difference_ci"] == (0, 0)
-    return found | ({"difference_ci": NO_INTERVAL, "p_value": math.nan} if equal else {})
-
-
-def pairwise_accuracy(
-    first: Scores, second: Scores, *, groups: Groups | None = None, confidence_level: float = 0.95
-) -> dict[str, Any]:
-    """
-    How often a judge gives the preferred response of a pair the higher score.
-
-    Args:
-        first, second (`Sequence[float]`): scores of the preferred and of the other responses, `(n,)`; NaN if unscored.
-        groups (`Sequence`, *optional*): group of each pair, `(n,)`, as in [`agreement`].
-        confidence_level (`float`, *optional*, defaults to `0.95`): coverage of the interval.
-
-    Returns:
-        `dict` with `accuracy`, where a tie is half right, and `accuracy_ci`, a `(low, high)` pair, over the pairs with
-        two scores; `accuracy_worst`, over all pairs, as if the others were wrong; `n`, the number of pairs; `ties`;
-        `unscored`, how many lack a score. Undefined values are NaN. The interval is [`share_interval`].
-
-    Raises:
-        InputError: the lengths differ.
-    """
-    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if x.shape != y.shape or x.ndim != 1:
-        raise InputError(f"Expected one second score per first score, got shapes {x.shape} and {y.shape}.")
-    _check_level(confidence_level)
-    group = group_numbers(groups, len(x))
-    scored = np.isfinite(x) & np.isfinite(y)
-    right, n = (1 + np.sign(x[scored] - y[scored])) / 2, int(scored.sum())
-    found: dict[str, Any] = {"n": len(x), "ties": int((right == 0.5).sum()), "unscored": len(x) - n}
-    found["accuracy"] = float(right.mean()) if n else math.nan
-    found["accuracy_worst"] = float(right.sum() / len(x)) if len(x) else math.nan
-    return found | {"accuracy_ci": mean_share_interval(right, group[scored], confidence_level)}
+    return found | {"difference_ci": interval(difference, float(error), folds), "p_value": p_value}
 
 
 def group_numbers(groups: Groups | None, n: int) -> Ints:
@@ -397,15 +313,6 @@ def group_numbers(groups: Groups | None, n: int) -> Ints:
     return np.unique(np.asarray(groups), return_inverse=True)[1]
 
 
-def checked_gold(gold: Scores) -> Floats:
-    """Gold scores as an array; an InputError where one is not finite."""
-    y = np.asarray(gold, dtype=np.float64)
-    if not np.isfinite(y).all():
-        row = int(np.flatnonzero(~np.isfinite(y))[0])
-        raise InputError(f"Gold scores must be finite numbers; number {row} is {y[row]}. Leave such records out.")
-    return y
-
-
 def checked_scale(values: Sequence[float]) -> Floats:
     """Values of a scale as an array; an InputError where they are not two or more different, finite numbers."""
     scale = np.asarray(values, dtype=np.float64)
@@ -415,12 +322,10 @@ def checked_scale(values: Sequence[float]) -> Floats:
 
 
 def _paired(predictions: Scores, gold: Scores) -> tuple[Floats, Floats]:
-    x, y = np.asarray(predictions, dtype=np.float64), checked_gold(gold)
+    x, y = np.asarray(predictions, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    if not np.isfinite(y).all():
+        row = int(np.flatnonzero(~np.isfinite(y))[0])
+        raise InputError(f"Gold scores must be finite numbers; number {row} is {y[row]}. Leave such records out.")
     if x.shape != y.shape or x.ndim != 1:
         raise InputError(f"Expected one gold score per prediction, got shapes {x.shape} and {y.shape}.")
     return x, y
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise InputError(f"confidence_level must be between 0 and 1, as .95 is; got {level}.")

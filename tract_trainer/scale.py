@@ -1,6 +1,6 @@
-"""Turns the labels of a scale and a tokenizer into the token that writes each label after the score prefix.
+"""The scale of a judge, and the tokens that write each of its labels after the score prefix.
 
-The same object finds that token in a tokenised row: in training data, and in what a judge has written. Nothing here
+The same object finds those tokens in a tokenised row: in training data, and in what a judge has written. Nothing here
 needs torch. Shape letters: `T` tokens of a row, `K` labels of the scale.
 """
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
+
+MOST_LABELS = 1000
 
 BEFORE_PREFIX = 8  # tokens before the prefix, which its first one may be merged with
 
@@ -49,16 +51,18 @@ class ScoreScale:
     values: tuple[float, ...]
 
     def __init__(self, labels: Sequence[str], values: Sequence[float] | None = None) -> None:
-        if any(isinstance(label, bool) for label in labels):
+        if any(isinstance(label, bool | float) for label in labels):
             raise InputError(
-                f"Labels must be text, found {list(labels)}. YAML reads Yes and No as truth values: quote them, e.g. "
-                'score_labels: ["No", "Yes"].'
+                f"Labels must be text, found {list(labels)}. YAML reads Yes and No as truth values, and 1.50 as 1.5: "
+                'quote them, e.g. score_labels: ["No", "Yes"].'
             )
         labels = tuple(str(label) for label in labels)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "values", _values_of(labels) if values is None else tuple(map(float, values)))
         if len(self.labels) < 2:
             raise InputError(f"A scale needs at least two labels, got {list(self.labels)}.")
+        if not all(map(str.strip, self.labels)):
+            raise InputError(f"Every label of a scale must be written with some character, got {list(self.labels)}.")
         if len(self.values) != len(self.labels):
             raise InputError(
                 f"Expected one value per label: {len(self.labels)} labels, but {len(self.values)} values. "
@@ -74,6 +78,25 @@ class ScoreScale:
     def integers(cls, low: int, high: int) -> "ScoreScale":
         """The scale `low, low + 1, ..., high`, each written as its number."""
         return cls([str(number) for number in range(low, high + 1)])
+
+    @classmethod
+    def steps(cls, low: float, high: float, step: float) -> "ScoreScale":
+        """The scale `low, low + step, ..., high`, each written with as few digits as it takes: "1", "1.5", "2"."""
+        count = round((high - low) / step) if step > 0 and math.isfinite((high - low) / step) else 0
+        if abs(low + count * step - high) > 1e-6 * max(step, 0):
+            raise InputError(f"{high:g} cannot be reached from {low:g} in steps of {step:g}.")
+        if count >= MOST_LABELS:
+            raise InputError(f"{low:g} to {high:g} in steps of {step:g} has {count + 1:,} labels. Take larger steps.")
+        return cls([f"{round(low + i * step, 9) + 0.0:.9g}" for i in range(count + 1)])
+
+    @classmethod
+    def parse(cls, text: str) -> "ScoreScale":
+        """The scale that is written `LOW:HIGH` or `LOW:HIGH:STEP`, such as `1:10` or `1:5:0.5`."""
+        try:
+            low, high, step = map(float, (text if text.count(":") > 1 else f"{text}:1").split(":"))
+        except ValueError as error:
+            raise InputError(f"Expected LOW:HIGH or LOW:HIGH:STEP, e.g. 1:10 or 1:5:0.5; found {text!r}.") from error
+        return cls.steps(low, high, step)
 
     @property
     def low(self) -> float:
@@ -102,10 +125,11 @@ class ScoreScale:
 
 
 class FoundScore(NamedTuple):
-    """Where a label stands in a tokenised row, and which one."""
+    """The label in a tokenised row, the place of its first token, and the place after its last one."""
 
     position: int
     label: str
+    end: int
 
 
 @dataclass(frozen=True)
@@ -113,28 +137,35 @@ class ScoreTokens:
     """
     A scale as one tokenizer writes it after one prefix. Made with [`ScoreTokens.resolve`].
 
+    The labels are paths of a trie: "1" is the token `1`, and "10" goes on from there with the token `0`. The
+    probability of a label is that of its path, minus that of the longer labels that go on from it: "1" is what begins
+    with `1` and is not "10". So the labels exclude each other, and their probabilities add up to at most 1. What goes
+    on to a text off the scale, such as "1.5" or "11" on a scale of 1 to 10, counts for the label that it begins with.
+    Other tokens that make up the same text count for no label.
+
     Attributes:
         scale ([`ScoreScale`]): the scale.
         prefix (`str`): the text right before a label.
         tokenizer (`PreTrainedTokenizerBase`): the tokenizer.
-        ids (`tuple[int, ...]`): token of each label after the prefix, `(K,)`, in the order of the scale.
+        paths (`tuple[tuple[int, ...], ...]`):
+            Tokens of each label after the tokens that all labels have before them, `(K,)`, in the order of the scale.
         window (`int`): number of tokens that is sure to hold the prefix and a label, whatever stands before them.
     """
 
     scale: ScoreScale
     prefix: str
     tokenizer: "PreTrainedTokenizerBase"
-    ids: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
     window: int
 
     @classmethod
     def resolve(cls, scale: ScoreScale, prefix: str, tokenizer: "PreTrainedTokenizerBase") -> "ScoreTokens":
         """
-        Tokenises `prefix + label` for every label. Tokenised alone, a label often has another id: `"5"` and `" 5"` are
+        Tokenises `prefix + label` for every label. Tokenised alone, a label often has other ids: `"5"` and `" 5"` are
         two tokens to GPT-2, and SentencePiece puts a `"▁"` before a lone digit.
 
         Raises:
-            ValueError: the prefix is empty, a label takes more than one token, or two labels share one.
+            ValueError: the prefix is empty or not kept, a label cannot be written, or two labels share their tokens.
         """
         if not prefix:
             raise InputError(
@@ -143,18 +174,14 @@ class ScoreTokens:
             )
         _refuse_turn_tokens(prefix, tokenizer)
         rows = [tokenizer(prefix + label, add_special_tokens=False)["input_ids"] for label in scale.labels]
-        shared = min(_shared_length(rows), min(map(len, rows)) - 1)
-        for label, row in zip(scale.labels, rows, strict=True):
-            tail = row[shared:]
-            if len(tail) != 1 or not _decode(tokenizer, tail).endswith(label):
-                raise InputError(_not_one_token(label, [_decode(tokenizer, [token]) for token in tail], prefix))
-        ids = tuple(row[shared] for row in rows)
-        if len(set(ids)) < len(ids):
+        shared = _root(tokenizer, scale, rows, prefix)
+        paths = tuple(tuple(row[shared:]) for row in rows)
+        if len(set(paths)) < len(paths):
             raise InputError(
-                f"This tokenizer writes two of the labels {list(scale.labels)} with the same token after {prefix!r}. "
+                f"This tokenizer writes two of the labels {list(scale.labels)} with the same tokens after {prefix!r}. "
                 "Use labels that differ in more than case or spacing."
             )
-        tokens = cls(scale, prefix, tokenizer, ids, window=shared + 1 + BEFORE_PREFIX)
+        tokens = cls(scale, prefix, tokenizer, paths, window=max(map(len, rows)) + BEFORE_PREFIX)
         if tokens.find(rows[0]) is None:
             raise InputError(
                 f"This tokenizer does not keep the prefix: of {prefix + scale.labels[0]!r} it makes "
@@ -163,22 +190,58 @@ class ScoreTokens:
         tokens._check_behind_a_rationale()
         return tokens
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens of all labels, each once. Where a label is one token: that of each label, `(K,)`."""
+        return tuple(dict.fromkeys(token for path in self.paths for token in path))
+
+    @property
+    def nodes(self) -> tuple[tuple[int, ...], ...]:
+        """
+        The places where a label goes on, each as the tokens that lead there: parents before children, the root, `()`,
+        first. Where every label is one token, the root alone.
+        """
+        inner = {path[:length] for path in self.paths for length in range(len(path))}
+        return tuple(sorted(inner, key=lambda node: (len(node), node)))
+
+    @property
+    def depth(self) -> int:
+        """Number of tokens that lead to the deepest inner node: those of the longest label but its last."""
+        return max(map(len, self.paths)) - 1
+
+    def children(self, node: tuple[int, ...]) -> list[int]:
+        """The tokens that go on from `node` to a label."""
+        return sorted({path[len(node)] for path in self.paths if len(path) > len(node) and path[: len(node)] == node})
+
+    def stops(self, path: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """
+        The inner nodes where a text is the label of `path` if it goes on to no other: its end, and those behind it that
+        are on the way to a longer label. "4" is what stops behind `4`, and what stops behind `4` `.` on the way to 4.5.
+        """
+        longer = [other for other in self.paths if len(other) > len(path) and other[: len(path)] == path]
+        below = (node for node in self.nodes if node[: len(path)] == path)
+        return [node for node in below if not any(node[: len(other)] == other for other in longer)]
+
+    def label_length(self, ids: Sequence[int]) -> int:
+        """Number of tokens of the longest label that `ids` begin with; 1 if they begin with none."""
+        return max((len(path) for path in self.paths if tuple(ids[: len(path)]) == path), default=1)
+
     def _check_behind_a_rationale(self) -> None:
-        """Raises an InputError where a label has another token behind a rationale than at the start of a text."""
+        """Raises an InputError where a label has other tokens behind a rationale than at the start of a text."""
         for label in self.scale.labels:
             rows = (
                 self.tokenizer(f"{text}{self.prefix}{label}")["input_ids"] for text in ("Right. ", "Right.\n", "Right.")
             )
             if not any(found is not None and found.label == label for found in map(self.find, rows)):
                 raise InputError(
-                    f"This tokenizer writes {label!r} after {self.prefix!r} with another token behind a rationale than "
+                    f"This tokenizer writes {label!r} after {self.prefix!r} with other tokens behind a rationale than "
                     "at the start of a text, so no row would have a score. Use a longer score_prefix, e.g. 'Score: '."
                 )
 
     def find(self, input_ids: Sequence[int], labels: Sequence[int] | None = None) -> FoundScore | None:
         """
-        Finds the last place where the prefix is followed by a label. A digit elsewhere in the rationale, or an earlier
-        closing phrase, is not it.
+        Finds the last place where the prefix is followed by a label, and the longest label there. A digit elsewhere in
+        the rationale, or an earlier closing phrase, is not it.
 
         Args:
             input_ids (`Sequence[int]`): tokens of the row, `(T,)`.
@@ -187,26 +250,46 @@ class ScoreTokens:
         Returns:
             [`FoundScore`] or `None`.
         """
-        label_of = dict(zip(self.ids, self.scale.labels, strict=True))
+        starts: dict[int, list[tuple[tuple[int, ...], str]]] = {}
+        for path, label in sorted(zip(self.paths, self.scale.labels, strict=True), key=lambda pair: -len(pair[0])):
+            starts.setdefault(path[0], []).append((path, label))
         for position in range(len(input_ids) - 1, -1, -1):
-            label = label_of.get(input_ids[position])
-            if label is None or (labels is not None and labels[position] == IGNORE_INDEX):
-                continue
-            # Compared as text: the first tokens of the prefix depend on the character before it.
-            text = _decode(self.tokenizer, input_ids[max(0, position + 1 - self.window) : position + 1])
-            if text.endswith(self.prefix + label) and not self._goes_on(
-                label, input_ids[position : position + 1 + BEHIND_LABEL]
-            ):
-                return FoundScore(position, label)
+            for path, label in starts.get(input_ids[position], ()):
+                end = position + len(path)
+                if tuple(input_ids[position:end]) != path:
+                    continue
+                trained = labels is None or IGNORE_INDEX not in labels[position:end]
+                if trained and self._is_label(label, input_ids, position, end):
+                    return FoundScore(position, label, end)
+                break  # a longer label that does not count is no shorter one either
         return None
 
-    def _goes_on(self, label: str, ids: Sequence[int]) -> bool:
-        """Whether `label`, written by the first of `ids`, is only a part of another label, word or number."""
-        after = _decode(self.tokenizer, ids).lstrip().removeprefix(label)
+    def _is_label(self, label: str, ids: Sequence[int], position: int, end: int) -> bool:
+        """Whether `ids[position:end]` follow the prefix, and are not only a part of another label, word or number."""
+        # Compared as text: the first tokens of the prefix depend on the character before it.
+        if not _decode(self.tokenizer, ids[max(0, end - self.window) : end]).endswith(self.prefix + label):
+            return False
+        written = _decode(self.tokenizer, ids[position:end])
+        after = _decode(self.tokenizer, ids[position : end - 1 + BEHIND_LABEL])[len(written) :]
         if GOES_ON.match(after) or (label[-1:].isalpha() and after[:1] in ("+", "-")):
-            return True
+            return False
         share = re.match(r"\s*/\s*(\d+)", after)  # 4/5 is a 4 where 5 is the top, and 4/10 is none
-        return share is not None and float(share[1]) != self.scale.high
+        return share is None or float(share[1]) == self.scale.high
+
+
+def _root(tokenizer: "PreTrainedTokenizerBase", scale: ScoreScale, rows: list[list[int]], prefix: str) -> int:
+    """Number of leading tokens that all `rows` share and that hold nothing of a label."""
+    shared = min(_shared_length(rows), min(map(len, rows)) - 1)
+    for label, row in zip(scale.labels, rows, strict=True):
+        tail = row[shared:]
+        while shared >= 0 and not _decode(tokenizer, row[shared:]).endswith(label):
+            shared -= 1
+        if shared < 0:
+            raise InputError(
+                f"score {label!r} is written as {_decode(tokenizer, tail)!r} in this tokenizer after {prefix!r}. Use "
+                "labels that it can write, e.g. digits."
+            )
+    return shared
 
 
 def _refuse_turn_tokens(prefix: str, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -241,21 +324,3 @@ def _shared_length(rows: list[list[int]]) -> int:
 
 def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-
-
-def _not_one_token(label: str, pieces: list[str], prefix: str) -> str:
-    found = f"{len(pieces)} tokens {tuple(pieces)}" if len(pieces) > 1 else f"written as {pieces[0]!r}"
-    text = "".join(pieces)
-    merged = text.removesuffix(label) if text.endswith(label) else ""
-    if merged.strip() and prefix.endswith(merged):
-        remedy = (
-            f"The end of score_prefix, {merged!r}, merges with some labels and not with others. End it with other "
-            "characters, e.g. a space or a line break."
-        )
-    elif prefix.endswith(" ") and not label.isascii():
-        remedy = f"Leave out the space at the end of score_prefix: {prefix.rstrip()!r}."
-    elif label.isalpha():
-        remedy = 'Use labels that are, e.g. digits: score_labels=["1", ..., "5"].'
-    else:
-        remedy = 'Use labels that are, e.g. score_labels=["A", ..., "J"] with score_values=[1, ..., 10].'
-    return f"score {label!r} is {found} in this tokenizer after {prefix!r}; each score must be one token.\n{remedy}"

@@ -203,6 +203,12 @@ def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, cap
     assert gold[0] == pytest.approx(4 / 3) and gold[4] == pytest.approx(11 / 3)
     expected = math.sqrt(sum((j["score"] - j["gold"]) ** 2 for j in result["judgments"]) / 8)
     assert result["methods"]["RAIL"]["rmse"] == pytest.approx(expected)
+    assert main([str(argument) for argument in [*argv, *DRAW, "--fail_under", "rmse=9", "mae=9"]]) == 0
+    for limit in ("rmse=0.001", "within_one=1.1"):
+        with pytest.raises(
+            SystemExit, match=rf"^tract evaluate: mt_bench: {limit.split('=')[0]} of RAIL is .*, the limi"
+        ):
+            main([str(argument) for argument in [*argv, *DRAW, "--fail_under", limit]])
 
 
 def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_model_card(
@@ -246,6 +252,10 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
     one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
     assert "--columns and --rubric are for --data" in refused(*one, "--columns", '{"a": "b"}')
     own = ["evaluate", "--model", judge_folder, "--data", records_file]
+    for limit in ("pearson", "pearson=", "r=0.6", "pearson=0,6"):
+        assert f"takes figures with limits, such as pearson=0.6; found '{limit}'." in refused(
+            *own, "--fail_under", limit
+        )
     for wrong in ("[1]", "{'a': 'b'}"):
         assert "columns must be a JSON object such as" in refused(*own, "--columns", wrong)
 

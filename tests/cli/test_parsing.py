@@ -26,6 +26,8 @@ CPU = ["--use_cpu", "true", "--bf16", "false"]
         (["--max_records", "0"], "max_records must be at least 1, got 0."),
         (["--data", ""], "data is empty. Give a file, a folder or a name, or leave it out."),
         (["--score_prefix", "Score\udcff: "], r"score_prefix must be text in UTF-8, found 'Score\udcff: '."),
+        (["--scale", "10"], "Expected LOW:HIGH or LOW:HIGH:STEP, e.g. 1:10 or 1:5:0.5; found '10'."),
+        (["--scale"], "Expected LOW:HIGH or LOW:HIGH:STEP, e.g. 1:10 or 1:5:0.5; found ''."),
         (["--score_labels", "No", "Yes"], "The labels ['No', 'Yes'] are not all numbers"),
         (["--columns", "[1]"], 'columns must be a JSON object such as {"human": "score"}, got \'[1]\'.'),
         (["--columns", "[" * 99_999], "columns must be a JSON object such as"),

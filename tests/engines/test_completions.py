@@ -1,13 +1,17 @@
 """What a model writes becomes a rationale, without what the chat template puts before an answer."""
 
+import math
+
 import pytest
+import torch
 from tiny import FAMILIES, PREFIX, RATIONALES, make_tokenizer
 
 from tract_trainer import JudgeConfig
 from tract_trainer.data.records import close
 from tract_trainer.data.rendering import RecordRows, prompt_ids, row_ids
-from tract_trainer.engines.completions import lead, read_written
-from tract_trainer.scale import ScoreTokens
+from tract_trainer.engines.completions import Places, label_log_probs, lead, places_due, read_written
+from tract_trainer.engines.trie import LabelTrie
+from tract_trainer.scale import ScoreScale, ScoreTokens
 
 CONFIG = JudgeConfig(list("12345"), [1, 2, 3, 4, 5], PREFIX)
 PROMPT = [{"role": "user", "content": "Rate the response from 1 to 5.\n"}]
@@ -207,3 +211,67 @@ def test_a_prefix_and_labels_that_are_special_tokens_begin_no_turn():
     tokens = ScoreTokens.resolve(config.scale, "<score>", tokenizer)
     ids = tokenizer("It seems <score><s2> and <score><s3> but is <score><s4><|im_end|>")["input_ids"]
     assert read(tokens, [5, 6], ids).label == "<s4>"
+
+
+# Labels of several tokens
+
+SEVERAL = [
+    ScoreScale.integers(1, 10),
+    ScoreScale.integers(0, 100),
+    ScoreScale.steps(1, 5, 0.5),
+    ScoreScale(["10", "20"]),
+    ScoreScale(["disagree", "strongly disagree", "agree", "agree strongly"], [1, 0, 2, 3]),
+]
+
+
+@pytest.mark.parametrize("scale", SEVERAL, ids=lambda scale: scale.labels[-1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_of_single_tokens_make_those_of_the_trie(family, scale):
+    tokens = ScoreTokens.resolve(scale, PREFIX, make_tokenizer(family))
+    torch.manual_seed(0)
+    log_probs = torch.randn(len(tokens.nodes), len(tokens.tokenizer)).mul(3).log_softmax(-1)
+    known, asked = {(): log_probs[0].tolist()}, 0
+    while due := places_due(tokens, known):
+        known |= {node: log_probs[tokens.nodes.index(node)].tolist() for node in due}
+        asked += 1
+    assert asked <= tokens.depth
+    expected = LabelTrie(tokens).label_log_probs(log_probs[None])[0].exp().tolist()
+    assert list(map(math.exp, label_log_probs(tokens, known))) == pytest.approx(expected, rel=1e-4, abs=2e-9)
+
+
+def test_what_the_judge_would_hardly_begin_is_not_asked_for():
+    tokens = ScoreTokens.resolve(ScoreScale.steps(1, 5, 0.5), PREFIX, make_tokenizer())
+    one, two, point, five = tokens.tokenizer.convert_tokens_to_ids(["1", "2", ".", "5"])
+    root = {**dict.fromkeys(tokens.ids, math.log(1e-12)), one: math.log(0.9), two: math.log(0.1)}
+    assert places_due(tokens, {(): root}) == [(one,), (two,)]
+    known = {(): root, (one,): {point: math.log(0.5)}, (two,): {point: -math.inf}}
+    assert places_due(tokens, known) == [(one, point)]
+    known[one, point] = {five: 0.0}
+    assert not places_due(tokens, known)
+    found = dict(zip(tokens.scale.labels, map(math.exp, label_log_probs(tokens, known)), strict=True))
+    assert [found[label] for label in ("1", "1.5", "2", "2.5")] == pytest.approx([0.45, 0.45, 0.1, 0])
+    assert found["3"] == pytest.approx(1e-12)
+
+
+def test_labels_of_one_token_keep_their_log_probabilities():
+    tokens = scored("qwen", "no lead")
+    root = {token: -0.1 * i - 1e-7 for i, token in enumerate(tokens.ids)}
+    assert not places_due(tokens, {(): root})
+    assert label_log_probs(tokens, {(): root}) == tuple(root.values())
+
+
+@pytest.mark.parametrize(
+    ("scale", "label"),
+    [(SEVERAL[0], "10"), (SEVERAL[0], "1"), (SEVERAL[2], "4.5"), (SEVERAL[4], "agree strongly")],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_label_of_several_tokens_is_no_part_of_the_rationale(family, scale, label):
+    tokens = ScoreTokens.resolve(scale, PREFIX, make_tokenizer(family))
+    prompt = prompt_ids(PROMPT, tokens.tokenizer, True)
+    row = row_ids(PROMPT, close("It is clear.", PREFIX, label), tokens.tokenizer, True)
+    stop = [tokens.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    places = Places()
+    found = read_written(tokens, prompt, row[len(prompt) :], stop, places.of(0))
+    assert (found.text.strip(), found.label) == ("It is clear.", label)
+    path = tokens.paths[scale.labels.index(label)]
+    assert tuple(row[len(prompt) + places[0] :][: len(path)]) == path

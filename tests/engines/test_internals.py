@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_compatibility import vision_language_model
@@ -83,6 +84,22 @@ def rope_deltas(folder):
     assert any("rope_deltas" in vars(module) for module in model.modules())
 
 
+def masks(folder):
+    for kind, settings in (("llama", {}), ("gemma2", {"_attn_implementation": "eager"}), ("mistral", {})):
+        model = make_model(kind, **settings).eval()
+        assert model._supports_attention_backend and not model._is_stateful
+        assert model.config._attn_implementation == settings.get("_attn_implementation", "sdpa")
+        seen = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+        if settings:
+            seen = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+            assert set(model.config.layer_types) == {"full_attention", "sliding_attention"}
+            seen = dict.fromkeys(model.config.layer_types, seen)
+        with torch.no_grad():
+            found, expected = (model(PROMPT, attention_mask=mask).logits for mask in (seen, None))
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert transformers.MambaForCausalLM._is_stateful
+
+
 def missing_keys(folder):
     get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder)
     with warnings.catch_warnings(record=True) as caught:
@@ -122,6 +139,7 @@ CHECKS = {
     "transformers: position_ids": position_ids,
     "transformers: stopping_criteria": stopping_criteria,
     "transformers: rope_deltas": rope_deltas,
+    "transformers: masks": masks,
     "peft: missing keys": missing_keys,
     "peft: saved embeddings": saved_embeddings,
     "vllm: model_config": model_config,

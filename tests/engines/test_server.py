@@ -692,6 +692,19 @@ def test_a_rationale_that_the_server_does_not_score_leaves_the_others_scored(fol
     assert found[2].reason
 
 
+@pytest.mark.parametrize("unfinished", ["drop", "force"])
+def test_a_prompt_that_the_server_refuses_is_asked_once_and_has_no_row_in_stage_2(folder, local, tmp_path, unfinished):
+    dataset = make_dataset(8, conversational=True)
+    settings = {"temperature": 0.01, "max_retries": 2, "unfinished": unfinished, "progress": False, **SAMPLING}
+    with serving(local, fail=refusing(local)) as server:
+        found = generate_cot_dataset(connect(folder, server), dataset, output_dir=tmp_path, **settings)
+    texts = [local.engine.tokens.tokenizer.decode(asked["prompt"]) for asked in server.asked]
+    assert sum("names 2 facts" in text for text in texts) == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["refused"] == 1 and report["kept"] == len(found) == 7 - report["dropped"] > 0
+    assert not any("names 2 facts" in prompt[0]["content"] for prompt in found["prompt"])
+
+
 @pytest.mark.parametrize("records", [RECORDS[:1], RECORDS * 9], ids=["one", "many"])
 def test_settings_that_the_server_refuses_end_the_run(folder, local, records):
     """As those of a model that reads less than `max_new_tokens`."""

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.calibration import calibration, calibration_error, reliability_curve
+from tract_trainer.evaluation.calibration import calibration
 
 SCALE = [1, 2, 3, 4, 5]
+LISTS = ["thresholds", "predicted", "observed", "counts"]
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+
+def calibration_error(*args, **settings):
+    return calibration(*args, **settings)["error"]
 
 
 def naive_error(probs, gold, values, n_bins):
@@ -40,12 +45,11 @@ def test_the_calibration_error_by_hand():
     # 2/3 * .2 + 1/3 * .1 = 1/6. P(<= 2) = .4 .8 1 and gold <= 2 is 0 1 1 (2.5 is not): bin 1 .4 and 0, bin 2 .9 and 1:
     # 1/3 * .4 + 2/3 * .1 = 1/5. Their mean is 11/60.
     probs, gold = [[2, 2, 6], [0.4, 0.4, 0.2], [0.9, 0.1, 0.0]], [2.5, 1, 1]
-    curve = reliability_curve(probs, gold, [1, 2, 3], n_bins=2)
-    np.testing.assert_allclose(curve.predicted, [[0.3, 0.9], [0.4, 0.9]], atol=1e-12)
-    np.testing.assert_allclose(curve.observed, [[0.5, 1], [0, 1]], atol=1e-12)
-    np.testing.assert_array_equal(curve.counts, [[2, 1], [1, 2]])
-    np.testing.assert_array_equal(curve.thresholds, [1, 2])
-    assert calibration_error(probs, gold, [1, 2, 3], n_bins=2) == pytest.approx(11 / 60, abs=1e-12)
+    found = calibration(probs, gold, [1, 2, 3], n_bins=2)
+    np.testing.assert_allclose(found["predicted"], [[0.3, 0.9], [0.4, 0.9]], atol=1e-12)
+    np.testing.assert_allclose(found["observed"], [[0.5, 1], [0, 1]], atol=1e-12)
+    assert (found["counts"], found["thresholds"]) == ([[2, 1], [1, 2]], [1, 2])
+    assert found["error"] == pytest.approx(11 / 60, abs=1e-12)
 
 
 def test_a_judge_that_is_the_distribution_of_the_ratings_is_calibrated():
@@ -62,7 +66,7 @@ def test_each_rating_of_a_record_has_its_share_of_it_by_hand():
     # P(<= 1) = .75 .75, one bin; ratings 1 1 2 and 2: the shares at 1 are 2/3 and 0. |.75 - (2/3 + 0) / 2| = 5/12.
     probs, ratings = [[0.75, 0.25]] * 2, [[1, 1, 2], [2]]
     assert calibration_error(probs, ratings, [1, 2]) == pytest.approx(5 / 12)
-    assert reliability_curve(probs, ratings, [1, 2], n_bins=1).observed.tolist() == [[pytest.approx(1 / 3)]]
+    assert calibration(probs, ratings, [1, 2], n_bins=1)["observed"] == [[pytest.approx(1 / 3)]]
     mixed = calibration_error(probs, [[1, 1, 2], 2], [1, 2])
     assert mixed == pytest.approx(5 / 12)
 
@@ -89,9 +93,9 @@ def test_rows_of_probabilities_are_normalised_and_the_unscored_left_out():
 def test_calibration_of_nothing_is_nan_and_empty_bins_are():
     assert math.isnan(calibration_error([], [], [1, 2]))
     assert math.isnan(calibration_error([[math.nan, 0.5]], [1], [1, 2]))
-    assert np.isnan(reliability_curve([], [], [1, 2, 3]).predicted).all()
-    curve = reliability_curve([[0.25, 0.75]], [1], [1, 2], n_bins=4)
-    np.testing.assert_array_equal(curve.observed, [[math.nan, 1, math.nan, math.nan]])
+    assert np.isnan(calibration([], [], [1, 2, 3])["predicted"]).all()
+    found = calibration([[0.25, 0.75]], [1], [1, 2], n_bins=4)
+    np.testing.assert_array_equal(found["observed"], [[math.nan, 1, math.nan, math.nan]])
     for probs in ([], [[math.nan] * 5] * 3):
         found = calibration(probs, [3.0] * len(probs), SCALE)
         assert all(map(math.isnan, (found["error"], found["error_by_chance"]))) and np.sum(found["counts"]) == 0
@@ -121,7 +125,6 @@ def drawn(n, power=1.0, seed=0):
 def test_a_calibrated_judge_has_the_error_of_chance_and_another_has_more():
     probs, gold = drawn(2000)
     found = calibration(probs, gold, SCALE)
-    assert found["error"] == calibration_error(probs, gold, SCALE)
     assert found["error"] == pytest.approx(found["error_by_chance"], rel=0.3)
     assert calibration_error(*drawn(50_000), SCALE) < 0.005
     overconfident = calibration(*drawn(2000, power=3), SCALE)
@@ -131,6 +134,6 @@ def test_a_calibrated_judge_has_the_error_of_chance_and_another_has_more():
 
 def test_the_lists_are_plain_and_of_every_threshold():
     found = calibration(*drawn(50), SCALE)
-    assert set(found) == {"error", "error_by_chance", "thresholds", "predicted", "observed", "counts"}
+    assert list(found) == ["error", "error_by_chance", *LISTS]
     assert found["thresholds"] == [1, 2, 3, 4] and np.shape(found["predicted"]) == (4, 10)
     assert sum(map(sum, found["counts"])) == 4 * 50 and type(found["counts"][0][0]) is int

@@ -190,6 +190,10 @@ def test_several_ratings_are_kept_and_calibration_is_of_each(tmp_path):
         assert result["calibration"]["error"] == pytest.approx(0, abs=1e-6)
         gold = [row["gold"] for row in result["judgments"]]
         assert calibration(shares, gold, range(1, 6))["error"] > 0.05
+        # Distances of a rating from the mean of the other two: .5 .5 1; 1.5 1.5 0; 1.5 1.5 3; 0 0 0.
+        assert result["ceiling"]["n"] == 4 and result["ceiling"]["mae"] == pytest.approx(11 / 12)
+        page = (tmp_path / f"{name}-result.md").read_text()
+        assert "| median | one rater |" in page and "on 4 records with several ratings: a ceiling for judges." in page
 
 
 def test_a_judge_that_renormalises_has_its_rail_score_renormalised(records, tmp_path):

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -18,9 +17,8 @@ from fake import fake_judge, sure
 from tract_trainer.cli.main import main
 from tract_trainer.data.pairs import read_pairs
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.artifacts import number, read_artifacts, text
-from tract_trainer.evaluation.evaluate import evaluate
-from tract_trainer.evaluation.page import listing, write_page
+from tract_trainer.evaluation.evaluate import evaluate, load_result
+from tract_trainer.evaluation.page import listing, render_page, training_logs, write_page
 from tract_trainer.evaluation.pictures import as_svg, result_figures, shortened
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +119,7 @@ def make_result(judgments=None, **changes):
         "settings": {"num_cots": 2, "seed": 42},
         "methods": {"RAIL": figures, "decoded": {"n": 3, "unscored": 0, "pearson": None, "rmse": 1.25}},
         "by_rationales": {"1": {"RAIL": figures}},
-        "calibration": {"error": 0.05, "error_by_chance": 0.02},
+        "calibration": {"error": 0.05, "error_by_chance": 0.02, "thresholds": [1, 2, 3, 4], "predicted": []},
         "judgments": [judgment(), judgment(2.0, None), judgment(1.0, 4.0)] if judgments is None else judgments,
     }
     return {**result, **changes}
@@ -134,7 +132,6 @@ def made_result(path, told="harmless"):
     result = evaluate(judge, records, told, path, 2, judge_name=told)
     texts = dict.fromkeys(("label", "rationale", "reason", "prompt"), told)
     rows = [{**row, **texts} for row in result["judgments"]]
-    rows[1]["prompt"] = [{"role": told, "content": told}]
     result["judge"][told] = told
     path.write_text(json.dumps({**result, "judgments": rows, "settings": {told: {told: told}}}))
 
@@ -158,6 +155,12 @@ def undrawn(monkeypatch):
     monkeypatch.setattr("tract_trainer.evaluation.evaluate.draw", lambda result, stem: None)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For results that are made up and have too little for a picture."""
+    monkeypatch.setattr("tract_trainer.evaluation.page.result_figures", lambda result: {})
+
+
 def page_of(path, **kwargs):
     return write_page(path, **kwargs).read_text(encoding="utf-8")
 
@@ -178,9 +181,8 @@ def test_hostile_text_makes_no_element_and_no_attribute(told, harmless, tmp_path
     plain, hostile = Parsed(harmless), Parsed(page_of(make_run(tmp_path / "told", told)))
     assert len(hostile.pictures) == 5  # four of the result, and the training curves
     assert hostile.shape == plain.shape and not hostile.comments
-    row, other = hostile.data[0]["judgments"][:2]
+    row = hostile.data[0]["judgments"][0]
     assert {row[key] for key in ("label", "rationale", "reason", "prompt")} == {told}
-    assert other["prompt"] == f"{told}:\n{told}"
     assert len(told) > 300 or row["record"] == f"category {told}"
     shown = [" ".join(text.split()) for text in hostile.inside("dd")]
     assert " ".join(told.split()) in shown
@@ -206,6 +208,7 @@ def test_names_of_files_are_escaped(harmless, tmp_path):
     assert "{{ 7*7 }}" in page and "<img src=x" not in page
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(make_result([judgment(prompt="half \ud83d")])))
     assert Parsed(page_of(tmp_path)).data[0]["judgments"][0]["prompt"] == "half \ud83d"  # escaped in JSON
@@ -229,6 +232,7 @@ def test_only_the_pages_own_script_and_style_may_run_and_nothing_may_be_loaded(h
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_in_a_browser_the_list_sorts_and_hostile_text_is_text(tmp_path):
     rows = [judgment(3.0, 1.0 + i / 10, rationale=told, prompt=told) for i, told in enumerate(HOSTILE)]
@@ -281,6 +285,7 @@ def test_a_page_of_unscored_records_says_so_first(tmp_path):
     assert "No score: all 2 records are unscored, so there are no figures. The first reason: None of 1 rat" in shown
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_figures_stand_with_their_interval_and_their_worst_case(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(make_result()))
     page = page_of(tmp_path / "result.json")
@@ -313,15 +318,13 @@ def test_the_pictures_are_drawn_from_the_result_and_the_same_each_time(tmp_path)
 
 
 def test_a_folder_with_next_to_nothing_says_what_is_missing(tmp_path):
-    (tmp_path / "result.json").write_text('{"schema_version": 1, "methods": null, "judgments": null}')
+    (tmp_path / "settings.json").write_text('{"seed": 42, "lr": 1e-05, "names": ["é"], "strict": true, "none": null}')
     page = page_of(tmp_path)
-    assert "This result has no figures." in page and "There are no judgments here." in page
-    assert "<script" not in page  # there is nothing to list
-    (tmp_path / "result.json").unlink()
-    (tmp_path / "settings.json").write_text('{"seed": 42}')
-    assert "There is no result here." in page_of(tmp_path)
+    assert "There is no result here." in page and "<script" not in page  # there is nothing to list
+    assert Parsed(page).inside("dd") == ["42", "1e-05", '["é"]', "true"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_several_results_are_shown_and_can_be_chosen(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.json").write_text(json.dumps(make_result()))
@@ -330,6 +333,7 @@ def test_several_results_are_shown_and_can_be_chosen(tmp_path):
     assert parsed.inside("option") == ["a", "b"] and len(parsed.data) == 2
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_page_lies_in_the_folder_or_beside_the_result(tmp_path):
     (tmp_path / "flask.json").write_text(json.dumps(make_result()))
     assert write_page(tmp_path / "flask.json") == tmp_path / "flask.html"
@@ -337,6 +341,7 @@ def test_the_page_lies_in_the_folder_or_beside_the_result(tmp_path):
     assert write_page(tmp_path, tmp_path / "new" / "x.html") == tmp_path / "new" / "x.html"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_only_a_page_is_replaced(tmp_path, capsys):
     result, mine = tmp_path / "r.json", tmp_path / "mine.html"
     result.write_text(json.dumps(make_result()))
@@ -378,26 +383,13 @@ def test_the_error_is_the_distance_from_gold_and_of_pairs_how_far_they_are_the_w
 
 def test_bars_go_from_the_lowest_to_the_highest_score_and_the_nearest_to_gold_are_marked():
     config = {"score_labels": ["C", "A", "B"], "score_values": [0, 1, 0.5]}
-    rows = [judgment(0.75, probs=[0.2, 0.7, 0.1]), judgment(0.1, probs=[0.2, None, 0.1])]
+    rows = [judgment(0.75, probs=[0.2, 0.7, 0.1]), judgment(0.1, probs=[None] * 3)]
+    for row in rows:
+        row["rationales"] = [{**row["rationales"][0], "probs": None}]
     found = listing({**make_result(), "judge": {"config": config}, "judgments": rows})
     assert found["labels"] == ["C", "B", "A"]
     assert [row["probs"] for row in found["judgments"]] == [[0.2, 0.1, 0.7], []]
     assert [row["nearest"] for row in found["judgments"]] == [[1, 2], [0]]
-
-
-def test_numbers_that_json_has_no_word_for_are_not_known():
-    assert [number(value) for value in (1, 0.5, -2)] == [1.0, 0.5, -2.0]
-    for value in (math.nan, math.inf, -math.inf, 10**400, 1e301, True, "1", None, [1]):
-        assert number(value) is None
-    found = listing({**make_result(), "judgments": [{"score": math.nan, "probs": [1 / 3] * 5}, {}]})
-    assert [row["probs"] for row in found["judgments"]] == [[0.3333] * 5, []]
-    assert json.dumps(found, allow_nan=False)
-
-
-def test_messages_are_read_as_text():
-    messages = [{"role": "system", "content": "Be strict."}, {"role": "user", "content": "Rate it."}]
-    assert text(messages) == "system:\nBe strict.\n\nuser:\nRate it."
-    assert [text(value) for value in (None, 1e-05, ["é"], {"a": None})] == ["", "1e-05", '["é"]', '{"a": null}']
 
 
 # Training logs
@@ -408,10 +400,10 @@ def test_the_log_is_that_of_the_end_of_training_or_else_of_the_last_checkpoint(t
         checkpoint = tmp_path / "stage1" / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
         (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step}]}))
-    assert read_artifacts(tmp_path).histories == {"stage1": [{"step": 100}]}
-    assert read_artifacts(tmp_path / "stage1").histories == {"training": [{"step": 100}]}
+    assert training_logs(tmp_path) == {"stage1": [{"step": 100}]}
+    assert training_logs(tmp_path / "stage1") == {"training": [{"step": 100}]}
     (tmp_path / "stage1" / "trainer_state.json").write_text('{"log_history": [{"step": 101}]}')
-    assert read_artifacts(tmp_path).histories == {"stage1": [{"step": 101}]}
+    assert training_logs(tmp_path) == {"stage1": [{"step": 101}]}
 
 
 # Mistakes
@@ -423,7 +415,7 @@ def test_another_schema_is_one_clear_message(version, tmp_path):
     message = rf"result.json has schema_version {version!r}, and this version of tract-trainer reads 1. Run tract eval"
     for path in (tmp_path, tmp_path / "result.json"):
         with pytest.raises(InputError, match=message):
-            read_artifacts(path)
+            render_page(path)
 
 
 @pytest.mark.parametrize(
@@ -432,27 +424,23 @@ def test_another_schema_is_one_clear_message(version, tmp_path):
         ("{", "result.json is not valid JSON: Expecting"),
         ("[" * 100_000, "result.json is not valid JSON: maximum recursion depth"),
         ("[1]", "result.json is not the result of an evaluation: it has no schema_version"),
-        ('{"schema_version": 1, "judgments": {}}', "'judgments' must be a JSON array, found dict"),
-        ('{"schema_version": 1, "methods": "x"}', "'methods' must be a JSON object, found str"),
-        ('{"schema_version": 1, "judgments": [1]}', "each of the 'judgments' must be a JSON object"),
-        ('{"schema_version": 1, "methods": {"RAIL": null}}', "the figures of 'RAIL' lack `n` and `unscored`"),
         (
-            '{"schema_version": 1, "methods": {"RAIL": {"n": 1, "unscored": 0, "rmse": "<b>"}}}',
-            "'rmse' of 'RAIL' must be a number, found text",
+            '{"schema_version": 1, "judge": {}, "settings": {}, "methods": {}, "by_rationales": {}}',
+            r"result.json is no complete result, it lacks \['benchmark', 'judgments'\]",
         ),
     ],
 )
 def test_a_file_that_is_no_result_is_named(content, message, tmp_path):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        read_artifacts(tmp_path / "result.json")
+        load_result(tmp_path / "result.json")
 
 
 def test_nothing_of_a_run_is_a_mistake(tmp_path, capsys):
-    with pytest.raises(InputError, match=r"There is no run at '.*nowhere'. Give the folder of tract run"):
-        read_artifacts(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"There is no run at '.*nowhere'. Give a folder of tract run"):
+        render_page(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"holds nothing of a run: no settings\.json, no stage with"):
-        read_artifacts(tmp_path)
+        render_page(tmp_path)
     assert main(["report"]) == 2
     assert capsys.readouterr().err == (
         "tract report: error: Expected the folder of a run, or the JSON file of a result, got [].\n"

@@ -388,8 +388,9 @@ def test_a_model_that_never_comes_to_a_score_is_refused_and_may_be_forced(judge,
     settings = {"max_new_tokens": 2, "progress": False, "max_retries": 0}
     with pytest.raises(
         ValueError,
-        match=r"^Not one of 2 rationales came to 'So the overall score is ' and a label; the longest has 2 tokens\. Is "
-        r"the model trained to end so\? Otherwise raise max_new_tokens, or set unfinished='force'\.$",
+        match=r"^Not one of 2 rationales ends with 'So the overall score is ' and a label; the longest has 2 tokens, "
+        r"and the server refused 0 prompts\. Is the model trained to end so\? Otherwise raise max_new_tokens, or set "
+        r"unfinished='force'\.$",
     ):
         generate_cot_dataset(judge, dataset, output_dir=tmp_path / "a", **settings)
     found = generate_cot_dataset(judge, dataset, output_dir=tmp_path / "b", unfinished="force", **settings)
@@ -687,7 +688,7 @@ def test_a_loss_of_many_rationales_is_warned_of(scripted, tmp_path, caplog):
     for number, write in enumerate(kept):
         assert "stage 2 is trained on these" not in caplog.text
         generate_cot_dataset(scripted(write), make_dataset(8), output_dir=tmp_path / str(number), **SETTINGS)
-    assert "Only 6 of 8 rationales came to a score and make rows, and stage 2 is trained on these." in caplog.text
+    assert "Only 6 of 8 rationales are kept, and stage 2 is trained on these." in caplog.text
 
 
 def test_prompts_longer_than_the_model_reads_are_left_out_and_counted(judge, tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -185,3 +186,22 @@ def test_resuming_in_mid_epoch_gives_the_parameters_of_no_interruption(tmp_path)
 def test_processes_that_form_no_group_are_refused(tmp_path):
     with pytest.raises(AssertionError, match="the processes form no group, so each would work alone"):
         launch(tmp_path, processes=2, max_steps=1, use_cpu=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("learning_rate", "message"),
+    [
+        (
+            1e30,
+            r"The loss is not finite at step 2: training has diverged\. The last checkpoint kept: \S+/checkpoint-1\.",
+        ),
+        (1e39, r"The weights are not finite after step 1: training has diverged\. The last checkpoint kept: none\."),
+    ],
+)
+def test_diverged_training_ends_every_process_with_one_message(tmp_path, learning_rate, message):
+    settings = {"learning_rate": learning_rate, "max_grad_norm": 0.0, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(AssertionError, match=rf"InputError: {message}") as raised:
+        two_processes(tmp_path, **{**settings, "max_steps": 3})
+    assert len(set(re.findall("InputError: (.*)", str(raised.value)))) == 1  # whether one process says it or both
+    assert not (tmp_path / "judge_config.json").exists() and not (tmp_path / "result.pt").exists()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -150,3 +151,32 @@ def test_the_command_line_shows_records_and_counts(model, tmp_path, capsys):
     assert "row 0," in text and "row 1," not in text
     assert main(["inspect", str(tmp_path / "data.jsonl")]) == 2
     assert "--model_name_or_path is missing" in capsys.readouterr().err
+
+
+def test_a_label_of_several_tokens_is_shown_whole(model, tmp_path, capsys):
+    task = {"instruction": "Name a prime.", "rubric": "Right?"}
+    records = [
+        {**task, "response": "7", "rationale": "It is.", "score": 10},
+        {**task, "response": "1", "rationale": "It is none.", "score": 1},
+        {**task, "response": "9", "rationale": "It is 3 x 3.", "score": 1.4},
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    flags = ["--model_name_or_path", str(model.model_name_or_path), "--scale", "1:10", "--max_length", "2000"]
+    command = ["inspect", str(tmp_path / "data.jsonl"), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+    assert main([*command, *flags]) in (0, None)
+    text = capsys.readouterr().out
+    assert "target 10, written '10'" in text and "target 1.4, written '1'" in text
+    assert "3 of 3 rows have a score to train on." in text
+
+
+def test_the_whole_label_is_coloured_and_must_fit(model, tmp_path):
+    rows = make_rows(2)
+    rows[0] = {**rows[0], "completion": f"Clear. {PREFIX}10", "score": 10.0}
+    ten = {"score_labels": [*map(str, range(1, 11))]}
+    inspected = inspect_dataset(Dataset.from_list(rows), config(tmp_path, **ten), model)
+    coloured = shown(inspected, 1, force_terminal=True, color_system="standard")
+    yellow = re.findall(r"\x1b\[1;30;43m(.*?)\x1b\[0m", coloured)
+    assert "".join(yellow).endswith("10")  # after the legend
+    length = len(inspected.rows[0]["input_ids"]) - 2  # without the end of the turn and the 0
+    cut = inspect_dataset(Dataset.from_list(rows[:1]), config(tmp_path, max_length=length, **ten), model)
+    assert "lose their score to max_length" in shown(cut)

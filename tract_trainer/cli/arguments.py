@@ -150,7 +150,8 @@ class JudgeArguments(EngineArguments):
         default=None, metadata={"help": "Servers for --engine server, e.g. http://localhost:8000/v1."}
     )
     score_labels: list[str] | None = field(
-        default=None, metadata={"help": "Scale of a model without a judge_config.json, e.g. 1 2 3 4 5."}
+        default=None,
+        metadata={"help": "Scale of a model without a judge_config.json, e.g. 1 2 3 4 5. --scale 1:5 is short for it."},
     )
     score_values: list[float] | None = field(
         default=None, metadata={"help": "Value of each of the score_labels. Defaults to the labels read as numbers."}
@@ -244,6 +245,12 @@ class EvaluateArguments(JudgeArguments):
         default="evaluation",
         metadata={
             "help": "Folder for the results, or, for one benchmark, a .json file. Tables and pictures go beside it."
+        },
+    )
+    fail_under: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Exit with code 1 if a figure of RAIL is worse than its limit, e.g. pearson=0.6 rmse=0.9, for CI."
         },
     )
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -42,12 +43,13 @@ from tract_trainer.data.store import MARK, refuse_foreign, replacing
 from tract_trainer.engines.checkpoints import SavedJudge
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation import comparison
-from tract_trainer.evaluation.evaluate import check_output
+from tract_trainer.evaluation.evaluate import check_output, load_result
 from tract_trainer.evaluation.evaluate import evaluate as evaluate_judge
 from tract_trainer.evaluation.page import write_page
 from tract_trainer.evaluation.tables import comparison_markdown, comparison_table, results_table, summary_table
-from tract_trainer.hub.results import model_index, verdict
+from tract_trainer.hub.results import FIGURES, ceiling_remark, model_index, verdict, with_ceiling
 from tract_trainer.judging.judge import Judge
+from tract_trainer.metrics import ERRORS
 from tract_trainer.rationales.generation import generate_cot_dataset
 from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.inspection import inspect_dataset, view
@@ -146,6 +148,7 @@ def _print_judgment(judge: Judge, record: dict[str, Any], num_cots: int, setting
 
 def evaluate(argv: Sequence[str]) -> None:
     data, args, draw = parse("evaluate", argv, DataArguments, EvaluateArguments, SamplingArguments)
+    limits = _limits(args.fail_under or [])
     records = _scored_records(data, args)
     paths = _result_paths(args.output, list(records))
     for path in paths.values():
@@ -159,6 +162,33 @@ def evaluate(argv: Sequence[str]) -> None:
         for name, path in paths.items()
     }
     _show(results)
+    if missed := [text for result in results.values() for text in _missed(result, limits)]:
+        sys.exit(f"tract evaluate: {'; '.join(missed)}")  # with exit code 1
+
+
+def _limits(given: Sequence[str]) -> dict[str, float]:
+    """The limits of `--fail_under`, by figure."""
+    limits = {}
+    for text in given:
+        name, _, limit = text.partition("=")
+        if name not in FIGURES or not re.fullmatch(r"-?\d*\.?\d+", limit):
+            raise InputError(
+                f"--fail_under takes figures with limits, such as pearson=0.6; found {text!r}. The figures are "
+                f"{', '.join(FIGURES)}."
+            )
+        limits[name] = float(limit)
+    return limits
+
+
+def _missed(result: dict[str, Any], limits: dict[str, float]) -> list[str]:
+    """A text for each figure of RAIL that is worse than its limit, or not defined."""
+    missed = []
+    for name, limit in limits.items():
+        value = result["methods"]["RAIL"].get(name)
+        if value is None or (value > limit if name in ERRORS else value < limit):
+            shown = "is not defined" if value is None else f"is {value:.3f}"
+            missed.append(f"{result['benchmark']['name']}: {name} of RAIL {shown}, the limit is {limit:g}")
+    return missed
 
 
 def _scored_records(data: DataArguments, args: EvaluateArguments) -> dict[str, list[dict[str, Any]]]:
@@ -205,7 +235,9 @@ def _show(results: dict[Path, dict[str, Any]]) -> None:
     console, named = Console(), {result["benchmark"]["name"]: result for result in results.values()}
     for path, (name, result) in zip(results, named.items(), strict=True):
         console.print(f"{name}: {verdict(result)}", markup=False, highlight=False, soft_wrap=True)
-        console.print(results_table(result["methods"], name))
+        console.print(results_table(with_ceiling(result), name))
+        if remark := ceiling_remark(result):
+            console.print(remark, markup=False, highlight=False, soft_wrap=True)
         text = f"Judgments and figures are in {path}, the table and the pictures beside it.\n"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if len(scored := [result for result in named.values() if result.get("calibration")]) > 1:
@@ -223,7 +255,7 @@ def compare(argv: Sequence[str]) -> None:
     (args,) = parse("compare", argv[len(files) :], CompareArguments, positional="A.json B.json ")
     if len(files) != 2:
         raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
-    a, b = map(comparison.load_result, files)
+    a, b = map(load_result, files)
     found, folder = comparison.compare(a, b, args.method), Path(args.output)
     table, picture = folder / "comparison.md", folder / "comparison.png"
     refuse_foreign([table, picture], args.overwrite)

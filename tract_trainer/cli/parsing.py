@@ -19,6 +19,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 
 from tract_trainer.cli.main import COMMANDS
 from tract_trainer.errors import InputError
+from tract_trainer.scale import ScoreScale
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
 # Settings that name a model, data or an output. They come first in `--help`.
@@ -68,6 +69,7 @@ def parse(command: str, argv: Sequence[str], *kinds: Any, positional: str = "", 
         formatter_class=_Formatter,
     )
     parser.set_defaults(**defaults)
+    argv = _with_labels(argv)
     argv = list(itertools.chain(*(word.split("=", 1) if word.startswith("--config=") else [word] for word in argv)))
     parser.arrange_help(ModelConfig in kinds, "--help-all" in argv)
     argv = ["--help" if word == "--help-all" else word for word in argv]
@@ -185,3 +187,13 @@ def _check_value(name: str, value: Any, choices: Any) -> None:
             raise InputError(f"{name} must be {bounds}, got {value}.")
     if choices and value is not None and value not in choices:
         raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+
+
+def _with_labels(argv: Sequence[str]) -> list[str]:
+    """`argv` with the labels that `--scale LOW:HIGH[:STEP]` is short for."""
+    words = list(itertools.chain(*(word.split("=", 1) if word.startswith("--scale=") else [word] for word in argv)))
+    if "--scale" not in words:
+        return words
+    place = words.index("--scale")
+    labels = ScoreScale.parse(" ".join(words[place + 1 : place + 2])).labels
+    return [*words[:place], "--score_labels", *labels, *words[place + 2 :]]

@@ -13,6 +13,9 @@ PRIVATE = {
     "reached the model's maximum length remains in its batch.",
     "transformers: stopping_criteria": "The logger that warns of a batch longer than the model reads. No row is.",
     "transformers: rope_deltas": "Qwen's models with images keep those of the last batch, whose size may differ.",
+    "transformers: masks": "A model takes a mask that says which token sees which; one for each kind of layer if its "
+    "config has `layer_types`. So the places where long labels go on are read behind their row, out of its sight. "
+    "`_supports_attention_backend`, `_is_stateful` and `_attn_implementation` tell which models do.",
     "peft: missing keys": "The beginning of the warning that an adapter has no weights for some layers: an error here.",
     "peft: saved embeddings": "Names under which an adapter holds an embedding or head. Their number of rows is needed "
     "to resize the base model before the adapter is loaded.",

@@ -1,11 +1,12 @@
-"""Reads the tokens that a model wrote as a rationale with its score. Every engine ends with this.
+"""The rationale and its score in the tokens that a model wrote. Every engine ends with this.
 
 `K` is the number of labels of the scale.
 """
 
+import math
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,26 @@ FINAL = "<|channel|>final<|message|>"
 
 TAIL = 8
 """Number of last tokens of a prompt that hold what begins a think block."""
+
+
+Node = tuple[int, ...]
+"""A place in the trie of labels, as the tokens that lead there."""
+
+SMALLEST_REACH = math.log(1e-9)
+"""Log-probability of a place in the trie of labels below which it is left out: no score changes by what follows it."""
+
+
+class Places(dict[int, int]):
+    """The place of the label in what was written, by the number of the rationale; for scores that are read later."""
+
+    def of(self, number: int) -> Callable[[int], tuple[()]]:
+        """`log_probs` of [`read_written`] that takes down the place."""
+
+        def note(place: int) -> tuple[()]:
+            self[number] = place
+            return ()
+
+        return note
 
 
 def read_written(
@@ -46,12 +67,50 @@ def read_written(
     written, decode = list(written[:end]), partial(_decode_after, tokens.tokenizer, prompt[-4:])
     thought = _answer_start(tokens.tokenizer, prompt, written, decode)
     found = _score_of_turn(tokens, prompt, written, thought, truncated=end is None)
-    answer = _answer(written if found is None else written[: found.position + 1], thought, lead, decode)
+    answer = _answer(written if found is None else written[: found.end], thought, lead, decode)
     if found is None:
         return Rationale(answer, None, None, len(written), truncated=end is None)
     at_score = tuple(map(float, log_probs(found.position)))
     text = answer.removesuffix(found.label)  # a label that is a special token is not decoded
     return Rationale(text.removesuffix(tokens.prefix), found.label, at_score, len(written), truncated=end is None)
+
+
+def places_due(tokens: ScoreTokens, known: Mapping[Node, Mapping[int, float]]) -> list[Node]:
+    """
+    Inner nodes of the trie of labels whose next token must be asked for, given the log-probabilities of the next token
+    at the `known` ones. Those that follow others are due when these are known.
+    """
+    reach = _reach(tokens, known)
+    return [node for node in tokens.nodes if node not in known and reach.get(node, -math.inf) > SMALLEST_REACH]
+
+
+def label_log_probs(tokens: ScoreTokens, known: Mapping[Node, Mapping[int, float]]) -> tuple[float, ...]:
+    """
+    Log-probability of each label, `(K,)`, from those of the next token at the inner nodes of the trie of labels. The
+    nodes left out by [`places_due`] lead to no longer label.
+    """
+    reach = _reach(tokens, known)
+
+    def stop(node: Node) -> float:
+        on = sum(math.exp(known[node][token]) for token in tokens.children(node)) if node in known else 0.0
+        return reach.get(node, -math.inf) + (math.log1p(-on) if on < 1 else -math.inf)
+
+    def log_prob(path: Node) -> float:
+        stops = [stop(node) for node in tokens.stops(path)]
+        if not stops:
+            return reach.get(path, -math.inf)
+        total = sum(map(math.exp, stops))
+        return math.log(total) if total > 0 else -math.inf
+
+    return tuple(map(log_prob, tokens.paths))
+
+
+def _reach(tokens: ScoreTokens, known: Mapping[Node, Mapping[int, float]]) -> dict[Node, float]:
+    """Log-probability of every place that follows a `known` one."""
+    reach: dict[Node, float] = {(): 0.0}
+    for node in known:  # parents first
+        reach |= {(*node, token): reach[node] + known[node][token] for token in tokens.children(node)}
+    return reach
 
 
 def _score_of_turn(
@@ -68,7 +127,7 @@ def _score_of_turn(
     scores: list[FoundScore] = []
     found = tokens.find(row, [*skipped, *row[len(skipped) :]])
     while found is not None:
-        scores.insert(0, FoundScore(found.position - len(prompt), found.label))
+        scores.insert(0, FoundScore(found.position - len(prompt), found.label, found.end - len(prompt)))
         row = row[: found.position]
         found = tokens.find(row, [*skipped, *row[len(skipped) :]])
     if truncated or len(scores) < 2:
@@ -76,7 +135,7 @@ def _score_of_turn(
     tokenizer = tokens.tokenizer
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special -= {*tokens.ids, *tokenizer(tokens.prefix, add_special_tokens=False)["input_ids"]}
-    pairs = ((score, written[score.position + 1 : later.position]) for score, later in pairwise(scores))
+    pairs = ((score, written[score.end : later.position]) for score, later in pairwise(scores))
     return next((score for score, between in pairs if not special.isdisjoint(between)), scores[-1])
 
 

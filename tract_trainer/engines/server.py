@@ -26,7 +26,15 @@ import openai
 from tract_trainer.data.hashing import digest
 from tract_trainer.engines.base import Rationale, Sampling
 from tract_trainer.engines.checkpoints import SavedJudge
-from tract_trainer.engines.completions import lead, read_written, stop_ids
+from tract_trainer.engines.completions import (
+    Node,
+    Places,
+    label_log_probs,
+    lead,
+    places_due,
+    read_written,
+    stop_ids,
+)
 from tract_trainer.errors import InputError, without_password
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -101,7 +109,7 @@ class ServerEngine:
         served = self._served(model)
         self.model, self.root = next(iter(served.values()))[:2]
         limits = [max_model_len, *(limit for *_, limit in served.values())]
-        self.max_length = min((limit for limit in limits if limit), default=None)
+        self.max_length = min((limit - tokens.depth for limit in limits if limit), default=None)
         _run(self._complete([self.stop_ids[0]], 0, NEXT_TOKEN, reads=1))
         self.accepted.add(NEXT_TOKEN)
 
@@ -148,21 +156,51 @@ class ServerEngine:
         return f"server-{digest(self.model, self.root)[:8]}-{self.saved.identity}"
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
-        def read(prompt: list[int], reply: Completion | str) -> Rationale:
+        replies, places = self._complete_all(prompts, seeds, sampling), Places()
+
+        def read(number: int, prompt: list[int], reply: Completion | str) -> Rationale:
             if isinstance(reply, str):
                 return Rationale("", None, None, 0, error=reply)
-            written, log_probs = reply
-            return read_written(self.tokens, prompt, written, self.stop_ids, log_probs.__getitem__, self.lead)
+            return read_written(self.tokens, prompt, reply[0], self.stop_ids, places.of(number), self.lead)
 
-        return list(map(read, prompts, self._complete_all(prompts, seeds, sampling)))
+        rationales = list(map(read, count(), prompts, replies))
+        finished: list[Any] = replies  # those with a place are no refusals
+        rows = [[*prompts[i], *finished[i][0][:place]] for i, place in places.items()]
+        following = [finished[i][1][place] for i, place in places.items()]
+        for i, log_probs in zip(places, self._label_log_probs(rows, following), strict=True):
+            rationales[i] = rationales[i]._replace(log_probs=log_probs)
+        return rationales
 
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
-        unknown = (math.nan,) * len(self.tokens.ids)
         replies = self._complete_all(rows, [0] * len(rows), NEXT_TOKEN)
         for refused in (reply for reply in replies if isinstance(reply, str)):  # its caller gets NaN, and no reason
             logger.log(logging.INFO if self.refused else logging.WARNING, "A record remains unscored: %s", refused)
             self.refused = True
-        return [unknown if isinstance(reply, str) else reply[1][0] for reply in replies]
+        return self._label_log_probs(rows, [None if isinstance(reply, str) else reply[1][0] for reply in replies])
+
+    def _label_log_probs(
+        self, rows: Sequence[list[int]], following: Sequence[Sequence[float] | None]
+    ) -> list[tuple[float, ...]]:
+        """
+        Log-probability of each label behind each of `rows`, `(K,)`; NaN for those that the servers do not complete.
+
+        Args:
+            following (`Sequence[Sequence[float]]`): log-probability of each of `tokens.ids` behind each row; or `None`.
+        """
+        ids = self.tokens.ids
+        known: list[dict[Node, dict[int, float]] | None] = [
+            None if found is None else {(): dict(zip(ids, found, strict=True))} for found in following
+        ]
+        while due := [(i, node) for i, at in enumerate(known) if at for node in places_due(self.tokens, at)]:
+            asked = [[*rows[i], *node] for i, node in due]
+            for (i, node), reply in zip(due, self._complete_all(asked, [0] * len(due), NEXT_TOKEN), strict=True):
+                at = known[i]
+                if at is None or isinstance(reply, str):
+                    known[i] = None
+                else:
+                    at[node] = dict(zip(ids, reply[1][0], strict=True))
+        unknown = (math.nan,) * len(self.tokens.paths)
+        return [unknown if at is None else label_log_probs(self.tokens, at) for at in known]
 
     def _served(self, model: str | None) -> dict[str, tuple[str, str, int | None]]:
         """By server, the name of the model, the last part of its path there, and its maximum length."""
@@ -246,7 +284,7 @@ class ServerEngine:
                     model=self.model,
                     prompt=prompt,
                     n=1,
-                    max_tokens=min(sampling.max_new_tokens, limit),
+                    max_tokens=max(1, min(sampling.max_new_tokens, limit)),
                     temperature=sampling.temperature,
                     top_p=sampling.top_p if sampling.temperature > 0 else 1.0,
                     seed=seed,

@@ -1,4 +1,4 @@
-"""Writes rationales with Transformers' `generate` in this process.
+"""Rationales and scores from Transformers' `generate` in this process.
 
 One list of logits processors decides the next token: record the log-probabilities of the scale, penalise repetition,
 sample. No setting of the model's generation config applies. Shape letters: `B` rows, `S` steps, `K` labels of the
@@ -9,9 +9,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -33,7 +34,8 @@ from tract_trainer._distributed import process_state
 from tract_trainer.data.hashing import digest
 from tract_trainer.engines.base import Rationale, Sampling
 from tract_trainer.engines.checkpoints import load_judge_model
-from tract_trainer.engines.completions import lead, read_written, stop_ids
+from tract_trainer.engines.completions import Places, lead, read_written, stop_ids
+from tract_trainer.engines.trie import LabelTrie, appends_tokens, behind_cache, with_tokens
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -47,6 +49,13 @@ REMINDER = logging.getLogger("transformers.generation.stopping_criteria")
 
 RECOVERY = 1.01
 """Growth of the batches with each one that fits into memory: a limit is doubled by 70 of them."""
+
+
+class Before(NamedTuple):
+    """The tokens of a row before its label, and the log-probability of each of `ScoreTokens.ids` behind them."""
+
+    tokens: list[int]
+    log_probs: list[float]
 
 
 class TransformersEngine:
@@ -72,7 +81,9 @@ class TransformersEngine:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}.")
         self.stop_ids, self.lead = stop_ids(model.generation_config, tokens, config), lead(tokens, config)
-        self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.trie = LabelTrie(tokens) if tokens.depth else None
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = limit and limit - tokens.depth
 
     @classmethod
     def from_pretrained(
@@ -163,10 +174,12 @@ class TransformersEngine:
             if "rope_deltas" in state:
                 state["rope_deltas"] = None
         written: list[list[int]] = [[] for _ in prompts]
-        log_probs: list[list[list[float]]] = [[] for _ in prompts]  # (S, K) of each row
+        log_probs: list[list[list[float]]] = [[] for _ in prompts]  # (S, K) of each row; of `tokens.ids`
+        labels: dict[int, Any] = {}  # (K,) of each row that has ended, where labels are several tokens
         rows = list(range(len(prompts)))  # those that go on
         input_ids, attention_mask = self._left_padded(prompts)
-        with _generating(self.model, config, self.max_length):
+        limit = self.max_length and self.max_length + self.tokens.depth
+        with _generating(self.model, config, limit):
             cache = self._prompts_read_once(prompts)
             while rows:
                 ending = RowsEnd([limits[row] for row in rows], width, self.stop_ids, early=cache is not None)
@@ -182,17 +195,65 @@ class TransformersEngine:
                 for row, tokens, of_row in zip(rows, new.tolist(), recorder.taken().tolist(), strict=True):
                     written[row] += tokens
                     log_probs[row] += of_row
-                going_on = (~ending.ended(sequences)).nonzero()[:, 0]
+                ended = ending.ended(sequences)
+                attention_mask = F.pad(attention_mask, (0, new.size(1)), value=1)
+                if self.trie is not None:
+                    due = [
+                        self._before_label(prompts[row], written[row][: limits[row]], log_probs[row]) if end else None
+                        for row, end in zip(rows, ended.tolist(), strict=True)
+                    ]
+                    labels |= dict(zip(rows, self._labels(self.trie, due, cache, attention_mask), strict=True))
+                going_on = (~ended).nonzero()[:, 0]
                 rows = [rows[i] for i in going_on.tolist()]
-                input_ids = sequences[going_on]
-                attention_mask = F.pad(attention_mask, (0, new.size(1)), value=1)[going_on]
+                input_ids, attention_mask = sequences[going_on], attention_mask[going_on]
                 draw.uniforms = draw.uniforms[going_on.to(draw.uniforms.device)]
                 if cache is not None and rows:
                     cache.batch_select_indices(going_on)
         return [
-            read_written(self.tokens, prompt, tokens[:limit], self.stop_ids, of_row.__getitem__, self.lead)
-            for prompt, limit, tokens, of_row in zip(prompts, limits, written, log_probs, strict=True)
+            self._read(prompt, tokens[:limit], partial(labels.get, row) if self.trie else of_row.__getitem__)
+            for row, (prompt, limit, tokens, of_row) in enumerate(zip(prompts, limits, written, log_probs, strict=True))
         ]
+
+    def _read(self, prompt: list[int], tokens: list[int], log_probs: Callable[[int], Any]) -> Rationale:
+        return read_written(self.tokens, prompt, tokens, self.stop_ids, log_probs, self.lead)
+
+    def _before_label(self, prompt: list[int], tokens: list[int], log_probs: list[list[float]]) -> Before | None:
+        places = Places()
+        self._read(prompt, tokens, places.of(0))
+        return Before([*prompt, *tokens[: places[0]]], log_probs[places[0]]) if places else None
+
+    def _labels(
+        self, trie: LabelTrie, due: list[Before | None], cache: DynamicCache | None, attention_mask: Tensor
+    ) -> list[tuple[float, ...] | None]:
+        """
+        Log-probability of each label, `(K,)`, in the rows of a batch that have one.
+
+        Args:
+            due (`list[Before]`): what stands before the label of each row, or `None`.
+            cache (`DynamicCache`, *optional*): keys and values of all rows, which is left as it is.
+            attention_mask (`torch.Tensor`): which tokens of the batch are no padding, `(B, T)`.
+        """
+        rows = [before.tokens for before in due if before is not None]
+        if not rows:
+            return [None] * len(due)
+        if cache is None or any(layer.is_sliding for layer in cache.layers) or not appends_tokens(_owner(self.model)):
+            read = iter(self._score_batch(rows))
+            return [None if before is None else next(read) for before in due]
+        found = trie.label_log_probs(self._behind(trie, due, cache, attention_mask)).tolist()
+        return [None if before is None else tuple(of_row) for before, of_row in zip(due, found, strict=True)]
+
+    def _behind(self, trie: LabelTrie, due: list[Before | None], cache: DynamicCache, attention_mask: Tensor) -> Tensor:
+        """Log-probabilities at each inner node behind the rows in `cache`, `(B, J, V)`; see [`_labels`]."""
+        nth = attention_mask[:, : cache.get_seq_length()].cumsum(-1)  # (B, T): 0 for padding
+        lengths = torch.tensor([1 if before is None else len(before.tokens) for before in due], device=nth.device)
+        kwargs = behind_cache(_owner(self.model), trie, (nth > 0) & (nth <= lengths[:, None]))
+        logits = self.model(**kwargs, past_key_values=cache, use_cache=True).logits.float()  # (B, J - 1, V)
+        cache.crop(-logits.size(1))
+        root = torch.full_like(logits[:, :1], -torch.inf)
+        for i, before in enumerate(due):
+            if before is not None:
+                root[i, 0, list(self.tokens.ids)] = torch.tensor(before.log_probs, device=root.device)
+        return torch.cat([root, logits - log_total(logits)], dim=1)
 
     def _prompts_read_once(self, prompts: list[list[int]]) -> DynamicCache | None:
         """
@@ -212,15 +273,30 @@ class TransformersEngine:
     @torch.inference_mode()
     def _score_batch(self, rows: list[list[int]]) -> list[tuple[float, ...]]:
         with _evaluating(self.model):
-            logits = self._forward(*self._left_padded(rows)).logits[:, -1]  # (B, V)
-        return list(map(tuple, scale_log_probs(logits, self.tokens.ids).tolist()))
+            if self.trie is None:
+                logits = self._forward(*self._left_padded(rows)).logits[:, -1]  # (B, V)
+                return list(map(tuple, scale_log_probs(logits, self.tokens.ids).tolist()))
+            logits = self._at_inner_nodes(self.trie, rows)  # (B, J, V)
+        return list(map(tuple, self.trie.label_log_probs(logits - log_total(logits)).tolist()))
+
+    def _at_inner_nodes(self, trie: LabelTrie, rows: list[list[int]]) -> Tensor:
+        """Logits of the next token at each inner node of the trie of labels behind each row, `(B, J, V)`, float32."""
+        owner, nodes = _owner(self.model), self.tokens.nodes
+        if not appends_tokens(owner):
+            behind = [[*row, *node] for row in rows for node in nodes]
+            return self._forward(*self._left_padded(behind)).logits[:, -1].float().unflatten(0, (-1, len(nodes)))
+        input_ids, attention_mask = self._left_padded(rows)
+        due = torch.zeros_like(attention_mask, dtype=torch.bool)
+        due[:, -1] = True
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions(attention_mask)}
+        read = with_tokens(owner, trie, due, given)
+        return self.model(**read.kwargs, logits_to_keep=len(nodes)).logits.float()
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids,
+            position_ids=positions(attention_mask),
             logits_to_keep=1,
             **kwargs,
         )
@@ -231,6 +307,16 @@ class TransformersEngine:
         input_ids = torch.tensor([[row[0]] * (width - len(row)) + row for row in rows])
         attention_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return input_ids.to(self.model.device), attention_mask.to(self.model.device)
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """Position of each token of left-padded rows, `(B, T)`."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _owner(model: PreTrainedModel) -> Any:
+    """The model itself, without an adapter around it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _size(rows: Sequence[int], lengths: Sequence[int], limits: Sequence[int]) -> int:
@@ -249,7 +335,7 @@ def _generating(model: PreTrainedModel, config: GenerationConfig, max_length: in
     The model in `eval` mode and with `config` instead of its own generation config, which `generate` would merge in. A
     row that has reached `max_length` stays in its batch; its positions stay within the model's table of them.
     """
-    owner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    owner = _owner(model)
 
     def clamp(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if max_length is not None and kwargs.get("position_ids") is not None:
@@ -308,14 +394,19 @@ FIRST_SORTED = 512
 def scale_log_probs(logits: Tensor, ids: Sequence[int]) -> Tensor:
     """Log-probabilities of the tokens `ids`, `(B, K)`, from logits, `(B, V)`. Raises `InputError` if those are NaN."""
     logits = logits.float()
-    total = logits.logsumexp(-1, keepdim=True)  # (B, 1)
+    return logits[:, list(ids)] - log_total(logits)
+
+
+def log_total(logits: Tensor) -> Tensor:
+    """The log-sum-exp of `logits` over the vocabulary, `(..., 1)`. Raises `InputError` if it is not finite."""
+    total = logits.logsumexp(-1, keepdim=True)
     if not total.isfinite().all():
         raise InputError(
             "The model's logits are not finite (NaN or infinite), so there is nothing to draw or score. Either it "
             "diverged in training: look for NaN in its losses and train with a lower learning rate. Or it overflows in "
             'float16: load it in another type, e.g. model_kwargs={"dtype": "bfloat16"} or "float32".'
         )
-    return logits[:, list(ids)] - total
+    return total
 
 
 class ScoreRecorder(LogitsProcessor):

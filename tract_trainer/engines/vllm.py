@@ -1,10 +1,10 @@
-"""Writes rationales with vLLM in this process.
+"""Rationales and scores from vLLM in this process.
 
 vLLM returns the log-probabilities of the scale at every token, before temperature and penalties, so a score needs no
-second request. `K` is the number of labels of the scale.
+second request where labels are one token. `K` is the number of labels of the scale.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from vllm.lora.request import LoRARequest
 from tract_trainer.data.hashing import digest
 from tract_trainer.engines.base import Rationale, Sampling
 from tract_trainer.engines.checkpoints import SavedJudge, lora_limit
-from tract_trainer.engines.completions import lead, read_written, stop_ids
+from tract_trainer.engines.completions import (
+    Node,
+    Places,
+    label_log_probs,
+    lead,
+    places_due,
+    read_written,
+    stop_ids,
+)
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -40,7 +48,7 @@ class VLLMEngine:
         self.batch_size = 512 if batch_size is None else batch_size
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-        self.max_length = int(llm.llm_engine.model_config.max_model_len)
+        self.max_length = int(llm.llm_engine.model_config.max_model_len) - tokens.depth
         self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
         self.adapter = None if saved.base is None else LoRARequest("judge", 1, str(saved.folder))
 
@@ -91,22 +99,42 @@ class VLLMEngine:
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        return [
-            read_written(self.tokens, prompt, output.token_ids, self.stop_ids, self._reader(output.logprobs), self.lead)
-            for prompt, output in zip(prompts, self._run(prompts, settings), strict=True)
+        outputs, places = self._run(prompts, settings), Places()
+        rationales = [
+            read_written(self.tokens, prompt, output.token_ids, self.stop_ids, places.of(number), self.lead)
+            for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True))
         ]
+        rows = [[*prompts[i], *outputs[i].token_ids[:place]] for i, place in places.items()]
+        following = [outputs[i].logprobs[place] for i, place in places.items()]
+        for i, log_probs in zip(places, self._label_log_probs(rows, following), strict=True):
+            rationales[i] = rationales[i]._replace(log_probs=log_probs)
+        return rationales
 
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
-        settings = SamplingParams(
-            temperature=0, max_tokens=1, logprob_token_ids=list(self.tokens.ids), detokenize=False
-        )
-        outputs = self._run(rows, [settings] * len(rows))
-        return [self._reader(output.logprobs)(0) for output in outputs]
+        return self._label_log_probs(rows, self._next_token(rows))
+
+    def _label_log_probs(self, rows: Sequence[list[int]], following: Sequence[Any]) -> list[tuple[float, ...]]:
+        """
+        Log-probability of each label behind each of `rows`, `(K,)`.
+
+        Args:
+            following (`Sequence`): what vLLM returns for the token behind each row.
+        """
+        known: list[dict[Node, Mapping[int, float]]] = [{(): self._read(found)} for found in following]
+        while due := [(i, node) for i, at in enumerate(known) for node in places_due(self.tokens, at)]:
+            for (i, node), found in zip(due, self._next_token([[*rows[i], *node] for i, node in due]), strict=True):
+                known[i][node] = self._read(found)
+        return [label_log_probs(self.tokens, at) for at in known]
+
+    def _next_token(self, rows: Sequence[list[int]]) -> list[Any]:
+        ids = list(self.tokens.ids)
+        settings = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
+        return [output.logprobs[0] for output in self._run(rows, [settings] * len(rows))]
+
+    def _read(self, found: Any) -> dict[int, float]:
+        return {token: found[token].logprob for token in self.tokens.ids}
 
     def _run(self, rows: Sequence[list[int]], settings: list[SamplingParams]) -> list[Any]:
         requests = [TokensPrompt(prompt_token_ids=row) for row in rows]
         finished = self.llm.generate(requests, settings, use_tqdm=False, lora_request=self.adapter)
         return [request.outputs[0] for request in finished]
-
-    def _reader(self, log_probs: Any) -> Callable[[int], tuple[float, ...]]:
-        return lambda place: tuple(log_probs[place][token].logprob for token in self.tokens.ids)

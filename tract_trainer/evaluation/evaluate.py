@@ -1,7 +1,7 @@
-"""Evaluates a judge on scored records or pairs: judgments, and the figures of every method with intervals.
+"""Evaluation of a judge on scored records or pairs: judgments, and the figures of every method with intervals.
 
-docs/evaluation.md describes a result key by key. It holds `None` for NaN, and its figures can be computed again from
-its `judgments`. A row is one of these; of a pair there are two, the chosen response first.
+docs/evaluation.md describes a result key by key. A row is one of its `judgments`; of a pair there are two, the chosen
+response first.
 """
 
 import json
@@ -31,10 +31,10 @@ from tract_trainer.data.store import (
 )
 from tract_trainer.engines.base import checked
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.artifacts import SCHEMA_VERSION
 from tract_trainer.evaluation.calibration import calibration
+from tract_trainer.evaluation.ceiling import ceiling
 from tract_trainer.evaluation.groups import pair_groups, record_groups
-from tract_trainer.evaluation.methods import mean_mass, rationale_counts, scores_by_method
+from tract_trainer.evaluation.methods import mean_mass, scores_by_method
 from tract_trainer.evaluation.pairwise import pair_figures
 from tract_trainer.evaluation.pictures import PICTURES, draw
 from tract_trainer.hub.results import markdown
@@ -43,18 +43,18 @@ from tract_trainer.judging.judge import Judge
 from tract_trainer.judging.judgment import Judgment
 from tract_trainer.metrics import agreement
 
+SCHEMA_VERSION = 1
+
+# Columns that a result depends on.
 ASKED = (
     "instruction", "response", "rubric", "reference", "prompt", "messages", "tools", "chat_template_kwargs", "score",
     "chosen", "rejected", "system_prompt",
 )  # fmt: skip
-"""Columns that a result depends on."""
-
+# Columns that a judgment has under another name, or that are long.
 NOT_KEPT = {
     *(*ASKED, *SCORE_COLUMNS, *RATIONALE_COLUMNS, "completion", "group", "input", "targets"),
     *("chosen_instruction", "rejected_instruction"),
 }
-"""Columns that a judgment has under another name, or that are long."""
-
 LONGEST = 300  # characters of JSON in a column that judgments keep
 
 
@@ -101,12 +101,14 @@ def evaluate(
         InputError: there are no records, one cannot be asked, a gold score is off the judge's scale, or there are other
             files, or work with other settings, at `path`.
     """
-    pairs = _are_pairs(records)
+    if not len(records):
+        raise InputError("There are no records to evaluate on. Give at least one.")
+    pairs = isinstance(records[0].get("chosen"), Mapping)
     if not pairs:
         check_scale(records, judge.config.scale)
     path = Path(path)
     check_output(path, overwrite)
-    drawn = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots or 1, unfinished, sampling))}
+    drawn = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
     identity = {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(judge.config)}
     head = {
         "schema_version": SCHEMA_VERSION,
@@ -119,7 +121,7 @@ def evaluate(
         return finished
     every = pair_records(records, judge.config.scale) if pairs else records
     check_prompts(every, judge.rows.prompt_ids)  # all of them, before any is judged
-    known = (_of_pairs if pairs else _of_records)(records)
+    columns = (_pair_columns if pairs else _record_columns)(records)
     state = process_state()
     shown = progress if state.is_main_process else False
 
@@ -132,12 +134,13 @@ def evaluate(
     # The lock is held until the result is there and the rows are removed: another call finds one or the other.
     with locked(folder, state.process_index, path):
         if _finished(path, head, overwrite) is None:
-            made_with = {"command": "tract evaluate", **_of_any_record(head)}
+            made_with = {"command": "tract evaluate", **_judged_with(head)}
             begin(folder / "settings.json", made_with, *folder.glob("process-*.jsonl"))
-            keys = [digest(_asked(record)) for record in every]  # corrected records are judged with those that are left
+            # Records with a corrected gold score need no new judgment.
+            keys = [digest({name: v for name, v in _asked(record).items() if name != "score"}) for record in every]
             finish_rows(folder, keys, rows, state)
             if state.is_main_process:
-                judged = [{**row, **of} for of, row in zip(known, finished_rows(folder, keys), strict=True)]
+                judged = [{**row, **of} for of, row in zip(columns, finished_rows(folder, keys), strict=True)]
                 figures = without_nan(_figures(judged, judge.config, num_cots))
                 save({**head, **figures, "judgments": judged}, path)
         state.wait_for_everyone()
@@ -146,37 +149,13 @@ def evaluate(
 
 def check_output(path: Path, overwrite: bool = False) -> None:
     """
-    Raises an InputError where a result at `path` would replace a file that is not one, or that is not of one: the
-    table, the pictures. Where a result is at `path`, the files beside it are its own.
+    Raises an InputError where a result at `path`, its table or its pictures would replace a file that is not one.
+    Where a result is at `path`, the files beside it are its own.
     """
     if path.suffix != ".json":
         raise InputError(f"Expected a .json file for the result, got {str(path)!r}.")
-    beside = [path.with_suffix(".md"), *(path.with_name(f"{path.stem}-{picture}.png") for picture in PICTURES)]
-    if folders := [place for place in (path, *beside) if place.is_dir()]:
-        raise InputError(f"{folders[0]} is a folder, and a file is to be written there. Give another output.")
-    refuse_foreign([path] if path.exists() else beside, overwrite)
-
-
-def figures_of(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: int | None = None) -> dict[str, Any]:
-    """
-    Figures of each method over judged rows, with the first `count` scored rationales of each.
-
-    Returns:
-        `dict` with, for each of [`~tract_trainer.evaluation.methods.METHODS`], what
-        [`~tract_trainer.metrics.agreement`] or, of pairs, [`~tract_trainer.evaluation.pairwise.pair_figures`] returns,
-        and `mass`.
-    """
-    scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
-    mass = mean_mass(rows, count)
-    if "gold" not in rows[0]:
-        subsets, groups = ([row[name] for row in rows[::2]] for name in ("subset", "group"))
-        return {method: {**pair_figures(found, subsets, groups), "mass": mass} for method, found in scores.items()}
-    known: Any = {
-        "gold": [row["gold"] for row in rows],
-        "values": config.score_values,
-        "groups": [row["group"] for row in rows],
-    }
-    return {method: {**agreement(found, **known), "mass": mass} for method, found in scores.items()}
+    pictures = [path.with_name(f"{path.stem}-{picture}.png") for picture in PICTURES]
+    refuse_foreign([path, path.with_suffix(".md"), *pictures], overwrite, signs=[path])
 
 
 def save(result: Mapping[str, Any], path: Path) -> None:
@@ -188,17 +167,71 @@ def save(result: Mapping[str, Any], path: Path) -> None:
     save_results(path, result)  # last: where it is, the others are
 
 
+def load_result(path: str | Path) -> dict[str, Any]:
+    """
+    The result in a JSON file of [`evaluate`].
+
+    Raises:
+        InputError: the file is not there, is not such a result, or is one of another version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"Expected the JSON file of a result, found no file {str(path)!r}.")
+    result = read_json(path)
+    if not is_result(result):
+        raise InputError(f"{path} is not the result of an evaluation: it has no schema_version. Give one, or a folder.")
+    if result["schema_version"] != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema_version {result['schema_version']!r}, and this version of tract-trainer reads "
+            f"{SCHEMA_VERSION}. Run tract evaluate again, or use the tract-trainer that wrote it."
+        )
+    if missing := {"judge", "benchmark", "settings", "methods", "by_rationales", "judgments"} - result.keys():
+        raise InputError(f"{path} is no complete result, it lacks {sorted(missing)}. Run tract evaluate again.")
+    return result  # type: ignore[no-any-return]
+
+
+def is_result(content: object) -> bool:
+    return isinstance(content, dict) and "schema_version" in content
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; an InputError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or what Python refuses to read of either
+        raise InputError(f"{path} is not valid JSON: {error}. Write it again, or move it elsewhere.") from error
+
+
 def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: int) -> dict[str, Any]:
-    methods = figures_of(rows, config)
-    counts = rationale_counts(num_cots)
-    by_rationales = {str(count): methods if count == num_cots else figures_of(rows, config, count) for count in counts}
-    found = {"methods": methods, "by_rationales": by_rationales}
+    """`methods`, `by_rationales`, `calibration` and `ceiling` of a result."""
+    powers = {2**power for power in range(num_cots.bit_length())}
+    counts = sorted(powers | {num_cots}) if num_cots else []
+    methods = _figures_by_method(rows, config)
+    by_rationales = {str(n): methods if n == num_cots else _figures_by_method(rows, config, n) for n in counts}
+    found: dict[str, Any] = {"methods": methods, "by_rationales": by_rationales}
     if "gold" not in rows[0]:
         return found
     probs = np.array([row["probs"] for row in rows], dtype=np.float64)  # (n, K)
-    probs[probs.sum(1) == 0] = np.nan  # all probability is off the scale, and no distribution on it left
     ratings = [row.get("gold_ratings", [row["gold"]]) for row in rows]
-    return found | {"calibration": calibration(probs, ratings, config.score_values)}
+    found["calibration"] = calibration(probs, ratings, config.score_values)
+    of_raters = ceiling(ratings, config.score_values, [row["group"] for row in rows])
+    return found if of_raters is None else {**found, "ceiling": of_raters}
+
+
+def _figures_by_method(
+    rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: int | None = None
+) -> dict[str, Any]:
+    """Figures of each method, with the first `count` scored rationales of each row."""
+    scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
+    mass = {"mass": mean_mass(rows, count)}
+    if "gold" not in rows[0]:
+        subsets, groups = ([row[name] for row in rows[::2]] for name in ("subset", "group"))
+        return {method: pair_figures(found, subsets, groups) | mass for method, found in scores.items()}
+    gold, groups = ([row[name] for row in rows] for name in ("gold", "group"))
+    return {
+        method: agreement(found, gold, values=config.score_values, groups=groups) | mass
+        for method, found in scores.items()
+    }
 
 
 def _finished(path: Path, head: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -210,7 +243,8 @@ def _finished(path: Path, head: Mapping[str, Any], overwrite: bool) -> dict[str,
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = differences(_made_with(found), json.loads(json.dumps(_made_with(head))))
+        before, now = ({**_judged_with(of), "benchmark": of["benchmark"]} for of in (found, head))
+        changed = differences(before, now)
     except (ValueError, LookupError, TypeError, RecursionError):
         changed = ["It is no result of `tract evaluate`."]
     if changed and not overwrite:
@@ -222,24 +256,13 @@ def _finished(path: Path, head: Mapping[str, Any], overwrite: bool) -> dict[str,
     return None if changed else found
 
 
-def _made_with(head: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result depends on."""
-    return {**_of_any_record(head), "benchmark": head["benchmark"]}
-
-
-def _of_any_record(head: Mapping[str, Any]) -> dict[str, Any]:
+def _judged_with(head: Mapping[str, Any]) -> dict[str, Any]:
     """What every judgment of a result depends on, beside its record."""
     return {"judge": head["judge"]["identity"], **head["settings"]}
 
 
-def _are_pairs(records: Sequence[Record]) -> bool:
-    if not len(records):
-        raise InputError("There are no records to evaluate on. Give at least one.")
-    return isinstance(records[0].get("chosen"), Mapping)
-
-
 def _asked(record: Record) -> dict[str, Any]:
-    return {name: record[name] for name in ASKED if name in record and name != "score"}
+    return {name: record[name] for name in ASKED if name in record}
 
 
 def _digest(records: Sequence[Record]) -> str:
@@ -248,26 +271,26 @@ def _digest(records: Sequence[Record]) -> str:
     return digest([{name: record[name] for name in names if name in record} for record in records])
 
 
-def _of_records(records: Sequence[Record]) -> list[dict[str, Any]]:
+def _record_columns(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Gold score, group and kept columns of each record, and the ratings that the gold score is the mean of."""
     return [
         {"gold": record["score"], "group": group, "record": columns}
         | {name: record[name] for name in ("gold_ratings",) if record.get(name)}
-        for record, group, columns in zip(records, record_groups(records), _kept_columns(records), strict=True)
+        for record, group, columns in zip(records, record_groups(records), _short_columns(records), strict=True)
     ]
 
 
-def _of_pairs(pairs: Sequence[Record]) -> list[dict[str, Any]]:
+def _pair_columns(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     return [
         {"id": str(pair.get("id", number)), "subset": pair["subset"], "group": group, "side": side, "record": columns}
         for number, (pair, group, columns) in enumerate(
-            zip(pairs, pair_groups(pairs), _kept_columns(pairs, "id", "subset"), strict=True)
+            zip(pairs, pair_groups(pairs), _short_columns(pairs, "id", "subset"), strict=True)
         )
         for side in ("chosen", "rejected")
     ]
 
 
-def _kept_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
+def _short_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
     """Of each record the columns to break figures down by: those that are short in every record, without `others`."""
     found = [
         {name: json.dumps(value, default=str) for name, value in record.items() if name not in {*NOT_KEPT, *others}}

@@ -1,4 +1,4 @@
-"""Groups of records and of pairs that are not independent, because they answer the same question."""
+"""Groups of records, and of pairs, that are not independent because they answer the same question."""
 
 import re
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ def pair_groups(pairs: Sequence[Record]) -> list[int]:
     """
     The group of each pair: the number of the first pair of the same question.
 
-    The question is the value of the column `group`, or the instruction. The problems of RewardBench's `hep` subsets,
-    each in six programming languages, are told by their `id`; without it every language counts as another problem.
+    The question is the value of the column `group`, or the instruction. A problem of RewardBench's `hep` subsets occurs
+    in six programming languages under the same `id`, and is one question; without `id`, each language is another.
     """
     return _numbered([_problem(pair) for pair in pairs])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tract_trainer.judging.judgment import MIN_MASS
 from tract_trainer.metrics import Floats
 from tract_trainer.scale import ScoreScale
 
@@ -43,27 +44,22 @@ def scores_by_method(
     return {method: np.array([scores[method] for scores in found]) for method in METHODS}
 
 
+def result_scores(result: Mapping[str, Any]) -> dict[str, Floats]:
+    """[`scores_by_method`] of the judgments of a result."""
+    config = result["judge"]["config"]
+    scale = ScoreScale(config["score_labels"], config["score_values"])
+    return scores_by_method(result["judgments"], scale, config["renormalize_scores"])
+
+
 def scored_rationales(row: Row, count: int | None = None) -> list[Mapping[str, Any]]:
-    """
-    The first `count` rationales of a row that have a score; all of them by default. A rationale has none without
-    probabilities, with one that is `None` (NaN), or if all are 0: nothing is known of the score then.
-    """
-    return [
-        rationale
-        for rationale in row["rationales"]
-        if rationale["probs"] is not None and None not in rationale["probs"] and sum(rationale["probs"]) > 0
-    ][:count]
+    """The first `count` rationales of a row that have a score: a probability on the scale of at least `MIN_MASS`."""
+    return [one for one in row["rationales"] if one["probs"] is not None and sum(one["probs"]) >= MIN_MASS][:count]
 
 
 def mean_mass(rows: Sequence[Row], count: int | None = None) -> float:
     """Probability on the labels of the scale, the mean over the scored records; NaN if there is none."""
     masses = [np.mean([sum(r["probs"]) for r in used]) for row in rows if (used := scored_rationales(row, count))]
     return float(np.mean(masses)) if masses else np.nan
-
-
-def rationale_counts(num_cots: int) -> list[int]:
-    """The powers of two up to `num_cots`, and `num_cots` itself."""
-    return sorted({2**power for power in range(num_cots.bit_length())} | {num_cots}) if num_cots else []
 
 
 def _scores(rationales: Sequence[Mapping[str, Any]], scale: ScoreScale, renormalized: bool) -> dict[str, float]:
@@ -74,20 +70,15 @@ def _scores(rationales: Sequence[Mapping[str, Any]], scale: ScoreScale, renormal
     probs = np.array([rationale["probs"] for rationale in rationales])  # (C, K)
     expected = probs @ values  # (C,)
     inside = expected / probs.sum(1)
+    order = np.argsort(values)
+    below = np.cumsum(probs.mean(0)[order])
     scores = {
         "decoded": np.mean(labels),
         "greedy": values[probs.argmax(1)].mean(),
         "RAIL": (inside if renormalized else expected).mean(),
         "RAIL renormalised": inside.mean(),
-        "median": _median(values, probs.mean(0)),
+        # Probabilities are float32: half may be 0.4999999, and rounding must not choose between two values.
+        "median": values[order][below / below[-1] >= 0.5 - 1e-6][0],
     }
     # Rounded, since the last digit of a mean of tenths depends on their order, and would break ties.
     return {method: round(float(score), 12) for method, score in scores.items()}
-
-
-def _median(values: Floats, weights: Floats) -> float:
-    """The lowest of `values`, `(K,)`, at or below which half of `weights`, `(K,)`, lies."""
-    order = np.argsort(values)
-    below = np.cumsum(weights[order])
-    # Probabilities are float32: half may be 0.4999999, and rounding must not choose between two values.
-    return float(values[order][below / below[-1] >= 0.5 - 1e-6][0])

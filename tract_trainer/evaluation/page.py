@@ -1,4 +1,4 @@
-"""Writes what a run left ([`tract_trainer.evaluation.artifacts`]) as one HTML file that needs no other file.
+"""The report page: settings, training logs and results of a run as one HTML file that needs no other file.
 
 All text of a run is untrusted. The template escapes it; judgments are JSON, which the page's script adds as text only;
 pictures are images, in which nothing runs; a Content-Security-Policy allows no other script and loads nothing.
@@ -6,23 +6,24 @@ pictures are images, in which nothing runs; a Content-Security-Policy allows no 
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
+from transformers.trainer_utils import get_last_checkpoint
 
-from tract_trainer.data.store import MARK, refuse_foreign, replacing
+from tract_trainer.data.store import MARK, refuse_foreign, replacing, without_nan
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.artifacts import Artifacts, number, read_artifacts, text
-from tract_trainer.evaluation.methods import METHODS
+from tract_trainer.evaluation.evaluate import is_result, load_result, read_json
 from tract_trainer.evaluation.pictures import as_svg, result_figures, training_curves
-from tract_trainer.hub.results import calibration_remark, figure_rows, verdict
-
-Judged = Mapping[str, Any]
+from tract_trainer.hub.results import calibration_remark, ceiling_remark, figure_rows, verdict, with_ceiling
 
 
 def write_page(run: str | Path, output: str | Path | None = None, overwrite: bool = False) -> Path:
@@ -45,7 +46,7 @@ def write_page(run: str | Path, output: str | Path | None = None, overwrite: boo
     if path.exists() and run.exists() and path.samefile(run):
         raise InputError(f"The page would replace the result {run} that it shows. Give another output.")
     refuse_foreign([path], overwrite)
-    page = render_page(read_artifacts(run))
+    page = render_page(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Half of a surrogate pair is valid in JSON and not in UTF-8. One newline everywhere, or the hashes would not fit.
     with replacing(path) as part:
@@ -53,8 +54,19 @@ def write_page(run: str | Path, output: str | Path | None = None, overwrite: boo
     return path
 
 
-def render_page(artifacts: Artifacts) -> str:
-    """The page as HTML."""
+def render_page(run: Path) -> str:
+    """The page of a run's folder, or of the JSON file of a result, as HTML."""
+    if not run.exists():
+        raise InputError(f"There is no run at {str(run)!r}. Give a folder of tract run, or the JSON file of a result.")
+    paths = [run] if run.is_file() else [path for path in sorted(run.glob("*.json")) if is_result(read_json(path))]
+    results = {path.stem: load_result(path) for path in paths}
+    settings, cots = (_facts_in(run / name) for name in ("settings.json", "cots/report.json"))
+    histories = training_logs(run)
+    if not any((results, settings, cots, histories)):
+        raise InputError(
+            f"{str(run)!r} holds nothing of a run: no settings.json, no stage with a trainer_state.json, no "
+            "cots/report.json, no result. Give the folder that tract run wrote, or one with results of tract evaluate."
+        )
     environment = Environment(
         loader=PackageLoader("tract_trainer.evaluation"),
         autoescape=True,
@@ -63,20 +75,38 @@ def render_page(artifacts: Artifacts) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    style, script, curves = _asset("page.css"), _asset("page.js"), training_curves(artifacts.histories)
+    style, script, curves = _asset("page.css"), _asset("page.js"), training_curves(histories)
     return environment.get_template("page.html.jinja").render(
-        name=artifacts.name,
+        name=run.resolve().name,
         mark=f"{MARK} {version('tract-trainer')}",
         style=style,
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        results=[_view(name, result) for name, result in artifacts.results.items()],
-        curves=None if curves is None else _data_uri(as_svg(curves)),
-        cots=_facts(artifacts.cots),
-        settings=_facts(artifacts.settings),
-        data={"results": [listing(result) for result in artifacts.results.values()]},
+        results=[_view(name, result) for name, result in results.items()],
+        curves=None if curves is None else _data_uri(curves),
+        cots=cots,
+        settings=settings,
+        data={"results": [listing(result) for result in results.values()]},
     )
+
+
+def _facts_in(path: Path) -> list[tuple[str, str]]:
+    return _facts(read_json(path)) if path.is_file() else []
+
+
+def training_logs(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """The training logs, `log_history`, of a folder itself and of the folders in it, without its checkpoints."""
+    folders = {"training": run, **{path.name: path for path in sorted(run.glob("*/"))}}
+    found = {name: _log(path) for name, path in folders.items() if not name.startswith("checkpoint-")}
+    return {name: history for name, history in found.items() if history}
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    """That of the finished training, or else of the last checkpoint."""
+    places = [folder, Path(get_last_checkpoint(str(folder)) or folder)] if folder.is_dir() else []
+    states = [path for place in places if (path := place / "trainer_state.json").is_file()]
+    return read_json(states[0])["log_history"] if states else []
 
 
 def _asset(name: str) -> Markup:
@@ -88,26 +118,22 @@ def _hash(source: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
-def _data_uri(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+def _data_uri(figure: Figure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(as_svg(figure)).decode()
 
 
 def _view(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows of one result: all but its judgments."""
     about = {part: result[part] for part in ("benchmark", "judge", "settings")}
-    drawable = result["judgments"] and set(METHODS) <= result["methods"].keys()
     return {
         "name": name,
-        "judge": text(result["judge"].get("name")) or "a judge without a name",
-        "benchmark": text(result["benchmark"].get("name")) or "records without a name",
-        "judgments": len(result["judgments"]),
+        "judge": result["judge"]["name"],
+        "benchmark": result["benchmark"]["name"],
         "verdict": verdict(result),
-        "figures": figure_rows(result["methods"]) if result["methods"] else [],
-        "calibration": calibration_remark(result),
-        "pictures": {picture: _data_uri(as_svg(figure)) for picture, figure in result_figures(result).items()}
-        if drawable
-        else {},
-        "facts": _facts({**about, "tract-trainer": result.get(MARK)}),
+        "figures": figure_rows(with_ceiling(result)),
+        "remarks": list(filter(None, (ceiling_remark(result), calibration_remark(result)))),
+        "pictures": {picture: _data_uri(figure) for picture, figure in result_figures(result).items()},
+        "facts": _facts({**about, "tract-trainer": result[MARK]}),
     }
 
 
@@ -117,8 +143,10 @@ def _facts(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             facts += _facts(value, f"{above}{name}: ")
-        elif shown := text(value):
-            facts.append((f"{above}{name}", shown))
+        elif isinstance(value, float):
+            facts.append((f"{above}{name}", f"{value:.6g}"))
+        elif value not in (None, ""):
+            facts.append((f"{above}{name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return facts
 
 
@@ -131,63 +159,45 @@ def listing(result: Mapping[str, Any]) -> dict[str, Any]:
         the distance of its score from gold, or for a pair the score of the rejected response less that of the chosen
         one; and `nearest`, the places among `labels` that are nearest to gold.
     """
-    config, judgments = result["judge"].get("config") or {}, result["judgments"]
-    labels, values = config.get("score_labels") or [], map(number, config.get("score_values") or [])
-    places = zip(values, range(len(labels)), strict=False)
-    scale = sorted((value, place) for value, place in places if value is not None)
-    errors = _pair_errors(judgments) if judgments and "side" in judgments[0] else map(_error, judgments)
+    config, rows = result["judge"]["config"], result["judgments"]
+    order = np.argsort(config["score_values"]).tolist()
+    scores = np.array([row["score"] for row in rows], dtype=np.float64)
+    if "gold" in rows[0]:
+        errors = np.abs(scores - [row["gold"] for row in rows])
+    else:
+        errors = np.repeat(scores[1::2] - scores[::2], 2)  # of a pair, both judgments have its error
     return {
-        "labels": [text(labels[place]) for _, place in scale],
+        "labels": [config["score_labels"][place] for place in order],
         "judgments": [
-            {**_listed(judgment, scale), "number": i, "error": error}
-            for i, (judgment, error) in enumerate(zip(judgments, errors, strict=True), start=1)
+            {**_listed(row, config["score_values"], order), "number": number, "error": error}
+            for number, (row, error) in enumerate(zip(rows, without_nan(errors.tolist()), strict=True), start=1)
         ],
     }
 
 
-def _error(judgment: Judged) -> float | None:
-    difference = _less(judgment.get("score"), judgment.get("gold"))
-    return None if difference is None else abs(difference)
-
-
-def _pair_errors(judgments: Sequence[Judged]) -> Iterator[float | None]:
-    """Of each pair there are two judgments, the chosen response first; both have the pair's error."""
-    for chosen in range(0, len(judgments), 2):
-        pair = judgments[chosen : chosen + 2]
-        yield from [_less(pair[-1].get("score"), pair[0].get("score"))] * len(pair)
-
-
-def _less(first: object, second: object) -> float | None:
-    a, b = number(first), number(second)
-    return None if a is None or b is None else a - b
-
-
-def _listed(judgment: Judged, scale: Sequence[tuple[float, int]]) -> dict[str, Any]:
-    place = {key: judgment[key] for key in ("id", "subset", "side") if key in judgment}
-    gold = number(judgment.get("gold"))
-    distances = [] if gold is None else [abs(value - gold) for value, _ in scale]
+def _listed(row: Mapping[str, Any], values: Sequence[float], order: Sequence[int]) -> dict[str, Any]:
+    place = {key: row[key] for key in ("id", "subset", "side") if key in row}
+    gold = row.get("gold")
+    distances = [] if gold is None else [abs(values[i] - gold) for i in order]
     return {
-        **{key: number(judgment.get(key)) for key in ("score", "std", "mass")},
-        **{key: text(judgment.get(key)) for key in ("label", "reason", "rationale", "prompt")},
+        **{key: row[key] for key in ("score", "std", "mass", "label", "reason", "rationale", "prompt")},
         "gold": gold,
         "nearest": [i for i, distance in enumerate(distances) if distance == min(distances)],
-        "record": ", ".join(f"{key} {value}" for key, value in _facts(place | (judgment.get("record") or {}))),
-        "probs": _sorted(judgment.get("probs"), scale),
+        "record": ", ".join(f"{key} {value}" for key, value in _facts({**place, **row["record"]})),
+        "probs": _sorted(row["probs"], order),
         "rationales": [
             {
-                "label": text(found.get("label")),
-                "probs": _sorted(found.get("probs"), scale),
-                "tokens": number(found.get("num_tokens")),
-                "forced": bool(found.get("forced")),
+                "label": found["label"],
+                "probs": _sorted(found["probs"], order),
+                "tokens": found["num_tokens"],
+                "forced": found["forced"],
             }
-            for found in judgment.get("rationales") or []
+            for found in row["rationales"]
         ],
     }
 
 
-def _sorted(probs: Sequence[Any] | None, scale: Sequence[tuple[float, int]]) -> list[float]:
-    """Probabilities, `(K,)`, from the lowest value of the scale to the highest; empty where one is not known."""
-    known = [number(p) for p in probs or []]
-    if None in known or len(known) != len(scale):
-        return []
-    return [round(known[place], 4) for _, place in scale]  # type: ignore[arg-type]
+def _sorted(probs: Sequence[float | None] | None, order: Sequence[int]) -> list[float]:
+    """Probabilities, `(K,)`, from the lowest value of the scale to the highest; empty for an unscored record."""
+    known = [p for p in probs or [] if p is not None]
+    return [round(known[place], 4) for place in order] if known else []

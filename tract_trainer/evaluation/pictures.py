@@ -1,11 +1,11 @@
-"""Draws results and training logs with matplotlib.
+"""Pictures of results and training logs, drawn with matplotlib.
 
-Figures are `matplotlib.figure.Figure`, which needs no `pyplot` and no window system. Colours are of Okabe and Ito's
-palette or of sequential maps, which colour-blind readers can tell apart. `n` records, `K` values of the scale.
+No `pyplot`, so no window system is needed. Colours are Okabe and Ito's, or from sequential maps, for colour-blind
+readers. `K` values of the scale, `B` bins.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -16,29 +16,20 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from tract_trainer.data.store import MARK, replacing
-from tract_trainer.evaluation.methods import METHODS, scores_by_method
+from tract_trainer.evaluation.methods import METHODS, result_scores
 from tract_trainer.hub.results import figure_with_interval, main_figures
 from tract_trainer.metrics import Floats, nearest
-from tract_trainer.scale import ScoreScale
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
 METHOD_COLORS = dict(zip(METHODS, (COLORS[number] for number in (1, 4, 0, 5, 2)), strict=True))
-
 MARKERS = "osD^vP"
-
 DOTS = 150  # per inch
-
 MOST_CELLS = 20  # per side of a matrix with text in its cells
-
-PICTURES = ("predictions", "confusion", "reliability", "accuracy", "rationales")
-"""What [`result_figures`] may draw."""
-
+PICTURES = ("predictions", "confusion", "reliability", "accuracy", "rationales")  # what `result_figures` may draw
 CURVES = {
     "ce_loss": ("Cross-entropy", "nats per token"),
     "score_loss": ("Score loss", "mean over scores"),
@@ -52,10 +43,8 @@ CURVES = {
 
 def result_figures(result: Mapping[str, Any]) -> dict[str, Figure]:
     """
-    The pictures of a result of [`~tract_trainer.evaluation.evaluate.evaluate`] by name.
-
-    Of scored records these are `predictions`, `confusion` and `reliability`; of pairs, `accuracy`; and of several
-    rationales, `rationales`.
+    The pictures of a result of [`~tract_trainer.evaluation.evaluate.evaluate`] by name: of scored records
+    `predictions`, `confusion` and `reliability`; of pairs `accuracy`; of several rationales also `rationales`.
     """
     drawings = {"predictions": _predictions, "confusion": _confusion, "reliability": _reliability}
     if "gold" not in result["judgments"][0]:
@@ -90,36 +79,36 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Fig
     Args:
         histories (`Mapping[str, Sequence[Mapping]]`): `trainer.state.log_history` of each run, by its name.
     """
-    everything = [f"{part}{key}" for key in CURVES for part in ("", "eval_")]
-    histories = {name: history for name, history in histories.items() if _logged(history, *everything)}
-    keys = [key for key in CURVES if any(_logged(history, key, f"eval_{key}") for history in histories.values())]
+    points = {
+        (name, f"{part}{key}"): found
+        for name, history in histories.items()
+        for key in CURVES
+        for part in ("", "eval_")
+        if (found := _logged(history, f"{part}{key}"))
+    }
+    names = list(dict.fromkeys(name for name, _ in points))
+    keys = [key for key in CURVES if any(logged.removeprefix("eval_") == key for _, logged in points)]
     if not keys:
         return None
-    columns = 2 if len(keys) == 4 else min(3, len(keys))
+    columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
     figure = Figure(figsize=(3.6 * columns + 0.2, 3.0 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, key in zip(axes, keys, strict=False):
-        values: list[float] = []
-        for number, (name, history) in enumerate(histories.items()):
+        for number, name in enumerate(names):
             for part, dash in (("", "-"), ("eval_", "--")):
-                if points := _logged(history, f"{part}{key}"):
-                    values += [value for _, value in points]
-                    marker = "o" if len(points) < 20 else None
-                    ax.plot(*zip(*points, strict=True), dash, color=COLORS[number % 6], marker=marker, markersize=3)
-            axes[0].plot([], [], color=COLORS[number % 6], label=shortened(name) if key == keys[0] else None)
+                found = points.get((name, f"{part}{key}"), [])
+                marker = "o" if len(found) < 20 else None
+                ax.plot(*np.reshape(found, (-1, 2)).T, dash, color=COLORS[number % 6], marker=marker, markersize=3)
         title, unit_of_value = CURVES[key]
         ax.set_title(title, fontsize=10)
         ax.set(xlabel="epochs", ylabel=unit_of_value)
-        if key.endswith("loss") and 0 < 4 * min(values) < max(values):
-            ax.set(yscale="log", ylabel=f"{unit_of_value} (log scale)")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter(NullFormatter())
         grid(ax)
     for ax in axes[len(keys) :]:
         ax.set_axis_off()
-    if any(_logged(history, *(f"eval_{key}" for key in keys)) for history in histories.values()):
+    for number, name in enumerate(names):
+        axes[0].plot([], [], color=COLORS[number % 6], label=shortened(name))
+    if any(logged.startswith("eval_") for _, logged in points):
         axes[0].plot([], [], "--", color="0.4", label="held-out records")
     legend_below(figure, axes[0])
     return figure
@@ -148,38 +137,34 @@ def _any_glyph() -> Iterator[None]:
 
 
 def _predictions(result: Mapping[str, Any]) -> Figure:
-    scale, gold, _ = _scores(result)
-    values = np.sort(scale.values)
-    figure = _figure(result, 11, 4.9)
-    decoded, expected, distribution = figure.subplots(1, 3)
-    _scatter(decoded, result, "decoded")
-    _scatter(expected, result, "RAIL")
-    expected.sharey(decoded)
-    probs = np.array([row["probs"] for row in result["judgments"]], dtype=np.float64)[:, np.argsort(scale.values)]
-    shares = probs / np.where(probs.sum(1) > 0, probs.sum(1), np.nan)[:, None]  # (n, K)
-    near, known = nearest(gold, values), np.isfinite(shares).all(1)
-    columns = [shares[known & (near == value)] for value in values]
-    means = np.array([part.mean(0) if len(part) else np.full(len(values), np.nan) for part in columns]).T  # (K, K)
-    _heatmap(distribution, means, [f"{100 * share:.0f}" for share in means.ravel()], values)
-    distribution.set_title("mean predicted distribution (%)", fontsize=9)
-    distribution.set(xlabel=f"gold {unit(values)}", ylabel="predicted label")
-    legend_below(figure, expected)
+    figure = _figure(result, 7.6, 4.9)
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, method in zip(axes, ("decoded", "RAIL"), strict=True):
+        _scatter(ax, result, method)
+        ax.label_outer()
+    legend_below(figure, axes[0])
     return figure
 
 
 def _confusion(result: Mapping[str, Any]) -> Figure:
-    scale, gold, scores = _scores(result)
-    values, predicted = np.sort(scale.values), scores["RAIL"]
-    scored = np.isfinite(predicted)
-    rows, columns = nearest(predicted[scored], values), nearest(gold[scored], values)
-    counts = np.array([[((rows == row) & (columns == column)).sum() for column in values] for row in values])  # (K, K)
-    totals = counts.sum(0)
-    shares = counts / np.where(totals > 0, totals, np.nan)
-    size = max(5.6, 1.2 + 0.62 * len(values)) if len(values) <= MOST_CELLS else 7.0
+    """Rounded RAIL scores against rounded gold scores: shares and, where there is room, numbers of records."""
+    values, gold, predicted = _scores(result, "RAIL")
+    edges = np.append(values, np.inf)
+    counts = np.histogram2d(nearest(predicted, values), nearest(gold, values), bins=(edges, edges))[0]  # (K, K)
+    shares = counts / np.where(counts.sum(0) > 0, counts.sum(0), np.nan)
+    readable = len(values) <= MOST_CELLS
+    size = max(5.6, 1.2 + 0.62 * len(values)) if readable else 7.0
     figure = _figure(result, size, size + 0.8)
     ax = figure.subplots()
-    cells = zip(shares.ravel(), counts.ravel(), strict=True)
-    _heatmap(ax, shares, [f"{100 * share:.0f} %\n{count:,}" if count else "" for share, count in cells], values)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1 if readable else None, origin="lower")
+    for place in range(len(values)):
+        ax.add_patch(Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, edgecolor="0.35", linewidth=1.2))
+    for row, column in np.argwhere(counts) if readable else ():
+        text = f"{100 * shares[row, column]:.0f} %\n{counts[row, column]:,.0f}"
+        color = "white" if shares[row, column] > 0.6 else "black"
+        ax.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(thinned(np.arange(len(values))), [f"{value:g}" for value in thinned(values)])
     ax.set_title("of the records with each gold score: share and number", fontsize=9)
     ax.set(xlabel=f"gold {unit(values)}, rounded", ylabel=f"RAIL {unit(values)}, rounded")
     return figure
@@ -227,7 +212,7 @@ def _accuracy(result: Mapping[str, Any]) -> Figure:
     ax = figure.subplots()
     for number, method in enumerate(("decoded", "RAIL")):
         found = result["methods"][method]
-        middle, reach = _with_interval([found, *found["subsets"].values()], "accuracy")
+        middle, reach = with_interval([found, *found["subsets"].values()], "accuracy")
         places = np.arange(len(middle)) + 0.2 * (number - 0.5)
         ax.errorbar(middle, places, xerr=reach, linestyle="none", label=method, **_style(method))
     parts = {"all pairs": rail, **rail["subsets"]}
@@ -251,7 +236,7 @@ def _rationales(result: Mapping[str, Any]) -> Figure:
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, (name, label) in zip(axes, shown.items(), strict=True):
         for number, method in enumerate(METHODS):
-            middle, reach = _with_interval([methods[method] for methods in result["by_rationales"].values()], name)
+            middle, reach = with_interval([methods[method] for methods in result["by_rationales"].values()], name)
             places = counts * 2 ** (0.07 * (number - 2))  # side by side, or the intervals would cover each other
             ax.errorbar(places, middle, reach, label=method, **_style(method))
         ax.set_xscale("log", base=2)
@@ -276,11 +261,16 @@ def _figure(result: Mapping[str, Any], width: float, height: float) -> Figure:
     return figure
 
 
+def _scores(result: Mapping[str, Any], method: str) -> tuple[Floats, Floats, Floats]:
+    """Values of the scale, ascending, and gold and predicted scores of the records that have one."""
+    predicted = result_scores(result)[method]
+    gold, scored = np.array([row["gold"] for row in result["judgments"]]), np.isfinite(predicted)
+    return np.sort(result["judge"]["config"]["score_values"]), gold[scored], predicted[scored]
+
+
 def _scatter(ax: Axes, result: Mapping[str, Any], method: str) -> None:
     """Scores of a method against gold scores, with their mean at each value of the scale."""
-    scale, gold, scores = _scores(result)
-    values, scored = np.sort(scale.values), np.isfinite(scores[method])
-    predicted, gold = scores[method][scored], gold[scored]
+    values, gold, predicted = _scores(result, method)
     # Many records share a place, above all where labels were decoded.
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, (2, len(gold))) * np.diff(values).min()
     jitter[1] *= np.isin(predicted, values).all()
@@ -299,46 +289,17 @@ def _scatter(ax: Axes, result: Mapping[str, Any], method: str) -> None:
     grid(ax)
 
 
-def _heatmap(ax: Axes, shares: Floats, texts: Sequence[str], values: Floats) -> None:
-    """Shares, `(K, K)`, each with its text where there is room, the first row at the bottom. The diagonal is framed."""
-    readable, edges = len(values) <= MOST_CELLS, np.arange(len(values) + 1) - 0.5
-    ax.pcolormesh(edges, edges, shares, cmap="Blues", vmin=0, vmax=1 if readable else None)
-    for edge in edges[:-1]:
-        ax.add_patch(Rectangle((edge, edge), 1, 1, fill=False, edgecolor="0.35", linewidth=1.2))
-    ax.set_aspect("equal")
-    for place, share in enumerate(shares.ravel()):
-        if readable and np.isfinite(share):
-            row, column = divmod(place, len(values))
-            color = "white" if share > 0.6 else "black"
-            ax.text(column, row, texts[place], ha="center", va="center", color=color, fontsize=8)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_ticks(thinned(np.arange(len(values))), [f"{value:g}" for value in thinned(values)])
-
-
-def _scores(result: Mapping[str, Any]) -> tuple[ScoreScale, Floats, dict[str, Floats]]:
-    """The judge's scale, gold scores, `(n,)`, and the scores of each method, `(n,)`."""
-    config, rows = result["judge"]["config"], result["judgments"]
-    scale = ScoreScale(config["score_labels"], config["score_values"])
-    gold = np.array([row["gold"] for row in rows], dtype=np.float64)
-    return scale, gold, scores_by_method(rows, scale, config["renormalize_scores"])
-
-
-def _with_interval(found: Sequence[Mapping[str, Any]], name: str) -> tuple[Floats, Floats]:
+def with_interval(found: Iterable[Mapping[str, Any]], name: str) -> tuple[Floats, Floats]:
     """A figure, `(m,)`, and how far its interval reaches below and above it, `(2, m)`; 0 where it has none."""
-    middle = np.array([figures[name] for figures in found], dtype=np.float64)
-    bounds = np.array([figures.get(f"{name}_ci") or (None, None) for figures in found], dtype=np.float64).T
-    reach = np.array([middle - bounds[0], bounds[1] - middle])
-    return middle, np.clip(np.nan_to_num(reach), 0, None)
+    rows = [(figures[name], *(figures.get(f"{name}_ci") or (None, None))) for figures in found]
+    middle, low, high = np.array(rows, dtype=np.float64).T
+    return middle, np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
 
 
-def _logged(history: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[float, float]]:
-    """Epochs and values of what was logged under any of `keys`; what is no finite number is left out."""
-    points = ((entry.get("epoch"), entry.get(key)) for entry in history for key in keys)
-    return [(float(x), float(y)) for x, y in points if _is_finite(x) and _is_finite(y)]  # type: ignore[arg-type]
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+def _logged(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """Epochs and values of what was logged under `key`; without what is no finite number."""
+    points: list[tuple[Any, Any]] = [(entry.get("epoch"), entry.get(key)) for entry in history]
+    return [(x, y) for x, y in points if all(isinstance(v, int | float) and np.isfinite(v) for v in (x, y))]
 
 
 def grid(ax: Axes) -> None:

@@ -99,12 +99,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     shown = counted(first["n"], first["unscored"]) if len(counts) == 1 else f"n = {first['n']:,}"
     groups = {row.get("group") for row in result.get("judgments", ())}
     of_groups = f", over {len(groups):,} groups of records" if 1 < len(groups) < first["n"] else ""
-    heads, *rows = figure_rows(methods)
+    heads, *rows = figure_rows(with_ceiling(result))
     page = [
         f"# {escaped(result['benchmark']['name'])}: {escaped(result['judge']['name'])}",
         escaped(verdict(result)),
         f"{shown}; {drawn}; probability on the scale {mass}. Intervals are 95 %{of_groups}.",
         markdown_table([heads, *([escaped(name), *cells] for name, *cells in rows)]),
+        ceiling_remark(result),
         calibration_remark(result),
         TAU_REMARK if "kendall" in first else "",
     ]
@@ -118,6 +119,25 @@ def calibration_remark(result: Mapping[str, Any]) -> str:
         return ""
     error, chance = (figure_with_interval(found.get(name)) for name in ("error", "error_by_chance"))
     return f"Calibration error of the distribution: {error}; a calibrated judge would have {chance} by chance."
+
+
+def with_ceiling(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of each method and, if records have several ratings, of one rater against the mean of the others."""
+    found = result.get("ceiling")
+    return {**result["methods"], **({"one rater": found} if found else {})}
+
+
+def ceiling_remark(result: Mapping[str, Any]) -> str:
+    """What the row of one rater is, and Krippendorff's alpha; empty if no record has several ratings."""
+    found = result.get("ceiling")
+    if not found:
+        return ""
+    alpha = figure_with_interval(found["alpha"])
+    known = alpha if alpha != "-" else "not computed (pip install 'tract-trainer[raters]')"
+    return (
+        f"One rater is compared with the mean of the others, on {found['n']:,} records with several ratings: a ceiling "
+        f"for judges. Krippendorff's alpha of the raters: {known}."
+    )
 
 
 def eval_results(result: Mapping[str, Any], **args: Any) -> list[EvalResult]:

@@ -1,9 +1,9 @@
-"""Turns finished rationales into the stage-2 dataset, `train.parquet`, and a report of how they came out."""
+"""The stage-2 dataset, `train.parquet`, from finished rationales, and `report.json` with their counts."""
 
 import math
 import re
-from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +23,15 @@ from tract_trainer.metrics import agreement
 logger = get_logger(__name__)
 
 ROWS_AT_ONCE = 1000
-
 SHARE_KEPT = 0.8  # of the rationales; a warning below it
-
-LOST = {"dropped": "dropped", "forced": "closed by force", "prompt_too_long": "with too long a prompt"}
-"""Counts of the report that are named where they are not 0."""
-
-RENDERED = ("tools", "chat_template_kwargs")
-"""Columns that TRL gives the chat template beside the prompt."""
+RENDERED = ("tools", "chat_template_kwargs")  # columns that TRL gives the chat template beside the prompt
+# Counts of the report that the summary names where they are not 0.
+LOST = {
+    "dropped": "dropped",
+    "forced": "closed by force",
+    "prompt_too_long": "with too long a prompt",
+    "refused": "refused by the server",
+}
 
 
 class Request(NamedTuple):
@@ -82,6 +83,18 @@ def stage2_features(given: Features, prompt: str, config: JudgeConfig) -> Featur
     return Features(features)
 
 
+class Outcome(NamedTuple):
+    """What became of one rationale: `finished`, `open` (without a score), `prompt_too_long` or `refused`."""
+
+    row: int
+    state: str
+    attempts: int
+    num_tokens: int
+    verbatim: bool
+    sampled: float  # NaN without a score
+    gold: float
+
+
 def write_stage2(
     requests: Iterable[Request],
     features: Features,
@@ -98,45 +111,97 @@ def write_stage2(
         `dict`: the report.
 
     Raises:
-        InputError: not one rationale came to a score.
+        InputError: no rationale can be kept.
     """
-    tally, count = _Tally(config, unfinished, annotated), 0
-    partial = folder / "train.parquet.tmp"
-    written = ((request, shards[request.key]) for request in requests)
-    kept = (_example(request, row["text"], config) for request, row in written if tally.add(request, row))
+    outcomes: list[Outcome] = []
+
+    def examples() -> Iterator[dict[str, Any]]:
+        for request in requests:
+            written = shards[request.key]
+            outcome = _outcome(request, written, config, annotated)
+            outcomes.append(outcome)
+            if outcome.state == "finished" or (outcome.state, unfinished) == ("open", "force"):
+                yield _example(request, written["text"], config)
+
+    kept, partial = examples(), folder / "train.parquet.tmp"
     with pq.ParquetWriter(partial, features.arrow_schema) as file:
         while rows := list(islice(kept, ROWS_AT_ONCE)):
             file.write_table(Dataset.from_list(rows, features=features).with_format("arrow")[:])
-            count += len(rows)
-    if not count:
-        partial.unlink(missing_ok=True)
-        if tally.too_long == len(tally.gold):
-            raise InputError(
-                f"Not one of {len(tally.gold)} prompts leaves the model room to write. Give shorter ones, or train a "
-                "model that reads more tokens."
-            )
-        raise InputError(
-            f"Not one of {len(tally.gold)} rationales came to {config.score_prefix!r} and a label; the longest has "
-            f"{tally.longest} tokens. Is the model trained to end so? Otherwise raise max_new_tokens, or set "
-            "unfinished='force'."
-        )
+    report = _report(outcomes, unfinished)
+    if not report["kept"]:
+        partial.unlink()
+        raise InputError(_why_none(report, max(one.num_tokens for one in outcomes), config))
     partial.replace(folder / "train.parquet")
-    report = tally.report()
     save_results(folder / "report.json", report)
+    _warn(report)
+    return report
+
+
+def _outcome(request: Request, written: dict[str, Any], config: JudgeConfig, annotated: set[str]) -> Outcome:
+    label, attempts, text = written["label"], written["attempts"], written["text"]
+    state = "finished" if label is not None else "refused" if written["error"] else "open"
+    return Outcome(
+        row=request.row,
+        state="prompt_too_long" if attempts == 0 else state,  # nothing is drawn after a prompt that leaves no room
+        attempts=attempts,
+        num_tokens=written["num_tokens"],
+        verbatim=bool(text.split()) and same_words(request.prompt, text) in annotated,
+        sampled=math.nan if label is None else config.scale.value(label),
+        gold=request.score,
+    )
+
+
+def _report(outcomes: list[Outcome], unfinished: str) -> dict[str, Any]:
+    states, asked = Counter(one.state for one in outcomes), len(outcomes)
+    first_try = sum(one.state == "finished" and one.attempts == 1 for one in outcomes)
+    dropped, forced = (states["open"] if unfinished == what else 0 for what in ("drop", "force"))
+    found = agreement([one.sampled for one in outcomes], [one.gold for one in outcomes], intervals=False)
+    return {
+        "rows": len({one.row for one in outcomes}),
+        "rationales": asked,
+        "finished_at_first_try": first_try,
+        "share_finished_at_first_try": first_try / asked,
+        "retried": sum(one.attempts > 1 for one in outcomes),
+        "dropped": dropped,
+        "forced": forced,
+        "prompt_too_long": states["prompt_too_long"],
+        "refused": states["refused"],
+        "kept": states["finished"] + forced,
+        "verbatim": sum(one.verbatim for one in outcomes),
+        "mean_tokens": sum(one.num_tokens for one in outcomes) / asked,
+        "discarded_score_agreement": {name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")},
+    }
+
+
+def _why_none(report: dict[str, Any], longest: int, config: JudgeConfig) -> str:
+    """Why no rationale is kept, and what to do."""
+    asked, refused = report["rationales"], report["refused"]
+    if report["prompt_too_long"] == asked:
+        return (
+            f"Not one of {asked} prompts leaves the model room to write. Give shorter ones, or train a model that "
+            "reads more tokens."
+        )
+    return (
+        f"Not one of {asked} rationales ends with {config.score_prefix!r} and a label; the longest has {longest} "
+        f"tokens, and the server refused {refused} prompts. Is the model trained to end so? Otherwise raise "
+        "max_new_tokens, or set unfinished='force'."
+    )
+
+
+def _warn(report: dict[str, Any]) -> None:
     verbatim, asked = report["verbatim"], report["rationales"]
     if report["kept"] < SHARE_KEPT * asked:
         logger.warning(
-            f"Only {report['kept']:,} of {asked:,} rationales came to a score and make rows, and stage 2 is trained on "
-            f"these. {report['share_finished_at_first_try']:.0%} did at the first draw: train stage 1 longer, raise "
+            f"Only {report['kept']:,} of {asked:,} rationales are kept, and stage 2 is trained on these. "
+            f"{report['share_finished_at_first_try']:.0%} had a score at the first draw: train stage 1 longer, raise "
             "max_new_tokens, or keep the others with unfinished='force'."
         )
     if 2 * verbatim > asked:
         logger.warning(
             f"{verbatim:,} of {asked:,} rationales are word for word an annotated one, so stage 2 would be trained on "
-            "what stage 1 was, and be no better. Either the model knows its training data by heart (train stage 1 for "
+            "what stage 1 was, and be no better. Either the model has memorised its training data (train stage 1 for "
             "fewer epochs, or on more records), or the prompts leave nothing else to say."
         )
-    return report
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -151,51 +216,6 @@ def summary(report: dict[str, Any]) -> str:
         f"{', '.join(counts)}, so {report['kept']:,} make rows; {report['mean_tokens']:.0f} tokens on average. "
         f"The scores they were drawn with, thrown away, agree with gold at r = {pearson:.3f}.{verbatim}"
     )
-
-
-class _Tally:
-    """Counts how the rationales came out."""
-
-    def __init__(self, config: JudgeConfig, unfinished: str, annotated: set[str]) -> None:
-        self.scale, self.unfinished, self.annotated = config.scale, unfinished, annotated
-        self.rows = self.first_try = self.retried = self.too_long = self.open = self.tokens = self.longest = 0
-        self.verbatim = 0
-        self.sampled, self.gold = array("d"), array("d")
-
-    def add(self, request: Request, written: dict[str, Any]) -> bool:
-        """Counts a rationale and tells whether it is kept."""
-        label = written["label"]
-        self.rows += request.cot == 0
-        self.first_try += label is not None and written["attempts"] == 1
-        self.retried += written["attempts"] > 1
-        fits = written["attempts"] > 0  # no attempt is made at a prompt that leaves no room
-        self.too_long += not fits
-        self.open += fits and label is None
-        self.verbatim += bool(written["text"].split()) and same_words(request.prompt, written["text"]) in self.annotated
-        self.tokens += written["num_tokens"]
-        self.longest = max(self.longest, written["num_tokens"])
-        self.sampled.append(math.nan if label is None else self.scale.value(label))
-        self.gold.append(request.score)
-        return fits and (label is not None or self.unfinished == "force")
-
-    def report(self) -> dict[str, Any]:
-        found = agreement(self.sampled, self.gold, intervals=False)
-        return {
-            "rows": self.rows,
-            "rationales": len(self.gold),
-            "finished_at_first_try": self.first_try,
-            "share_finished_at_first_try": self.first_try / len(self.gold),
-            "retried": self.retried,
-            "dropped": self.open if self.unfinished == "drop" else 0,
-            "forced": self.open if self.unfinished == "force" else 0,
-            "prompt_too_long": self.too_long,
-            "kept": len(self.gold) - self.too_long - (self.open if self.unfinished == "drop" else 0),
-            "verbatim": self.verbatim,
-            "mean_tokens": self.tokens / len(self.gold),
-            "discarded_score_agreement": {
-                name: found[name] for name in ("pearson", "spearman", "rmse", "n", "unscored")
-            },
-        }
 
 
 def without_scores(text: str, config: JudgeConfig) -> str:

@@ -1,19 +1,17 @@
-"""Turns a dataset and a stage-1 model into the stage-2 dataset: the model's own rationales, closed with the gold score.
+"""Generation of the stage-2 dataset: a stage-1 model's own rationales, each closed with the gold score.
 
-Work is cut into batches that depend on the dataset and the batch size, never on what is already done, and a finished
-batch is appended to a shard at once. So a run that was killed goes on where it stopped, and ends with the same dataset.
+Each rationale has a seed of its own, and a finished batch is appended to a shard at once. A run that was killed resumes
+and ends with the same dataset.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 from rich.console import Console
 from tqdm.auto import tqdm
 
@@ -64,9 +62,9 @@ def generate_cot_dataset(
         model (`str` or [`Judge`]): folder or Hub repository of the stage-1 judge, or a judge in memory.
         dataset ([`~datasets.Dataset`]):
             Rows with `prompt` (text or messages) or `messages`, and `score`. Without a `score`, it is read from the end
-            of the completion. Existing completions are not used otherwise, but for a count in the report: how many of
-            the rationales are word for word an annotated one. `tools` and `chat_template_kwargs` render the prompts as
-            they do in training, and are columns of the result.
+            of the completion. Otherwise completions serve a count only: how many rationales repeat an annotated one
+            word for word. `tools` and `chat_template_kwargs` render the prompts as in training, and are columns of the
+            result.
         engine (`str`, *optional*, defaults to `"transformers"`): what runs the model.
         num_cots (`int`, *optional*, defaults to `1`): rationales per row.
         temperature, top_p, repetition_penalty, max_new_tokens: see [`~tract_trainer.engines.base.Sampling`].
@@ -76,9 +74,10 @@ def generate_cot_dataset(
             same settings generates what is missing; one with other settings is refused.
         batch_size (`int`, *optional*): rationales generated together; by default, as many as the engine does.
         model_kwargs (`dict`, *optional*): arguments of the engine, see [`Judge.from_pretrained`].
-        max_retries (`int`, *optional*, defaults to `2`): further draws for a rationale that comes to no score.
+        max_retries (`int`, *optional*, defaults to `2`): further draws for a rationale without a score.
         unfinished (`str`, *optional*, defaults to `"drop"`):
-            What to do with a rationale that never came to a score: `"drop"` it, or `"force"`: close it where it ends.
+            What to do with a rationale that has no score after all draws: `"drop"` it, or `"force"`: close it where it
+            ends.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether to start over, and to replace files in `output_dir` that this function did not write.
@@ -89,8 +88,8 @@ def generate_cot_dataset(
         otherwise text. A fractional gold score keeps its value in `score` and writes the nearest label.
 
     Raises:
-        ValueError: the dataset has no rows, prompts or scores; the settings differ from those of `output_dir`; or not
-            one rationale came to a score.
+        ValueError: the dataset has no rows, prompts or scores; the settings differ from those of `output_dir`; or no
+            rationale can be kept.
     """
     if unfinished not in ("drop", "force"):
         raise InputError(f"unfinished={unfinished!r} is not one of ['drop', 'force'].")
@@ -120,19 +119,18 @@ def generate_cot_dataset(
     folder = Path(output_dir)
     state = begin(folder / "settings.json", settings, folder / ".shards", folders=[folder], overwrite=overwrite)
     with writing(folder / ".shards", state.process_index) as shards:
-        batches = work.batches(batch_size or judge.engine.batch_size)
-        missing = [batch for batch in batches if not all(r.key in shards for r in work.requests(batch))]
+        missing = [request for request in work.longest_first() if work.request(*request).key not in shards]
         state.wait_for_everyone()  # every process has read the shards before one writes
-        pending = missing[state.process_index :: state.num_processes]
+        own, size = missing[state.process_index :: state.num_processes], batch_size or judge.engine.batch_size
         hidden = not progress or not state.is_main_process
-        with tqdm(total=sum(map(len, pending)), desc="Writing rationales", unit="cot", disable=hidden) as bar:
-            requested = (list(work.requests(batch)) for batch in pending)
-            for _, made in as_finished(work.write, requested, judge.engine.calls):
+        batches = (own[start : start + size] for start in range(0, len(own), size))
+        with tqdm(total=len(own), desc="Writing rationales", unit="cot", disable=hidden) as bar:
+            for _, made in as_finished(work.write, batches, judge.engine.calls):
                 shards.append(made)
                 bar.update(len(made))
     state.wait_for_everyone()
     if state.is_main_process:
-        requests = work.requests((row, cot) for row in range(len(dataset)) for cot in range(num_cots))
+        requests = (work.request(row, cot) for row in range(len(dataset)) for cot in range(num_cots))
         rows = Shards(folder / ".shards")
         report = write_stage2(requests, work.features, rows, folder, judge.config, unfinished, work.annotated)
         judge.config.save(folder)  # their scale and closing phrase
@@ -143,7 +141,7 @@ def generate_cot_dataset(
 
 
 class _Work:
-    """The rationales to write, and how."""
+    """The rationales to write, each named by the number of its row and its own number in the row."""
 
     def __init__(
         self, judge: Judge, dataset: Dataset, num_cots: int, sampling: Sampling, seed: int, max_retries: int
@@ -174,16 +172,11 @@ class _Work:
             "data": data.hexdigest()[:32],
         }
 
-    def batches(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
-        """Row and rationale numbers, `(batch_size, 2)`, longest prompts first: rows of a batch are of like length."""
-        lengths = np.array([len(str(_prompt(row))) for row in self.dataset])
-        order = np.argsort(-lengths, kind="stable")
-        places = np.stack([order.repeat(self.num_cots), np.tile(np.arange(self.num_cots), len(order))], axis=1)
-        for start in range(0, len(places), batch_size):
-            yield places[start : start + batch_size]
-
-    def requests(self, batch: Iterable[Iterable[int]]) -> Iterator[Request]:
-        return (self.request(*map(int, place)) for place in batch)
+    def longest_first(self) -> list[tuple[int, int]]:
+        """All rationales, so that those of a batch have prompts of like length."""
+        lengths = [len(str(_prompt(row))) for row in self.dataset]
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        return [(row, cot) for row in order for cot in range(self.num_cots)]
 
     def request(self, row: int, cot: int) -> Request:
         values = self.dataset[row]
@@ -214,22 +207,24 @@ class _Work:
             )
         return float(score)
 
-    def write(self, requests: list[Request]) -> list[tuple[str, dict[str, Any]]]:
-        """Key and finished row of each request; rationales that come to no score are drawn again."""
+    def write(self, batch: Sequence[tuple[int, int]]) -> list[tuple[str, dict[str, Any]]]:
+        """Key and finished row of each rationale. One without a score is drawn again, a refusal is final."""
+        requests = [self.request(*place) for place in batch]
         prompts = list(map(self.prompt_ids, requests))
         todo = [i for i, prompt in enumerate(prompts) if self.judge.fits(prompt)]
-        drawn = {i: (Rationale("", None, None, 0), 0) for i in range(len(requests))}
+        drawn = dict.fromkeys(range(len(requests)), (Rationale("", None, None, 0), 0))
         attempts = self.max_retries + 1 if self.sampling.temperature > 0 else 1  # the likeliest text stays the same
         for attempt in range(1, attempts + 1):
             seeds = [derive_seed(self.seed, requests[i].key, attempt) for i in todo]
             rationales = self.judge.engine.generate([prompts[i] for i in todo], seeds, self.sampling)
-            drawn.update({i: (rationale, attempt) for i, rationale in zip(todo, rationales, strict=True)})
-            todo = [i for i in todo if drawn[i][0].label is None]
+            drawn |= {i: (rationale, attempt) for i, rationale in zip(todo, rationales, strict=True)}
+            todo = [i for i in todo if drawn[i][0].label is None and not drawn[i][0].error]
             if not todo:
                 break
+        kept = ("text", "label", "num_tokens", "error")
         return [
-            (request.key, {"text": r.text, "label": r.label, "num_tokens": r.num_tokens, "attempts": attempt})
-            for request, (r, attempt) in zip(requests, drawn.values(), strict=True)
+            (request.key, {**{name: getattr(rationale, name) for name in kept}, "attempts": attempt})
+            for request, (rationale, attempt) in zip(requests, drawn.values(), strict=True)
         ]
 
 

@@ -1,4 +1,4 @@
-"""Turns tokenised examples into a batch with `score_labels` beside `labels`.
+"""The data collator: a batch with `score_labels` beside `labels`.
 
 Shape letters: `B` rows of the batch, `T` tokens.
 """
@@ -23,13 +23,14 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
 
     Examples that were prepared by [`RegressionAwareSFTTrainer`] carry the column. In others (`skip_prepare_dataset`),
     the score is found here, as the last place among the supervised tokens where the prefix is followed by a label; its
-    target is the example's `score`, or the label's value where there is no such key.
+    target is the example's `score`, or the label's value where there is no such key. Of a label of several tokens, the
+    first holds the score.
 
     Args:
         score_tokens ([`~tract_trainer.scale.ScoreTokens`], *optional*):
             The scale as the tokenizer writes it. Needed for examples without `score_labels`.
         score_token_in_ce (`bool`, *optional*, defaults to `True`):
-            Whether the score token stays in `labels`.
+            Whether the tokens of the score stay in `labels`.
         missing_score (`str`, *optional*, defaults to `"error"`):
             Whether an example whose score is not found here is refused (`"error"`) or kept for the cross-entropy alone
             (`"keep"`, and `"drop"`, since a batch cannot lose rows).
@@ -52,9 +53,13 @@ class DataCollatorForScoredCompletion(DataCollatorForLanguageModeling):
             # The token before the first one of a document belongs to another document and predicts nothing.
             score_labels[batch["position_ids"] == 0] = torch.nan
         if not self.score_token_in_ce:
-            batch["labels"][~score_labels.isnan()] = -100
+            for row, place in (~score_labels.isnan()).nonzero().tolist():
+                batch["labels"][row, place : place + self._label_length(batch["input_ids"][row, place:])] = -100
         batch["score_labels"] = score_labels
         return batch
+
+    def _label_length(self, ids: torch.Tensor) -> int:
+        return 1 if self.score_tokens is None else self.score_tokens.label_length(ids.tolist())
 
     def _score_labels(self, example: dict[str, Any]) -> Any:
         if self.score_tokens is None:

@@ -40,7 +40,7 @@ class RegressionAwareSFTConfig(SFTConfig):
 
     Parameters:
         score_labels (`list[str]`, *optional*, defaults to `["1", "2", "3", "4", "5"]`):
-            The labels of the scale as they are written. Each must be one token after `score_prefix`.
+            The labels of the scale as they are written.
         score_values (`list[float]`, *optional*):
             Value of each label. If `None`, the labels read as numbers.
         score_prefix (`str`, *optional*, defaults to `"So the overall score is "`):
@@ -74,7 +74,7 @@ class RegressionAwareSFTConfig(SFTConfig):
 
     score_labels: list[str] = field(
         default_factory=lambda: ["1", "2", "3", "4", "5"],
-        metadata={"help": "Labels of the scale as written. Each must be one token after `score_prefix`."},
+        metadata={"help": "Labels of the scale as written. --scale 1:10 and --scale 1:5:0.5 are short for numbers."},
     )
     score_values: list[float] | None = field(
         default=None, metadata={"help": "Value of each label. Defaults to the labels read as numbers."}

@@ -1,4 +1,4 @@
-"""Turns a dataset into a look at what would be trained on: which tokens, which score, which rows would be lost.
+"""What would be trained on: which tokens, which score, which rows would be lost.
 
 The rows are prepared by the trainer itself, on a model without weights. `T` is the number of tokens of a row.
 """
@@ -100,18 +100,21 @@ def view(inspected: Inspected, count: int = 3) -> RenderableType:
 def _row(row: dict[str, Any], number: int, tokens: ScoreTokens) -> Panel:
     start = max(0, len(row["input_ids"]) - SHOWN_TOKENS)
     text = Text(f"[{start:,} tokens before]\n" if start else "")
-    target = "no score"
-    for token, label, gold in list(zip(row["input_ids"], row["labels"], row["score_labels"], strict=True))[start:]:
-        piece = str(tokens.tokenizer.decode([token], clean_up_tokenization_spaces=False))
-        if not np.isnan(gold):
-            target = f"target {gold:g}, written {piece.strip()!r}"
-        text.append(piece, _style(label, gold))
+    target, ids, gold = "no score", row["input_ids"], np.asarray(row["score_labels"], dtype=np.float32)
+    written: set[int] = set()
+    for place in np.flatnonzero(~np.isnan(gold)).tolist():
+        end = place + tokens.label_length(ids[place:])
+        target = f"target {gold[place]:g}, written {str(tokens.tokenizer.decode(ids[place:end])).strip()!r}"
+        written.update(range(place, end))
+    for place in range(start, len(ids)):
+        piece = str(tokens.tokenizer.decode([ids[place]], clean_up_tokenization_spaces=False))
+        text.append(piece, _style(row["labels"][place], place in written))
     title = f"row {number}, {len(row['input_ids']):,} tokens: {target}"
     return Panel(text, title=title, subtitle=row["score_problem"] or None)
 
 
-def _style(label: int, gold: float) -> str:
-    if not np.isnan(gold):
+def _style(label: int, is_score: bool) -> str:
+    if is_score:
         return "bold black on yellow"
     return "dim" if label == IGNORE_INDEX else "cyan"
 

@@ -9,13 +9,19 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel
 
 from tract_trainer._distributed import refuse_lone_process
 from tract_trainer.engines.checkpoints import check_weights, load_tokenizer
+from tract_trainer.engines.trie import MASKED, appends_tokens
 from tract_trainer.errors import InputError
+from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
 logger = get_logger(__name__)
+
+MAX_NODES = 3
+"""Most inner nodes of a trie of labels that are read in rows of their own. Each costs as much as the row itself."""
 
 
 def refuse_settings(
@@ -118,3 +124,24 @@ def refuse_topology(accelerator: Accelerator) -> None:
             "Set cp_size=1 and sp_size=1; FSDP, DeepSpeed ZeRO and tensor parallelism keep rows whole."
         )
     refuse_lone_process(accelerator.num_processes)
+
+
+def refuse_long_labels(tokens: ScoreTokens, model: PreTrainedModel, padding_free: bool) -> None:
+    """Raises `InputError` for labels of several tokens whose probabilities `model` cannot read beside the row."""
+    nodes = tokens.nodes
+    if len(nodes) == 1 or appends_tokens(model) or (len(nodes) <= MAX_NODES and not padding_free):
+        return
+    longest = max(tokens.paths, key=len)
+    label, written = tokens.scale.labels[tokens.paths.index(longest)], list(map(tokens.tokenizer.decode, longest))
+    attention = model.config.get_text_config()._attn_implementation
+    reason, remedies = f"layers that are not attention alone ({model.config.model_type})", []
+    if attention not in MASKED:
+        reason, remedies = f"attn_implementation={attention!r}", ["model_init_kwargs={'attn_implementation': 'sdpa'}"]
+    if padding_free and len(nodes) <= MAX_NODES:
+        remedies.append("padding_free=False and packing=False")
+    labels = "labels of one token, such as the letters score_labels=['A', ..., 'J'] with score_values=[1, ..., 10]"
+    raise InputError(
+        f"Label {label!r} is {len(longest)} tokens {written} in this tokenizer. The probabilities of such labels are "
+        f"read behind the row, where the row does not see them, which {reason} cannot do. Set "
+        f"{', or '.join([*remedies, labels])}."
+    )

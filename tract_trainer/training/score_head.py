@@ -1,4 +1,4 @@
-"""Turns a causal LM into the same LM whose one forward also returns log-probabilities over the scale.
+"""The score head: a causal LM whose one forward also returns log-probabilities over the scale.
 
 The forward that computes the cross-entropy runs the backbone once; a hook sees its last hidden states, and only the
 rows that predict a score go through the output embedding again: `(N, V)` logits instead of `(B, T, V)`.
@@ -7,7 +7,7 @@ Shape letters: `B` rows, `T` tokens, `H` hidden size, `N` scores due, `K` labels
 
 import functools
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import make_dataclass
 from typing import Any
@@ -17,8 +17,12 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from tract_trainer.engines.trie import LabelTrie
+from tract_trainer.scale import ScoreTokens
+from tract_trainer.training.branches import reading_branches
 
-def add_score_head(model: PreTrainedModel, score_token_ids: Sequence[int]) -> None:
+
+def add_score_head(model: PreTrainedModel, tokens: ScoreTokens) -> None:
     """
     Wraps `model.forward`: given `score_labels`, `(B, T)` with NaN where no score is due, its output has one more field,
     `score_log_probs` of shape `(N, K)`, float32, rows in the order of `score_labels[:, 1:]` flattened. Without
@@ -27,26 +31,32 @@ def add_score_head(model: PreTrainedModel, score_token_ids: Sequence[int]) -> No
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Causal LM to patch: the base model, if an adapter is around it. Patch after TRL's fused head.
-        score_token_ids (`Sequence[int]`):
-            Token of each label, `(K,)`.
+        tokens ([`~tract_trainer.scale.ScoreTokens`]):
+            The scale as the tokenizer writes it.
     """
     inner = model.forward
-    token_ids = list(score_token_ids)
+    trie = LabelTrie(tokens) if len(tokens.nodes) > 1 else None
+    token_ids = [path[0] for path in tokens.paths]  # (K,)
 
     # `generate` reads the signature, and DDP and FSDP call the wrapped forward by it.
     @functools.wraps(type(model).forward)
     def forward(self: PreTrainedModel, *args: Any, score_labels: Tensor | None = None, **kwargs: Any) -> ModelOutput:
         if score_labels is None:
             return inner(*args, **kwargs)
-        # Looked up on each call: FSDP and PEFT replace the backbone after patching.
-        with first_output(self.base_model) as seen:
-            output = inner(*args, **kwargs)
         # Only where a score is due is read from `score_labels`: FSDP's mixed precision rounds the values.
         due = ~score_labels[:, 1:].isnan()  # (B, T - 1): the token at t is predicted by the hidden state at t - 1
-        hidden = seen[0].last_hidden_state[:, :-1]  # (B, T - 1, H)
-        log_probs = head_logits(self, hidden[due.to(hidden.device)]).log_softmax(-1)  # (N, V)
+        if trie is not None and due.any():
+            with reading_branches(self, trie, due) as states:
+                output = inner(*args, **kwargs)
+            log_probs = trie.label_log_probs(head_logits(self, states[0]).log_softmax(-1))  # (N, K)
+        else:
+            # Looked up on each call: FSDP and PEFT replace the backbone after patching.
+            with first_output(self.base_model) as seen:
+                output = inner(*args, **kwargs)
+            hidden = seen[0].last_hidden_state[:, :-1]  # (B, T - 1, H)
+            log_probs = head_logits(self, hidden[due.to(hidden.device)]).log_softmax(-1)[:, token_ids]  # (N, K)
         output_class: Any = type(output)
-        return _with_score_log_probs(output_class)(**output, score_log_probs=log_probs[:, token_ids])  # (N, K)
+        return _with_score_log_probs(output_class)(**output, score_log_probs=log_probs)
 
     model.forward = types.MethodType(forward, model)
 

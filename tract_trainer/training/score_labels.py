@@ -70,7 +70,8 @@ def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> dict[str, 
     """
     length = len(row["input_ids"])
     scores, problem = gold_scores(row, tokens)
-    if not problem and not all(cut.keeps(position, length) for position in scores):
+    ends = {start: start + tokens.label_length(row["input_ids"][start:]) for start in scores}
+    if not problem and not all(cut.keeps(place, length) for span in ends.items() for place in range(*span)):
         problem = "cut"
     score_labels = np.full(length, np.nan, dtype=np.float32)
     if not problem:
@@ -200,7 +201,7 @@ def _fingerprint(dataset: Dataset, tokens: ScoreTokens, cut: Cut) -> str:
     the vocabulary is large. TRL's tokenised rows, whose fingerprint this includes, depend on it already.
     """
     tokenizer, scale = tokens.tokenizer, tokens.scale
-    of_tokenizer = tokenizer.name_or_path, len(tokenizer), tokenizer.chat_template, tokenizer.eos_token, tokens.ids
+    of_tokenizer = tokenizer.name_or_path, len(tokenizer), tokenizer.chat_template, tokenizer.eos_token, tokens.paths
     return digest(
         dataset._fingerprint, scale.labels, scale.values, tokens.prefix, cut, of_tokenizer, version("tract-trainer")
     )
@@ -395,9 +396,8 @@ def closed_texts(dataset: Dataset, tokens: ScoreTokens) -> list[str]:
     for row in dataset.take(SAMPLED_ROWS):
         due = np.flatnonzero(~np.isnan(np.asarray(row["score_labels"], dtype=np.float32)))
         if len(due):
-            trained = [
-                i for i, y in zip(row["input_ids"][: due[-1] + 1], row["labels"], strict=False) if y != IGNORE_INDEX
-            ]
+            end = due[-1] + tokens.label_length(row["input_ids"][due[-1] :])
+            trained = [i for i, y in zip(row["input_ids"][:end], row["labels"], strict=False) if y != IGNORE_INDEX]
             texts.append(str(tokens.tokenizer.decode(trained[-tokens.window :], clean_up_tokenization_spaces=False)))
     return texts
 

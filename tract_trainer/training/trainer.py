@@ -1,4 +1,4 @@
-"""Turns a model and a dataset into a judge: TRL's `SFTTrainer` with a score loss beside the cross-entropy."""
+"""The trainer: TRL's `SFTTrainer` with a score loss beside the cross-entropy."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -33,7 +33,13 @@ from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
 from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.figures import ScoreFigures
-from tract_trainer.training.limits import refuse_datasets, refuse_files, refuse_settings, refuse_topology
+from tract_trainer.training.limits import (
+    refuse_datasets,
+    refuse_files,
+    refuse_long_labels,
+    refuse_settings,
+    refuse_topology,
+)
 from tract_trainer.training.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.training.score_head import add_score_head, first_output
 from tract_trainer.training.score_labels import (
@@ -145,7 +151,8 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
             self.data_collator.score_token_in_ce = args.score_token_in_ce
             self.data_collator.missing_score = args.missing_score
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        add_score_head(base, self.score_tokens.ids)
+        refuse_long_labels(self.score_tokens, base, self.padding_free)
+        add_score_head(base, self.score_tokens)
         self._values = torch.tensor(args.scale.values)
         self._scores_in_step: Tensor | None = None
         self._figures = ScoreFigures(self.accelerator, self._values, args.renormalize_scores)
