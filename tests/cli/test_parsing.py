@@ -89,7 +89,7 @@ def test_no_message_about_a_setting_holds_a_password(refused, tmp_path, url):
         ("unfinished: froce", "unfinished must be one of unscored, force, got 'froce'."),
         (
             "score_labels: [No, Yes]",
-            "Labels must be text, found [False, True]. YAML reads Yes and No as truth values: ",
+            "Labels must be text, found [False, True]. YAML reads Yes and No as truth values, ",
         ),
     ],
 )
