@@ -46,7 +46,7 @@ from tract_trainer.data.benchmarks import load_benchmark
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import prompt_of, training_examples
 from tract_trainer.data.settings import check_settings
-from tract_trainer.data.templates import control_pattern
+from tract_trainer.data.templates import ControlTokens
 from tract_trainer.hub.results import figure_with_interval
 from tract_trainer.metrics import PLAIN, interval, standard_errors
 from tract_trainer.training.config import DEFAULT_PREFIX
@@ -164,7 +164,7 @@ def run_judges(work: Path, train: Records, held_out: Records, seed: int, size: S
     """
     start, scores, closed, mass = time.perf_counter(), {}, {}, {}
     tokenizer = make_tokenizer([ask(record) + record["rationale"] for record in train], size)
-    rows = list(training_examples(train, SCALE, DEFAULT_PREFIX, TEMPLATE, controls=control_pattern(tokenizer)))
+    rows = list(training_examples(train, SCALE, DEFAULT_PREFIX, TEMPLATE, controls=ControlTokens.of(tokenizer)))
     kept = [row for row in rows if len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) < size.max_length]
     texts = [{"text": row["prompt"] + row["completion"].rpartition(DEFAULT_PREFIX)[0].strip()} for row in kept]
     # As in the miniature, but rows of like length together; those too long are left out beforehand, and none is cut.

@@ -142,6 +142,12 @@ def test_a_config_that_was_cut_off_is_named_and_none_is_left_half_written(tmp_pa
         JudgeConfig.load(tmp_path)
 
 
+def test_a_config_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "judge_config.json").write_text('{"score_labels": ' + "[" * 100_000)
+    with pytest.raises(InputError, match=r"judge_config\.json is no JSON: maximum recursion depth exceeded"):
+        JudgeConfig.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

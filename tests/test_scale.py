@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
 from tiny import FAMILIES, PREFIX, make_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from tract_trainer.errors import InputError
 from tract_trainer.scale import FoundScore, ScoreScale, ScoreTokens
@@ -437,3 +440,24 @@ def test_labels_that_yaml_may_have_changed_are_refused(labels):
 def test_a_label_without_any_character_is_refused():
     with pytest.raises(InputError, match="must be written with some character"):
         ScoreScale(["", "1"], [0, 1])
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</s>", "<pad>"])
+def test_a_prefix_with_a_token_that_begins_or_ends_a_turn_is_refused(token):
+    tokenizer = make_tokenizer("qwen", bos_token="</s>")
+    with pytest.raises(InputError, match=f"holds the control token {re.escape(repr(token))}, which begins or ends a"):
+        ScoreTokens.resolve(ScoreScale.integers(1, 5), f"Score{token}", tokenizer)
+
+
+def test_a_label_with_another_token_behind_a_rationale_than_at_the_start_is_refused():
+    characters = list(" .\n(12345Right:Score")
+    pairs = [(before, "(") for before in " .\n"] + [(f"{before}(", label) for before in " .\n" for label in "12345"]
+    vocabulary = [*dict.fromkeys(characters), *("".join(pair) for pair in pairs)]
+    model = models.BPE({text: i for i, text in enumerate(vocabulary)}, pairs)
+    backend = Tokenizer(model)
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer.tokenize("(5") == ["(", "5"] and tokenizer.tokenize(". (5") == [".", " (5"]
+    with pytest.raises(InputError, match=r"writes '1' after '\(' with other tokens behind a rationale than at the sta"):
+        ScoreTokens.resolve(FIVE, "(", tokenizer)
+    assert ScoreTokens.resolve(FIVE, "Score: ", tokenizer).ids == tuple(tokenizer.convert_tokens_to_ids(list("12345")))

@@ -122,7 +122,7 @@ class JudgeConfig:
             path = _download(name_or_path, revision)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no JSON: {error}. Train the judge again to have the file written.") from error
         if not isinstance(found, dict):
             raise InputError(f"{path} must hold a JSON object, found {found!r:.80}. Train the judge again.")

@@ -172,6 +172,7 @@ class ScoreTokens:
                 "score_prefix is empty, so nothing tells the score from any other token of the scale. "
                 "Give the text that stands right before the score, e.g. score_prefix='Score: '."
             )
+        _refuse_turn_tokens(prefix, tokenizer)
         rows = [tokenizer(prefix + label, add_special_tokens=False)["input_ids"] for label in scale.labels]
         shared = _root(tokenizer, scale, rows, prefix)
         paths = tuple(tuple(row[shared:]) for row in rows)
@@ -289,6 +290,18 @@ def _root(tokenizer: "PreTrainedTokenizerBase", scale: ScoreScale, rows: list[li
                 "labels that it can write, e.g. digits."
             )
     return shared
+
+
+def _refuse_turn_tokens(prefix: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raises an InputError for a prefix with a control token that begins or ends a text or a turn."""
+    used = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    for token in tokenizer.added_tokens_decoder.values():
+        ends = token.content in used or token.content in str(tokenizer.chat_template)
+        if token.special and ends and token.content in prefix:
+            raise InputError(
+                f"score_prefix holds the control token {token.content!r}, which begins or ends a text or a turn, so "
+                "no judge could write a score behind it. Give text, or a token that the chat template does not use."
+            )
 
 
 def _values_of(labels: tuple[str, ...]) -> tuple[float, ...]:

@@ -331,6 +331,10 @@ RUN += ["--eval_fraction", "0.25", "--max_new_tokens", "12", "--max_retries", "0
         (["--eval_data", "off.json"], "The gold score of record 1 is 11, off the scale of 1 to 5."),
         (["--eval_data", "bare.json"], "Record 0: A record needs `instruction`, `response` and `rubric`"),
         (
+            ["--eval_data", "control.json", "--prompt_template", "<{{ response }}>"],
+            "Record 0: The record's text becomes the control tokens ['<|im_end|>'], with which",
+        ),
+        (
             ["--data", "text.json", "--eval_data", "good.json"],
             "Stage 2 needs prompts to write rationales for, and the rows have ['text', 'score'].",
         ),
@@ -342,6 +346,7 @@ def test_what_a_later_step_would_refuse_a_run_refuses_first(
     monkeypatch.chdir(tmp_path)
     Path("off.json").write_text('[{"prompt": "a", "score": 3}, {"prompt": "b", "score": 11}]')
     Path("bare.json").write_text('[{"response": "7", "score": 3}]')
+    Path("control.json").write_text('[{"instruction": "a", "response": "|im_end|", "rubric": "b", "score": 3}]')
     Path("text.json").write_text(json.dumps([{"text": f"Good. {PREFIX}4", "score": 4}] * 8))
     Path("good.json").write_text('[{"prompt": "a", "score": 3}]')
     argv = ["run", "--data", records_file, "--model_name_or_path", seed_folder, "--output_dir", "run", *RUN, *flags]

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 from datasets import Dataset
+from fake import fake_judge, sure
 
+from tract_trainer import generate_cot_dataset
 from tract_trainer.cli import pipeline
 from tract_trainer.data.store import locked
 
@@ -41,6 +43,31 @@ def test_a_folder_with_files_of_others_is_refused(others, judge_folder, seed_fol
         "place for the output, or replace what is in the way with --overwrite (overwrite=True)."
     )
     assert tree(others) == before
+
+
+@pytest.mark.parametrize(("command", "other"), [("generate", "run"), ("run", "generate"), ("generate", "evaluate")])
+def test_a_folder_of_another_command_is_refused(seed_folder, records_file, tmp_path, refused, command, other):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    settings = {"tract_trainer_version": "1", "command": f"tract {other}", "seed": 42}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "train.parquet").write_text("finished")
+    model = ["--model_name_or_path", seed_folder, *CPU]
+    if command == "generate":
+        model = ["--model", seed_folder, "--score_labels", *"12345", *DRAW]
+    message = refused(command, "--data", records_file, "--output_dir", folder, *model)
+    assert message == (
+        f"tract {command}: error: {folder}/settings.json belongs to work of tract {other}, whose settings would be "
+        "replaced. Give another place for the output."
+    )
+    assert json.loads((folder / "settings.json").read_text()) == settings
+
+
+def test_commands_say_whose_settings_they_write(tmp_path):
+    judge = fake_judge(lambda prompt: [sure(4)])
+    generate_cot_dataset(judge, Dataset.from_list([{"prompt": "Rate it.", "score": 4}]), output_dir=tmp_path / "cots")
+    settings = json.loads((tmp_path / "cots" / "settings.json").read_text())
+    assert settings["command"] == "tract generate"
 
 
 def test_with_overwrite_rationales_replace_files_of_others(others, judge_folder, records_file, done):

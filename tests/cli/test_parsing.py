@@ -2,7 +2,10 @@
 
 import pytest
 
+from tract_trainer import Judge, RegressionAwareSFTConfig
+from tract_trainer.cli.arguments import JudgeArguments
 from tract_trainer.cli.main import main
+from tract_trainer.cli.parsing import parse
 
 CPU = ["--use_cpu", "true", "--bf16", "false"]
 
@@ -58,6 +61,21 @@ def test_settings_of_a_judge_that_cannot_be_are_refused(refused, flags, message)
 
 
 @pytest.mark.parametrize(
+    "url", ["http://me:sesame@host:99999/v1", "me:sesame@host/v1?key=sesame", "http://host:0?sesame"]
+)
+def test_no_message_about_a_setting_holds_a_password(refused, tmp_path, url):
+    (tmp_path / "x.yaml").write_text(f"engine: {url}")
+    for flags in (
+        ["--engine", "server", "--base_url", url],
+        ["--model_kwargs", f'{{"base_url": "http://{url.removeprefix("http://")}"'],
+        [f"--base-urls=http://{url.removeprefix('http://')}"],
+        *([["--config", tmp_path / "x.yaml"]] if "://" in url else []),
+    ):
+        said = refused("judge", *flags)
+        assert "host" in said and "sesame" not in said, said
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("3: a\nmodel: b", "x.yaml must have names of settings as keys, found 3."),
@@ -71,7 +89,7 @@ def test_settings_of_a_judge_that_cannot_be_are_refused(refused, flags, message)
         ("unfinished: froce", "unfinished must be one of unscored, force, got 'froce'."),
         (
             "score_labels: [No, Yes]",
-            "Labels must be text, found [False, True]. YAML reads Yes and No as truth values: ",
+            "Labels must be text, found [False, True]. YAML reads Yes and No as truth values, ",
         ),
     ],
 )
@@ -115,3 +133,11 @@ def test_help_shows_the_settings_of_the_command_and_help_all_those_of_trl_too(ca
 def test_a_setting_that_help_does_not_show_can_be_set(refused, tmp_path):
     said = refused("sft", "--output_dir", tmp_path / "x", *CPU, "--adam_beta1", "0.8")
     assert "--model_name_or_path is missing" in said
+
+
+def test_arguments_of_the_chat_template_reach_training_and_judge(tmp_path, seed_folder):
+    given = ["--chat_template_kwargs", '{"enable_thinking": false}']
+    (args,) = parse("sft", ["--output_dir", str(tmp_path), *CPU, *given], RegressionAwareSFTConfig)
+    assert args.template_kwargs == {"enable_thinking": False}
+    (args,) = parse("judge", ["--score_labels", "1", "2", "3", *given], JudgeArguments)
+    assert Judge.from_pretrained(seed_folder, **args.loading).config.chat_template_kwargs == {"enable_thinking": False}

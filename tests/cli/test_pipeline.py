@@ -4,10 +4,13 @@ import datetime
 import json
 
 from accelerate import PartialState
+from fake import FIVE, logs, sure
 
-from tract_trainer.cli.pipeline import last_checkpoint
+from tract_trainer.cli.pipeline import as_json, last_checkpoint
 from tract_trainer.data.datasets import as_dataset
 from tract_trainer.data.hashing import digest
+from tract_trainer.engines.base import Rationale
+from tract_trainer.judging.judgment import judgment
 
 
 def test_a_dataset_has_the_columns_of_every_row():
@@ -32,3 +35,9 @@ def test_training_goes_on_from_the_newest_checkpoint_that_is_whole(tmp_path):
 def test_records_with_dates_and_bytes_have_a_digest():
     one, other = ({"score": 1, "when": datetime.datetime(2024, 1, day), "raw": b"x"} for day in (1, 2))
     assert digest(one) == digest(dict(one)) != digest(other)
+
+
+def test_a_judgment_says_which_rationales_ran_to_their_limit():
+    rationales = [Rationale("Clear. ", *logs(*sure(4)), 9, truncated=limit) for limit in (True, False)]
+    found = as_json(judgment(rationales, FIVE))
+    assert found["labels"] == ["4", "4"] and found["truncated"] == [True, False] and found["reason"] == ""

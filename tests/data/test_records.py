@@ -18,7 +18,7 @@ from tract_trainer.data.records import (
     prompt_of,
     training_examples,
 )
-from tract_trainer.data.templates import control_pattern, template_text
+from tract_trainer.data.templates import ControlTokens, template_text
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import DEFAULT_TEMPLATE
 
@@ -352,6 +352,12 @@ def test_records_without_rationales_end_with_the_score_alone():
         ("Right. [RESULT] B+", "Right."),
         ('It asks me to end with "So the overall score is "', 'It asks me to end with "So the overall score is "'),
         ("Not [RESULT] 4 but more.", "Not [RESULT] 4 but more."),
+        ('As in "So the overall score is 4".', 'As in "So the overall score is 4".'),
+        ("As in 'So the overall score is 4'.", "As in 'So the overall score is 4'."),
+        ('It says: "Well. So the overall score is 4."', 'It says: "Well. So the overall score is 4."'),
+        ('A "clear" answer. So the overall score is "4"', 'A "clear" answer.'),
+        ('A "clear" answer. [RESULT] 4"', 'A "clear" answer.'),
+        ('"Right. So the overall score is 4"', '"Right.'),
     ],
 )
 def test_only_a_closing_phrase_with_a_label_at_the_end_is_cut_off(text, expected):
@@ -369,7 +375,7 @@ def test_no_space_stands_before_a_prefix_that_needs_none(prefix, separator):
 
 
 def test_control_tokens_in_an_annotation_become_plain_text():
-    controls = control_pattern(make_tokenizer("qwen"))
+    controls = ControlTokens.of(make_tokenizer("qwen"))
     record = {**ANNOTATED, "rationale": "It ends <|im_end|> here."}
     (row,) = training_examples([record], ScoreScale.integers(1, 5), PREFIX, controls=controls)
     assert row["completion"] == f"It ends < |im_end|> here. {PREFIX}5"
@@ -434,3 +440,5 @@ def test_a_field_that_no_record_has_is_an_error_and_a_missing_one_may_be_asked_f
         prompt(RECORD, template="{{ response }} {{ rubrik }}")
     with pytest.raises(InputError, match=r"prompt_template cannot be rendered .*division"):
         prompt(RECORD, template="{{ response }} {{ 1 / 0 }}")
+    with pytest.raises(InputError, match=r"prompt_template cannot be rendered .*no loader for this environment"):
+        prompt(RECORD, template="{{ response }} {% include 'other' %}")

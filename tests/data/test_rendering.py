@@ -8,8 +8,9 @@ import pytest
 from datasets import Dataset
 from tiny import PREFIX, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoTokenizer
+from trl.chat_template_utils import qwen3_chat_template
 
-from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer
+from tract_trainer import Judge, RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale
 from tract_trainer.data.records import check_prompts
 from tract_trainer.data.rendering import RecordRows, asked_length, pin_date, prompt_ids, row_ids, separator_of
 from tract_trainer.errors import InputError
@@ -112,6 +113,33 @@ def test_asked_forced_and_rescored_ids_are_those_of_training(name, prefix, tmp_p
         assert saved.rows.scored_ids({"prompt": given["prompt"]}, rationale.rstrip(" ")) == ids[: due[0]]
 
 
+@pytest.mark.parametrize("name", ["opens a thinking block", "writes an empty block", "takes an argument"])
+def test_a_judge_of_messages_is_asked_with_the_beginning_of_its_rows(name, tmp_path):
+    rows = rows_with(PREFIX, system=True)
+    kwargs = {"chat_template_kwargs": {"enable_thinking": False}} if name == "takes an argument" else {}
+    whole = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    trainer = trainer_of(tmp_path, tokenizer_of(name), whole, **kwargs)
+    judge = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
+    for given, row in zip(rows, trainer.train_dataset, strict=True):
+        ids, due = row["input_ids"], [i for i, gold in enumerate(row["score_labels"]) if gold == gold]
+        asked = judge.rows.prompt_ids({"prompt": given["prompt"]})
+        assert ids[: len(asked)] == asked and len(asked) < due[0]
+        rationale = given["completion"][0]["content"].rpartition(PREFIX)[0]
+        assert judge.rows.scored_ids({"prompt": given["prompt"]}, rationale) == ids[: due[0]]
+
+
+def test_rows_of_a_template_that_trl_patches_for_training_are_refused(tmp_path):
+    """With assistant_only_loss, TRL renders earlier turns as Qwen3's own template does not."""
+    rows = rows_with(PREFIX)
+    for row in rows[1::2]:  # those of several turns
+        row["prompt"][1]["content"] = "<think>\nHm.\n</think>\n\nHello."
+    rows = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    message = r"4 of 8 training rows .* do not begin with the tokens that a judge would be asked"
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, tokenizer_of(qwen3_chat_template), rows, assistant_only_loss=True)
+    trainer_of(tmp_path, tokenizer_of(qwen3_chat_template), rows[::2], assistant_only_loss=True)
+
+
 def test_the_thinking_block_would_have_been_asked_with_before():
     tokenizer = tokenizer_of("opens a thinking block")
     messages = [{"role": "user", "content": "Rate it."}]
@@ -187,13 +215,42 @@ def test_a_date_in_the_template_is_that_of_training_ever_after(tmp_path, monkeyp
     assert pin_date('{{ strftime_now("%d %b %Y") }}', datetime(2026, 1, 2)) == "{{ '02 Jan 2026' }}"
 
 
-def test_an_end_of_turn_in_a_rationale_is_refused(tmp_path):
+def test_an_untrained_judge_reads_the_date_of_its_first_day_too(tmp_path, caplog):
+    tokenizer = tokenizer_of("writes channels")
+    tokenizer.save_pretrained(tmp_path)
+    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(tmp_path)
+    judge = Judge.from_pretrained(tmp_path, scale=ScoreScale.integers(1, 5))
+    today = f"Date: {datetime.now():%Y-%m-%d}"
+    assert "strftime_now" not in judge.engine.tokens.tokenizer.chat_template
+    assert today in judge.engine.tokens.tokenizer.decode(judge.rows.prompt_ids({"prompt": "Rate it."}))
+    assert f"The judge always reads today's, {today[6:]}." in caplog.text
+
+
+@pytest.mark.parametrize("eos", ["<|im_end|>", "</s>"])  # Gemma's end of turn is not its end of sequence either
+def test_an_end_of_turn_in_a_rationale_is_refused(tmp_path, eos):
     rows = rows_with(PREFIX)
     rows[3]["completion"][0]["content"] = f"It says <|im_end|> here. {PREFIX}{rows[3]['completion'][0]['content'][-1]}"
     with pytest.raises(
         InputError, match=r"1 of 8 training rows .* hold an end-of-turn token before their score; the first is row 3"
     ):
-        trainer_of(tmp_path, make_tokenizer("qwen"), rows)
+        trainer_of(tmp_path, make_tokenizer("qwen", eos_token=eos), rows)
+
+
+@pytest.mark.parametrize("messages", [False, True])
+@pytest.mark.parametrize(("name", "kept"), [("strips a thinking block", False), ("opens a thinking block", True)])
+def test_a_rationale_that_the_template_drops_with_its_think_block_is_refused(tmp_path, name, kept, messages):
+    rows = rows_with(PREFIX)
+    answer = rows[3]["completion"][0]
+    answer["content"] = f"<think>\nIt lacks one example.</think>\n\n{PREFIX}{answer['content'][-1]}"
+    if messages:
+        rows = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    if kept:
+        trainer = trainer_of(tmp_path, tokenizer_of(name), rows)
+        assert "lacks one example" in trainer.processing_class.decode(trainer.train_dataset[3]["input_ids"])
+        return
+    message = r"1 of 8 training rows .* have a think block .* the chat template drops; the first is row 3, .*path"
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, tokenizer_of(name), rows)
 
 
 @pytest.mark.parametrize("channel", ["reasoning_content", "thinking"])
@@ -273,6 +330,27 @@ def test_a_record_that_the_chat_template_refuses_is_named():
         check_prompts([{"prompt": [user]}, {"prompt": [system, user]}], rows.prompt_ids)
 
 
+@pytest.mark.parametrize("messages", [False, True])
+def test_a_training_row_that_the_chat_template_refuses_is_named(tmp_path, messages):
+    rows = rows_with(PREFIX)
+    rows[3]["prompt"].insert(0, {"role": "system", "content": "You judge."})
+    if messages:
+        rows = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    message = r"^Training row 3: The chat template refuses messages of the roles \['system', .*: No system role here$"
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, tokenizer_of(template(before=NO_SYSTEM)), rows)
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_a_turn_without_content_is_refused(tmp_path, messages):
+    rows = rows_with(PREFIX)
+    rows[3]["prompt"][0]["content"] = None
+    if messages:
+        rows = [{"messages": [*row["prompt"], *row["completion"]], "score": row["score"]} for row in rows]
+    with pytest.raises(InputError, match=r"1 of 8 training rows .* have a turn without `content`; the first is row 3"):
+        trainer_of(tmp_path, make_tokenizer("qwen"), rows)
+
+
 def test_control_tokens_that_get_into_a_prompt_are_refused():
     tokenizer = make_tokenizer("qwen")
     config = dataclasses.replace(trained_config(), prompt_template="{{ instruction }} <{{ response }}> {{ rubric }}")
@@ -297,7 +375,7 @@ def test_a_tokenizer_that_reads_otherwise_once_it_is_saved_is_refused_before_tra
     trainer = trainer_of(tmp_path, make_tokenizer("qwen"), rows_with(PREFIX), max_steps=1)
     load = AutoTokenizer.from_pretrained
     # As Llama-2's, of which a setting is dropped when it is saved.
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder: load(folder) and make_tokenizer("llama3"))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, **_: load(folder) and make_tokenizer("llama3"))
     with pytest.raises(InputError, match=r"saved and loaded again, reads the training rows as .* where it read"):
         trainer.train()
     monkeypatch.undo()

@@ -8,13 +8,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import make_model, make_tokenizer
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, dynamic_module_utils
+from tiny import make_dataset, make_model, make_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, dynamic_module_utils
+from trl import ModelConfig
 
-from tract_trainer import Judge, JudgeConfig
+from tract_trainer import Judge, JudgeConfig, RegressionAwareSFTConfig, RegressionAwareSFTTrainer
 from tract_trainer.engines import checkpoints
-from tract_trainer.engines.checkpoints import SavedJudge, load_judge_model, load_tokenizer
+from tract_trainer.engines.checkpoints import SavedJudge, check_weights, load_judge_model, load_tokenizer
 from tract_trainer.errors import InputError
+from tract_trainer.training.inspection import inspect_dataset
 
 CONFIG = JudgeConfig(list("12345"), [1, 2, 3, 4, 5], "So the overall score is ")
 TOKENIZER = make_tokenizer()
@@ -108,6 +110,26 @@ def test_a_model_without_some_of_its_weights_is_refused(folder, name):
     change(folder / "model.safetensors", name, lambda tensor: None)
     with pytest.raises(InputError, match=rf"holds no weights for 1 parameters of its model, such as '{name}': they"):
         Judge.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight"])
+def test_a_model_without_some_of_its_weights_is_not_trained(folder, tmp_path, name):
+    args = RegressionAwareSFTConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none")
+    RegressionAwareSFTTrainer(str(folder), args, train_dataset=make_dataset(4))
+    change(folder / "model.safetensors", name, lambda tensor: None)
+    with pytest.raises(InputError, match=rf"holds no weights for 1 parameters of its model, such as '{name}': they"):
+        RegressionAwareSFTTrainer(str(folder), args, train_dataset=make_dataset(4))
+
+
+@pytest.mark.parametrize("kind", ["llama_tied", "gemma2", "gpt2", "mixtral"])
+def test_no_weight_is_read_to_find_that_one_is_missing(tmp_path, kind):
+    save_judge(tmp_path, kind)
+    check_weights(tmp_path)
+    file = tmp_path / "model.safetensors"
+    name = next(name for name in load_file(file) if "norm" in name or "ln_f" in name)
+    change(file, name, lambda tensor: None)
+    with pytest.raises(InputError, match=f"holds no weights for 1 parameters of its model, such as '{name}'"):
+        check_weights(tmp_path)
 
 
 def test_a_base_model_without_some_of_its_weights_is_refused(folder, tmp_path):
@@ -224,8 +246,14 @@ def test_code_in_a_repository_is_not_run_even_if_the_terminal_says_yes(folder, t
     (folder / "config.json").write_text(json.dumps(settings))
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    with pytest.raises(ValueError, match="trust_remote_code=True"):
-        load_judge_model(folder, None)
+    args = RegressionAwareSFTConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none")
+    for load in (
+        lambda: load_judge_model(folder, None),
+        lambda: RegressionAwareSFTTrainer(str(folder), args, train_dataset=make_dataset(4)),
+        lambda: inspect_dataset(make_dataset(4), args, ModelConfig(str(folder))),
+    ):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            load()
     assert not marker.exists()
     AutoModelForCausalLM.from_pretrained(folder)  # what the library does unless it is told not to
     assert marker.exists()
@@ -236,3 +264,56 @@ def test_a_revision_among_the_arguments_of_the_model_is_refused(folder):
     with pytest.raises(InputError, match=r"^model_kwargs must not hold 'revision'\. Give revision=\.\.\. beside it"):
         Judge.from_pretrained(folder, model_kwargs={"revision": "main"})
     Judge.from_pretrained(folder, revision="main")
+
+
+TOKENIZER_CODE = """
+from transformers import PreTrainedTokenizerFast
+
+class Own(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+def test_code_beside_a_chat_template_is_not_run_even_if_the_terminal_says_yes(folder, tmp_path, monkeypatch):
+    other, marker = tmp_path / "other", tmp_path / "marker"
+    TOKENIZER.save_pretrained(other)
+    (other / "code.py").write_text(f"open({str(marker)!r}, 'w')\n{TOKENIZER_CODE}")
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "code.Own"]}}
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    kwargs = {"use_cpu": True, "bf16": False, "report_to": "none", "chat_template_path": str(other)}
+    args = RegressionAwareSFTConfig(str(tmp_path / "out"), **kwargs)
+    for load in (
+        lambda: RegressionAwareSFTTrainer(str(folder), args, train_dataset=make_dataset(4)),
+        lambda: load_tokenizer(other),
+    ):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            load()
+    assert not marker.exists()
+    AutoTokenizer.from_pretrained(other)  # what the library does unless it is told not to
+    assert marker.exists()
+
+
+class Hostile:
+    """An object that a pickle makes by a call."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_a_pickle_among_the_weights_runs_nothing(folder, tmp_path):
+    weights, marker = load_file(folder / "model.safetensors"), tmp_path / "marker"
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    load_judge_model(folder, None)
+    torch.save({**weights, "other": Hostile(marker)}, folder / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"weights_only|Weights only|Unable to load weights"):
+        load_judge_model(folder, None)
+    assert not marker.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)  # what reading all of it does
+    assert marker.exists()

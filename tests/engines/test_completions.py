@@ -165,13 +165,13 @@ ENDINGS = {
     "a channel": (
         f"<|channel|>analysis<|message|>{PREFIX}2<|channel|>final<|message|>{FOUR}<|im_end|>",
         "4",
-        f"analysis{PREFIX}2finalClear. ",
+        "Clear. ",
         False,
     ),
     "a channel without a score": (
         f"<|channel|>analysis<|message|>{PREFIX}2<|channel|>final<|message|>Clear.<|im_end|>",
         None,
-        f"analysis{PREFIX}2finalClear.",
+        "Clear.",
         False,
     ),
 }

@@ -70,6 +70,15 @@ def noisy(prompt):
     return rationales
 
 
+def test_a_result_says_which_rationales_ran_to_their_limit(records, tmp_path):
+    judge = fake_judge(lambda prompt: [sure(worth(prompt))] * 2)
+    generate = judge.engine.generate
+    judge.engine.generate = lambda *asked: [r._replace(truncated=r.text == "Rationale 1.") for r in generate(*asked)]
+    result = evaluate(judge, records, "mine", tmp_path / "r.json", 2)
+    assert all([r["truncated"] for r in row["rationales"]] == [False, True] for row in result["judgments"])
+    assert not any(row["reason"] for row in result["judgments"])
+
+
 # Figures
 
 

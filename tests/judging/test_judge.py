@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from fake import fake_judge, sure
 from peft import LoraConfig
 from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
@@ -426,6 +427,62 @@ def test_a_template_that_drops_the_answer_is_refused(judge, trainer):
         ValueError, match=r"^The chat template drops the closing phrase of a completion ending 'Clear\.'\.$"
     ):
         broken.rows.scored_ids(RECORDS[0], "Clear.")
+
+
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role here') }}{% endif %}"
+
+
+def test_a_record_that_the_chat_template_refuses_is_named_before_any_is_judged():
+    judge = fake_judge(lambda prompt: [sure(4)])
+    tokenizer = judge.engine.tokens.tokenizer
+    tokenizer.chat_template = NO_SYSTEM + tokenizer.chat_template  # as Gemma's
+    user, system = ({"role": role, "content": "Rate."} for role in ("user", "system"))
+    records, message = [{"prompt": [user]}] * 9 + [{"prompt": [system, user]}], "The chat template refuses messages of"
+    with pytest.raises(InputError, match=f"^Record 9: {message}"):
+        judge.score(records)
+    with pytest.raises(InputError, match=f"^Record 9: {message}"):
+        judge.rescore(records, ["Clear."] * 10)
+    with pytest.raises(InputError, match=f"^{message}"):
+        judge.score(records[9])
+    assert judge.engine.generated == 0
+
+
+@pytest.mark.parametrize(("prefix", "separator"), [(PREFIX, "\n"), ("\n\nScore: ", ""), (", score: ", "")])
+def test_the_score_of_a_reward_is_read_behind_the_separator_of_training(prefix, separator):
+    config, read = JudgeConfig(list("12345"), None, prefix, score_separator=separator), []
+
+    def say(text):
+        if not text.endswith(prefix):
+            return [None]  # a rationale that the reward closes
+        read.append(text)
+        return [sure(4)]
+
+    reward = fake_judge(say, config).as_reward_func(rubric="Is it right?")
+    assert reward(["Name a prime."], ["7"]) == [4.0]
+    assert len(read) == 1 and read[0].endswith(f"Rationale 0.{separator}{prefix}")
+
+
+def test_the_warning_of_a_record_that_the_engine_refuses_has_its_number(caplog):
+    judge = fake_judge(lambda prompt: [None])
+    refused = [Rationale("", None, None, 0, error="Too long."), Rationale("", None, None, 9)]
+    judge.engine.generate = lambda prompts, seeds, sampling: refused[: len(prompts)][::-1]
+    records = [{"prompt": "Rate it."}, {"prompt": "Rate this."}]
+    assert [judgment.reason[:9] for judgment in judge.score(records)] == ["None of 1", "Too long."]
+    list(judge.as_finished(records, numbers=[4, 7]))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["Record 1 remains unscored: Too long.", "Record 7 remains unscored: Too long."]
+
+
+def test_a_score_is_not_read_without_the_think_block_that_a_template_drops():
+    judge = fake_judge(lambda prompt: [None])
+    tokenizer = judge.engine.tokens.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template.replace("['content']", "['content'].split('</think>')[-1]")
+    rationale, record = "<think>It lacks one example.</think>Weak.", {"prompt": "Rate it."}
+    with pytest.raises(InputError, match="drops the think block of a rationale beginning '<think>It lacks one ex"):
+        judge.rescore([record], [rationale])
+    judge.engine.generate = lambda prompts, seeds, sampling: [Rationale(rationale, None, None, 9)]
+    judgment = judge.score(record, unfinished="force")
+    assert math.isnan(judgment.score) and judgment.reason.startswith("The chat template drops the think block")
 
 
 def test_a_model_without_any_end_token_is_refused(trainer):

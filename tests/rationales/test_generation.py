@@ -155,6 +155,24 @@ def test_the_sampled_score_is_thrown_away_and_only_its_agreement_reported(script
     assert agreement["n"] == 8 and agreement["unscored"] == 0
 
 
+@pytest.mark.parametrize(("prefix", "separator"), [(PREFIX, "\n"), ("\n\nScore: ", ""), (", score: ", "")])
+def test_rationales_are_closed_with_the_separator_of_training(tmp_path, prefix, separator):
+    config = JudgeConfig(list("12345"), None, prefix, conversational=False, score_separator=separator)
+    judge = fake_judge(lambda prompt: [sure(4)], config)
+    rows = Dataset.from_list([{"prompt": "Rate it.\n", "score": 2.0}])
+    found = generate_cot_dataset(judge, rows, output_dir=tmp_path, progress=False)
+    assert found["completion"][:] == [f"Rationale 0.{separator}{prefix}2"]
+
+
+@pytest.mark.parametrize("text", [f"Clear. {PREFIX}4, I think. ", f"Clear. {PREFIX}4. {PREFIX}3. "])
+def test_a_score_within_a_rationale_does_not_get_into_the_row(tmp_path, text):
+    judge = fake_judge(lambda prompt: [sure(4)])
+    judge.engine.generate = lambda prompts, seeds, sampling: [Rationale(text, "4", (-1.0,) * 5, 9)] * len(prompts)
+    rows = Dataset.from_list([{"prompt": "Rate it.\n", "score": 2.0}])
+    found = generate_cot_dataset(judge, rows, output_dir=tmp_path, progress=False)
+    assert found["completion"][0][0]["content"] == f"Clear. {PREFIX}2"
+
+
 def test_without_a_score_column_the_gold_score_is_read_from_the_completion(scripted, tmp_path):
     for conversational in (True, False):
         dataset = make_dataset(8, conversational=conversational, with_score=False)
@@ -503,6 +521,20 @@ def test_a_row_that_cannot_be_rendered_is_refused_before_anything_is_written(scr
     with pytest.raises(ValueError, match=rf"^Row 3: {re.escape(message)}"):
         generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, batch_size=2, **SETTINGS)
     assert judge.engine.asked == []
+
+
+def test_a_row_that_the_chat_template_refuses_is_named_before_anything_is_written(tmp_path):
+    judge = fake_judge(lambda prompt: [sure(3)])
+    tokenizer = judge.engine.tokens.tokenizer
+    tokenizer.chat_template = (  # as Gemma's
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    rows = make_rows(4, conversational=True)
+    rows[3]["prompt"].insert(0, {"role": "system", "content": "You judge."})
+    with pytest.raises(ValueError, match=r"^Row 3: The chat template refuses messages .*: No system role$"):
+        generate_cot_dataset(judge, Dataset.from_list(rows), output_dir=tmp_path, batch_size=2, **SETTINGS)
+    assert judge.engine.generated == 0 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["numpy", "pandas", "arrow"])

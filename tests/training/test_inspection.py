@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from rich.console import Console
 from tiny import PREFIX, SIZES, make_dataset, make_model, make_rows, make_tokenizer
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -51,6 +52,27 @@ def test_the_rows_are_those_that_the_trainer_trains_on(model, tmp_path, conversa
         assert found[column][:] == trainer.train_dataset[column][:]
     for mine, theirs in zip(found["score_labels"], trainer.train_dataset["score_labels"], strict=True):
         np.testing.assert_array_equal(np.array(mine, np.float32), np.array(theirs, np.float32))
+
+
+def test_the_tokenizer_is_not_pickled_to_find_the_scores(model, tmp_path, monkeypatch):
+    """That takes seconds where the vocabulary is large."""
+    rows = RegressionAwareSFTTrainer(
+        model=make_model("llama", len(make_tokenizer())),
+        args=config(tmp_path),
+        train_dataset=make_dataset(8),
+        processing_class=make_tokenizer(),
+    ).train_dataset.select_columns(["input_ids", "labels", "score"])  # whose tokens TRL has
+    hashed, hash_of = [], Hasher.hash
+    monkeypatch.setattr(Hasher, "hash", staticmethod(lambda value: hashed.append(value) or hash_of(value)))
+    assert len(inspect_dataset(rows, config(tmp_path), model).rows) == 8
+    trainer = RegressionAwareSFTTrainer(
+        model=make_model("llama", len(make_tokenizer())),
+        args=config(tmp_path),
+        train_dataset=rows,
+        processing_class=make_tokenizer(),
+    )
+    assert len(trainer.train_dataset) == 8
+    assert not any("tokens" in value for value in hashed if isinstance(value, dict))
 
 
 def test_no_weight_is_made(model, tmp_path, monkeypatch):

@@ -609,7 +609,8 @@ def test_the_second_preparation_reads_the_cache_and_still_counts(train, tmp_path
 
 def test_each_problem_has_a_complaint_and_a_remedy():
     assert set(PROBLEMS) == {
-        "missing", "cut", "empty", "off_scale", "labels_off_scale", "mismatch", "asked", "ends_early",
+        "missing", "cut", "empty", "off_scale", "labels_off_scale", "mismatch", "asked", "no_content", "thoughts",
+        "ends_early",
     }  # fmt: skip
     assert all(len(texts) == 2 and all(texts) for texts in PROBLEMS.values())
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from tract_trainer.data.benchmarks import BENCHMARKS
 from tract_trainer.data.reading import Rows, read_rows, read_rubric
 from tract_trainer.engines.base import ENGINES, Sampling
-from tract_trainer.errors import InputError
+from tract_trainer.errors import InputError, without_password
 from tract_trainer.evaluation.methods import METHODS
 from tract_trainer.scale import ScoreScale
 
@@ -182,7 +182,8 @@ class JudgeArguments(EngineArguments):
             raise ValueError("--engine server and --base_url http://HOST:PORT/v1 belong together.")
         for url in self.base_url or ():
             if not _is_address(url):
-                raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, got {url!r}.")
+                shown = without_password(url)
+                raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, got {shown!r}.")
         if self.score_values is not None and self.score_labels is None:
             raise ValueError("score_values are the values of score_labels. Give --score_labels, too.")
 

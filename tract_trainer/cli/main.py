@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-from tract_trainer.errors import InputError
+from tract_trainer.errors import InputError, without_passwords
 
 LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub", "tokenizers", "safetensors")
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _failed(command: str, message: str) -> int:
     """Prints an error, on a terminal below an open progress bar, and returns the exit code."""
-    print("\n" * sys.stderr.isatty() + f"tract {command}: error: {message}", file=sys.stderr)
+    print("\n" * sys.stderr.isatty() + f"tract {command}: error: {without_passwords(message)}", file=sys.stderr)
     return 2
 
 

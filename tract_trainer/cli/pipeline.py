@@ -55,13 +55,13 @@ def training_data(
     if is_trl_format(rows.column_names if isinstance(rows, Dataset) else list(rows[0])):
         dataset = as_dataset(rows)
     else:
-        dataset = training_rows(rows, args, _tokenizer(model_args, args))
+        dataset = training_rows(rows, args, seed_tokenizer(model_args, args))
     if source is not None:
         dataset.info.dataset_name = Path(source).name if Path(source).exists() else source
     return dataset
 
 
-def _tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
+def seed_tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> Any:
     """The tokenizer that the trainer will use."""
     name, revision = str(model_args.model_name_or_path), model_args.model_revision
     tokenizer = load_tokenizer(name, revision, args.trust_remote_code)
@@ -241,10 +241,11 @@ def judge_file(
     settings_path, folder = check_judged(path, overwrite)
     check_prompts(records, judge.rows.prompt_ids)
     state = process_state()
+    shown = state.is_main_process
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         asked = [records[i] for i in numbers]
-        for place, judgment in judge.as_finished(asked, num_cots, progress=state.is_main_process, **settings):
+        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, numbers=numbers, **settings):
             yield numbers[place], as_json(judgment)
 
     with locked(folder, state.process_index, path):
@@ -260,8 +261,12 @@ def judge_file(
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:
-    """A judgment for a JSON file, without the log-probabilities of each rationale. NaN becomes `null`."""
+    """
+    A judgment for a JSON file. Of each rationale it holds the label, and whether it ran to its token limit. NaN becomes
+    `null`.
+    """
     row = asdict(judgment)
     row["labels"] = [rationale.label for rationale in judgment.rationales]
+    row["truncated"] = [rationale.truncated for rationale in judgment.rationales]
     del row["rationales"]
     return without_nan(row)

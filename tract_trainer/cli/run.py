@@ -10,7 +10,6 @@ import random
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from tract_trainer.cli import pipeline
 from tract_trainer.cli.arguments import RunArguments, SamplingArguments, TrainingDataArguments
 from tract_trainer.data.benchmarks import check_scale, scored_records
 from tract_trainer.data.hashing import digest
-from tract_trainer.data.records import Record, check_prompts, prompt_of
+from tract_trainer.data.records import Record, check_prompts
+from tract_trainer.data.rendering import RecordRows
 from tract_trainer.data.settings import begin, check_settings
 from tract_trainer.data.store import refuse_foreign
 from tract_trainer.engines.base import engine_class
@@ -34,9 +34,10 @@ from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import evaluate
 from tract_trainer.hub.card import add_results
 from tract_trainer.hub.pushing import push_judge
-from tract_trainer.judge_config import DEFAULT_TEMPLATE, JudgeConfig
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
 from tract_trainer.rationales.generation import generate_cot_dataset
+from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
 HELD_OUT = "held-out records"
@@ -94,6 +95,7 @@ class _Run:
         held_out, training = split(rows, eval_rows, self.settings.eval_fraction, self.args.seed)
         held_out, dataset = self.prepare(held_out, training, data.data)
         settings = learned_settings(self.args, self.model) | {
+            "command": "tract run",
             "data": digest(rows),
             "eval_data": None if eval_rows is None else digest(list(eval_rows)),
             "eval_fraction": self.settings.eval_fraction,
@@ -150,8 +152,11 @@ class _Run:
         args = self.args
         held_out = held_out[: self.settings.max_eval_records]
         check_scale(held_out, args.scale)
-        template = args.prompt_template or DEFAULT_TEMPLATE
-        check_prompts(held_out, partial(prompt_of, scale=args.scale, prefix=args.score_prefix, template=template))
+        tokenizer = pipeline.seed_tokenizer(self.model, args)
+        tokens = ScoreTokens.resolve(args.scale, args.score_prefix, tokenizer)
+        conversational = tokenizer.chat_template is not None
+        asked = args.judge_config(conversational, chat_template_kwargs=args.template_kwargs)
+        check_prompts(held_out, RecordRows(tokens, asked).prompt_ids)
         dataset = pipeline.training_data(training, args, self.model, source)
         if not {"prompt", "messages"} & set(dataset.column_names):
             raise InputError(

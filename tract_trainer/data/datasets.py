@@ -41,7 +41,7 @@ def described(dataset: Dataset, folder: Path) -> Dataset:
     """`dataset` with a description, if `folder` holds the report of self-generated rationales."""
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not written by `generate_cot_dataset`
+    except (OSError, ValueError, RecursionError):  # not written by `generate_cot_dataset`
         report = None
     if isinstance(report, dict) and {"rationales", "rows"} <= report.keys():
         dataset.info.description = (

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from tract_trainer.data.templates import escape_control_tokens, rendered
+from tract_trainer.data.templates import ControlTokens, blank, escape_control_tokens, rendered
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import DEFAULT_TEMPLATE
 from tract_trainer.scale import ScoreScale
@@ -27,15 +27,14 @@ def prompt_of(
     scale: ScoreScale,
     prefix: str,
     template: str = DEFAULT_TEMPLATE,
-    controls: re.Pattern[str] | None = None,
+    controls: ControlTokens | None = None,
 ) -> Prompt:
     """
     The prompt a judge is asked with. A ready prompt is taken as it is.
 
     Args:
         template (`str`): Jinja template over `instruction`, `response`, `rubric`, `reference`, `prefix` and `labels`.
-        controls (`re.Pattern`, *optional*): control tokens to escape, see
-            [`~tract_trainer.data.templates.control_pattern`].
+        controls ([`~tract_trainer.data.templates.ControlTokens`], *optional*): control tokens to escape or refuse.
 
     Raises:
         InputError: the record has no prompt and too few fields to make one.
@@ -62,10 +61,16 @@ def prompt_of(
     if controls is not None:
         record = escape_control_tokens(record, controls)
     if record.get("response") is not None and record.get("instruction") and record.get("rubric"):
-        fields = {"reference": None, **record, "prefix": prefix.strip(), "labels": list(scale.labels)}
-        return rendered(template, fields)
+        of_scale = {"prefix": prefix.strip(), "labels": list(scale.labels)}
+        text = rendered(template, {"reference": None, **record, **of_scale})
+        if controls is not None:
+            controls.refuse(text, lambda: rendered(template, {"reference": None, **blank(record), **of_scale}))
+        return text
     if record.get("instruction") and record.get("response") is None and record.get("rubric") is None:
-        return ready_prompt(str(record["instruction"]))
+        text = ready_prompt(str(record["instruction"]))
+        if controls is not None:
+            controls.refuse(text)
+        return text
     found = _named(record)
     raise InputError(f"A record needs `instruction`, `response` and `rubric`, or a ready `prompt`; found {found}.")
 
@@ -165,9 +170,20 @@ CLOSED = re.compile(r"""[\s"'*(]*([+-]?\d+([.,]\d+)?|[^\W\d]\w*[+-]?)[*"']*(\s*(
 
 
 def _unclosed(prefix: str, text: str) -> str:
-    """`text` without the prefix and label at its end. A text that goes on, or has no label, is not closed."""
+    """
+    `text` without the prefix and label at its end. A text that goes on, has no label, or ends with a quotation of both
+    is not closed.
+    """
     before, found, label = text.rpartition(prefix)
-    return before if found and CLOSED.fullmatch(label) else text
+    return before if found and CLOSED.fullmatch(label) and not _is_quoted(before, label) else text
+
+
+def _is_quoted(before: str, label: str) -> bool:
+    """Whether a quotation that begins in `before` ends in `label`. Quotes around the whole text do not count."""
+    opened = before.lstrip().removeprefix('"')
+    if label.count("'") % 2 == 1 and opened.endswith("'"):  # elsewhere it may be an apostrophe
+        return True
+    return label.count('"') % 2 == 1 and (opened.endswith('"') or opened.count('"') % 2 == 1)
 
 
 def training_examples(
@@ -176,7 +192,7 @@ def training_examples(
     prefix: str,
     template: str | None = None,
     conversational: bool = False,
-    controls: re.Pattern[str] | None = None,
+    controls: ControlTokens | None = None,
 ) -> Iterator[dict[str, Any]]:
     """
     One example for each rationale of each record: `prompt`, `completion`, and the gold score as `score`. The label in
@@ -203,7 +219,11 @@ def training_examples(
             rationales = annotated_rationales(record, prefix) if annotated else [""]
             prompt = prompt_of(record, scale, prefix, template or DEFAULT_TEMPLATE, controls)
         for rationale in rationales:
-            text = rationale if controls is None else escape_control_tokens(rationale, controls)
+            text = rationale
+            if controls is not None:
+                text = escape_control_tokens(rationale, controls)
+                with numbered("Record", number):
+                    controls.refuse(text)
             completion = close(text, prefix, scale.nearest_label(gold), separator)
             yield {
                 "prompt": as_messages(prompt) if conversational else prompt,

@@ -9,13 +9,13 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.data.records import Prompt, Record, as_messages, close, default_separator, prompt_of
-from tract_trainer.data.templates import control_pattern
-from tract_trainer.errors import InputError
+from tract_trainer.data.templates import ControlTokens
+from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
@@ -26,6 +26,10 @@ PROBES = ("A", "B")  # What the rows of both share is written before any answer.
 WINDOW = 16  # tokens at the end of a prompt by which it is recognised
 SHOWN = 60  # characters of a rendering in an error
 DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+OPENED = r"(?:<think>|<thinking>|\[THINK\]|<\|channel\|>analysis<\|message\|>)"
+CLOSED = r"(?:</think>|</thinking>|\[/THINK\]|<\|channel\|>final<\|message\|>)"
+"""What begins and ends a think block, as families of models write it."""
 
 
 def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, A
     tools = record.get("tools") if record.get("prompt") or record.get("messages") else None
     try:
         return found if tools is None else {"tools": json.loads(tools) if isinstance(tools, str) else tools, **found}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"`tools` must be a list of tools, or that as JSON; found {tools!r:.80}.") from error
 
 
@@ -76,6 +80,30 @@ def row_ids(
         return list(tokenizer(prompt + completion)["input_ids"])
     messages = [*as_messages(prompt), {"role": "assistant", "content": completion}]
     return _templated(messages, tokenizer, **template_kwargs)
+
+
+def answer_end(tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]) -> int | None:
+    """The control token that the chat template puts after an answer; `None` if it puts none there."""
+    return _answer_end(tokenizer, str(tokenizer.chat_template), json.dumps(kwargs, sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=64)
+def _answer_end(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> int | None:
+    rows = [row_ids("", answer, tokenizer, True, **json.loads(kwargs))[::-1] for answer in PROBES]
+    shared, added = shared_length(*rows), tokenizer.added_tokens_decoder
+    after = rows[0][:shared][::-1] if shared < len(rows[0]) else []  # the answer itself may be dropped
+    return next((i for i in after if i in added), None)
+
+
+def drops_thoughts(rationale: str, ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a rationale holds a think block, and its rendered answer `ids` lacks some of the text around its tags."""
+    parts = re.split(f"{OPENED}|{CLOSED}", rationale)
+    if len(parts) == 1:
+        return False
+    read = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
+    texts = [str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)) for tokens in (list(ids), *read)]
+    answer, *found = ("".join(text.split()) for text in texts)  # a template may write other white space
+    return any(text not in answer for text in found)
 
 
 def asked_length(
@@ -135,6 +163,18 @@ def _templated(
     return list(encoded["input_ids"])
 
 
+def check_rows(rows: Iterable[Record], what: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raises the InputError of the first row that the chat template refuses; `what` and its number name the row."""
+    for number, row in enumerate(rows):
+        prompt, completion, whole = (row.get(name) for name in ("prompt", "completion", "messages"))
+        if isinstance(prompt, list) and isinstance(completion, list):
+            whole = [*prompt, *completion]
+        for messages, asks in ((prompt, True), (whole, False)):
+            if isinstance(messages, list):
+                with numbered(what, number):
+                    _templated(messages, tokenizer, add_generation_prompt=asks, **template_kwargs(row, {}))
+
+
 def shared_length(*sequences: Sequence[Any]) -> int:
     """Number of leading items that all `sequences` have in common."""
     pairs = enumerate(zip(*sequences, strict=False))
@@ -157,7 +197,9 @@ def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[in
     )
 
 
-def check_reloaded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]) -> None:
+def check_reloaded(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]], trust_remote_code: bool = False
+) -> None:
     """
     Raises an InputError if the tokenizer, saved and loaded again, tokenises the text of one of `rows` differently: the
     saved judge would be asked with other tokens than it is trained on.
@@ -166,7 +208,7 @@ def check_reloaded(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        again = AutoTokenizer.from_pretrained(folder)
+        again = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     for row in rows:
         text = tokenizer.decode(list(row), clean_up_tokenization_spaces=False)
         ids, others = (found(text, add_special_tokens=False)["input_ids"] for found in (tokenizer, again))
@@ -188,6 +230,17 @@ def pin_date(template: str, now: datetime) -> str:
     return DATE.sub(lambda call: repr(now.strftime(call[2])), template)
 
 
+def pin_dates(*owners: Any) -> str:
+    """Pins the date in the `chat_template` of each owner. A warning that says so; empty where no template prints it."""
+    now, found = datetime.now(), ""
+    for owner in owners:
+        template = owner.chat_template
+        if isinstance(template, str) and (pinned := pin_date(template, now)) != template:
+            owner.chat_template = pinned
+            found = f"The chat template prints the date. The judge always reads today's, {now:%Y-%m-%d}."
+    return found
+
+
 def separator_of(texts: Sequence[str], prefix: str) -> str:
     """The most frequent text between rationale and prefix, in `texts` that end with the prefix and a label."""
     before = [text.rpartition(prefix)[0] for text in texts]
@@ -200,7 +253,7 @@ class RecordRows:
 
     def __init__(self, tokens: ScoreTokens, config: JudgeConfig) -> None:
         self.tokens, self.config = tokens, config
-        self.controls = control_pattern(tokens.tokenizer)
+        self.controls = ControlTokens.of(tokens.tokenizer)
 
     def prompt(self, record: Record) -> Prompt:
         """The prompt. Control tokens in the record's fields are escaped."""
@@ -209,12 +262,9 @@ class RecordRows:
 
     def prompt_ids(self, record: Record) -> list[int]:
         """Tokens of the record's prompt, `(T,)`."""
-        config, prompt = self.config, self.prompt(record)
+        config = self.config
         given = template_kwargs(record, config.chat_template_kwargs)
-        ids = prompt_ids(prompt, self.tokens.tokenizer, config.conversational, **given)
-        if config.conversational and not record.get("prompt") and not record.get("messages"):
-            self._refuse_control_tokens(ids, given)
-        return ids
+        return prompt_ids(self.prompt(record), self.tokens.tokenizer, config.conversational, **given)
 
     def scored_ids(self, record: Record, rationale: str) -> list[int]:
         """Tokens of the record's prompt, the rationale and the prefix, `(T,)`: the score is the next token."""
@@ -229,17 +279,9 @@ class RecordRows:
         found = self.tokens.find(row)
         if found is None:
             raise InputError(f"The chat template drops the closing phrase of a completion ending {rationale[-80:]!r}.")
-        return row[: found.position]
-
-    def _refuse_control_tokens(self, ids: Sequence[int], given: Mapping[str, Any]) -> None:
-        """An InputError for a control token that the chat template did not write itself."""
-        tokenizer = self.tokens.tokenizer
-        known = set(tokenizer.all_special_ids)
-        plain = prompt_ids("A", tokenizer, True, **given)
-        extra = Counter(i for i in ids if i in known) - Counter(i for i in plain if i in known)
-        if extra:
-            texts = [str(tokenizer.decode([i])) for i in extra]
+        if drops_thoughts(rationale, row[: found.position], self.tokens.tokenizer):
             raise InputError(
-                f"The record's text becomes the control tokens {texts}, with which it could speak for the judge. "
-                "Remove them from the record."
+                f"The chat template drops the think block of a rationale beginning {rationale[:80]!r}, so the score "
+                "would be read without it. Use a chat template that keeps it, or remove the tags, such as <think>."
             )
+        return row[: found.position]

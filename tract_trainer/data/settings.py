@@ -17,11 +17,18 @@ def check_settings(path: Path, settings: dict[str, Any], *work: Path, free: Coll
     """
     Writes the settings of some work to `path`, or compares them with those that are there. Settings at `path` count
     only while one of the files or folders of the `work` exists; without `work`, always. Those in `free` may change.
+    `command` says whose settings they are.
 
     Raises:
-        InputError: the settings differ, and each difference is named; or there is work without settings.
+        InputError: the settings differ, and each difference is named; there is work without settings; or the settings
+            at `path` are those of another command.
     """
     found = _read(path)
+    if found is not None and found.get("command") not in (None, settings.get("command")):
+        raise InputError(
+            f"{path} belongs to work of {found['command']}, whose settings would be replaced. Give another place for "
+            "the output."
+        )
     if found is not None and found | {MARK: None} == settings | {MARK: None}:
         return
     begun = [place for place in work if (contents(place) if place.is_dir() else place.exists())]
@@ -62,7 +69,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Collect
     """A line for each setting that changed, but for those named in `free`."""
     return [
         f"{name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted({*before, *now} - {MARK, *free})
+        for name in sorted({*before, *now} - {MARK, "command", *free})
         if before.get(name) != now.get(name)
     ]
 

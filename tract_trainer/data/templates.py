@@ -7,7 +7,9 @@ Templates run in Jinja's sandbox, with bounds on their work and on what they wri
 import functools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,20 +134,69 @@ def template_text(template: str) -> str:
 MARKUP = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
-def control_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """Matches the tokenizer's control tokens, and what its chat template writes around a turn, such as `[INST]`."""
-    added = tokenizer.added_tokens_decoder.values()
-    found = {token.content for token in added if token.special or MARKUP.fullmatch(token.content)}
-    if tokenizer.chat_template is not None:
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        for messages, asks in ((turns[:1], True), (turns, False)):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-            found.update(MARKUP.findall(str(text)))
-    texts = sorted((text for text in found if len(text.strip()) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, texts)) or r"(?!)", re.IGNORECASE)
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # one of a character that a vocabulary lacks
 
 
-def escape_control_tokens(value: Any, controls: re.Pattern[str]) -> Any:
+@dataclass(frozen=True)
+class ControlTokens:
+    """
+    A tokenizer's control tokens. Made with [`ControlTokens.of`].
+
+    Attributes:
+        tokenizer (`PreTrainedTokenizerBase`): the tokenizer.
+        pattern (`re.Pattern`): matches their texts, and what the chat template writes around a turn, such as `[INST]`.
+        ids (`frozenset[int]`): the tokens.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    pattern: re.Pattern[str]
+    ids: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ControlTokens":
+        added = {
+            i: token.content
+            for i, token in tokenizer.added_tokens_decoder.items()
+            if token.special or MARKUP.fullmatch(token.content)
+        }
+        ids = {i for i, text in added.items() if i != tokenizer.unk_token_id and not BYTE.fullmatch(text)}
+        found = set(added.values())
+        if tokenizer.chat_template is not None:
+            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            for messages, asks in ((turns[:1], True), (turns, False)):
+                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+                found.update(MARKUP.findall(str(text)))
+        texts = sorted((text for text in found if len(text.strip()) > 1), key=len, reverse=True)
+        return cls(tokenizer, re.compile("|".join(map(re.escape, texts)) or r"(?!)", re.IGNORECASE), frozenset(ids))
+
+    def refuse(self, text: str, written: Callable[[], str] = lambda: "") -> None:
+        """
+        Raises an InputError where `text` becomes control tokens that the text which `written` returns does not. Escaped
+        text may: a tokenizer normalises characters, and a template may write the missing ones around it.
+        """
+        if extra := self._in(text):
+            extra -= self._in(written())
+        if extra:
+            texts = [str(self.tokenizer.decode([i])) for i in extra]
+            raise InputError(
+                f"The record's text becomes the control tokens {texts}, with which it could speak for the judge. "
+                "Remove them from the record."
+            )
+
+    def _in(self, text: str) -> Counter[int]:
+        return Counter(i for i in self.tokenizer(text, add_special_tokens=False)["input_ids"] if i in self.ids)
+
+
+def blank(value: Any) -> Any:
+    """`value`, with another text for every text that is not empty in it."""
+    if isinstance(value, Mapping):
+        return {key: blank(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [blank(item) for item in value]
+    return "A" if isinstance(value, str) and value else value
+
+
+def escape_control_tokens(value: Any, controls: ControlTokens) -> Any:
     """`value`, text or lists and mappings of it, with a space after the first character of every control token."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
@@ -156,6 +207,6 @@ def escape_control_tokens(value: Any, controls: re.Pattern[str]) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(value)
-    while controls.search(text):  # escaping one may leave another
-        text = controls.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    while controls.pattern.search(text):  # escaping one may leave another
+        text = controls.pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
     return text

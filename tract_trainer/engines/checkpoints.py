@@ -9,10 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tract_trainer.data.hashing import digest
 from tract_trainer.errors import InputError
@@ -30,6 +32,9 @@ SAMPLES, SAMPLE_BYTES = 8, 512
 """Pieces that are read of every tensor of a larger file, and their size."""
 
 JSON_FILES = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+WEIGHTS = "model*.safetensors"
+"""Files that Transformers loads the weights of a model from."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -147,7 +152,7 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
         header = json.loads(text)
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         header, expected = {}, -1
     if size != expected:
         wanted = f"{expected:,} bytes, as its header says" if expected > 0 else "a safetensors file"
@@ -240,16 +245,45 @@ def _model_classes(name_or_path: str | Path, **kwargs: Any) -> list[Any]:
     return [named] if config.get_text_config() is config else [named, AutoModelForCausalLM]
 
 
+def check_weights(name_or_path: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> None:
+    """
+    Raises `InputError` for a model without some of its weights, by the names in its safetensors files: no weight is
+    read. A model of other code, of quantised weights, or for DeepSpeed ZeRO-3 is not checked.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    kind = getattr(transformers, (config.architectures or [""])[0], None)
+    if kind is None or getattr(config, "quantization_config", None) is not None or is_deepspeed_zero3_enabled():
+        return
+    folder, weights = Path(name_or_path), dict[str, torch.Tensor]()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.json", WEIGHTS]
+        folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
+    for file in folder.glob(WEIGHTS):
+        with safe_open(file, "pt") as opened:
+            shapes = {name: opened.get_slice(name).get_shape() for name in list(opened.keys())}
+        weights |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    if weights:
+        asked = {"config": config, "state_dict": weights, "device_map": "meta"}
+        _refuse_missing(name_or_path, kind.from_pretrained(None, output_loading_info=True, **asked)[1])
+
+
 def _complete_model(kind: Any, name_or_path: str | Path, **kwargs: Any) -> Any:
-    """The model, after `InputError` if a weight is in no file: Transformers gives it random numbers, and a warning."""
+    """The model, after `InputError` if a weight is in no file."""
     model, found = kind.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    _refuse_missing(name_or_path, found)
+    return model
+
+
+def _refuse_missing(name_or_path: str | Path, found: dict[str, Any]) -> None:
+    """An InputError for weights that are in no file: Transformers gives them random numbers, and a warning."""
     if missing := sorted(found["missing_keys"]):
         raise InputError(
             f"{str(name_or_path)!r} holds no weights for {len(missing)} parameters of its model, such as "
             f"{missing[0]!r}: they would be random. Save or download the model again. If its head is its input "
             'embedding, set "tie_word_embeddings": true in its config.json.'
         )
-    return model
 
 
 def _adapted(base: Any, folder: Path) -> PeftModel:

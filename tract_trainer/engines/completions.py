@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tract_trainer.data.records import close
-from tract_trainer.data.rendering import prompt_ids, row_ids
+from tract_trainer.data.rendering import CLOSED, OPENED, answer_end, prompt_ids, row_ids
 from tract_trainer.engines.base import Rationale
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
@@ -21,10 +21,7 @@ from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreTokens
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-OPENED = r"(?:<think>|<thinking>|\[THINK\]|<\|channel\|>analysis<\|message\|>)"
-
-CLOSED = r"(?:</think>|</thinking>|\[/THINK\]|<\|channel\|>final<\|message\|>)"
-"""What begins and ends a think block, as families of models write it."""
+FINAL = "<|channel|>final<|message|>"
 
 TAIL = 8
 """Number of last tokens of a prompt that hold what begins a think block."""
@@ -68,8 +65,9 @@ def read_written(
     """
     end = next((i for i, token in enumerate(written) if token in stop_ids), None)
     written, decode = list(written[:end]), partial(_decode_after, tokens.tokenizer, prompt[-4:])
-    found = _score_of_turn(tokens, prompt, written, decode, truncated=end is None)
-    answer = _answer(written if found is None else written[: found.end], lead, decode)
+    thought = _answer_start(tokens.tokenizer, prompt, written, decode)
+    found = _score_of_turn(tokens, prompt, written, thought, truncated=end is None)
+    answer = _answer(written if found is None else written[: found.end], thought, lead, decode)
     if found is None:
         return Rationale(answer, None, None, len(written), truncated=end is None)
     at_score = tuple(map(float, log_probs(found.position)))
@@ -116,17 +114,16 @@ def _reach(tokens: ScoreTokens, known: Mapping[Node, Mapping[int, float]]) -> di
 
 
 def _score_of_turn(
-    tokens: ScoreTokens, prompt: list[int], written: list[int], decode: Callable[..., str], truncated: bool
+    tokens: ScoreTokens, prompt: list[int], written: list[int], thought: int, truncated: bool
 ) -> FoundScore | None:
     """
-    The score that ends the model's turn, and its place in `written`.
+    The score that ends the model's turn, and its place in `written`, behind the first `thought` tokens.
 
     Training reads the last score of a row, and so is the last one read here if the model ended its turn: an earlier one
     is quoted by the rationale. It is the first score after which the model began another turn, or never ended its turn:
     what it wrote afterwards is not about the response.
     """
-    start = _answer_start(tokens.tokenizer, prompt, written, decode)
-    row, skipped = [*prompt, *written], [IGNORE_INDEX] * (len(prompt) + start)
+    row, skipped = [*prompt, *written], [IGNORE_INDEX] * (len(prompt) + thought)
     scores: list[FoundScore] = []
     found = tokens.find(row, [*skipped, *row[len(skipped) :]])
     while found is not None:
@@ -164,8 +161,13 @@ def _decode_after(tokenizer: Any, before: list[int], ids: list[int], special: bo
     return text[len(start) :]
 
 
-def _answer(written: list[int], lead: str, decode: Callable[..., str]) -> str:
-    """The text of `written`, without `lead` if it begins with it. Special tokens are dropped, except in the lead."""
+def _answer(written: list[int], thought: int, lead: str, decode: Callable[..., str]) -> str:
+    """
+    The text of `written`, without `lead` if it begins with it. Special tokens are dropped, except in the lead. Of a
+    turn in channels it is the text of the final one: the chat template renders no other.
+    """
+    if decode(written[:thought], special=True).endswith(FINAL):
+        return decode(written)[len(decode(written[:thought])) :]
     for count in range(len(written) + 1):
         begun = decode(written[:count], special=True)
         if begun.startswith(lead):  # a token may hold the end of the lead and the start of the answer
@@ -207,13 +209,7 @@ def stop_ids(own: "GenerationConfig | None", tokens: ScoreTokens, config: JudgeC
     ids = [*eos] if isinstance(eos, list) else [eos]
     ids.append(tokens.tokenizer.eos_token_id)
     if config.conversational:
-        answer = close("", tokens.prefix, tokens.scale.labels[0])
-        row = row_ids("", answer, tokens.tokenizer, True, **config.chat_template_kwargs)
-        found = tokens.find(row)
-        if found is not None and found.end < len(row):
-            after = row[found.end]
-            if after in tokens.tokenizer.all_special_ids or after in tokens.tokenizer.added_tokens_decoder:
-                ids.append(after)
+        ids.append(answer_end(tokens.tokenizer, config.chat_template_kwargs))
     stop = sorted({int(i) for i in ids if i is not None})
     if not stop:
         raise InputError("Neither the model nor the tokenizer has an end-of-sequence token. Set tokenizer.eos_token.")

@@ -35,7 +35,7 @@ from tract_trainer.engines.completions import (
     read_written,
     stop_ids,
 )
-from tract_trainer.errors import InputError
+from tract_trainer.errors import InputError, without_password
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
@@ -104,7 +104,7 @@ class ServerEngine:
         self.saved, self.tokens, self.calls = saved, tokens, concurrency
         self.slots = asyncio.Semaphore(concurrency)
         self.accepted: set[Sampling] = set()  # settings with which the servers have completed a prompt
-        self.refused = False  # whether they have refused one
+        self.refused = False  # whether they have refused to score a row
         self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
         served = self._served(model)
         self.model, self.root = next(iter(served.values()))[:2]
@@ -173,6 +173,9 @@ class ServerEngine:
 
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
         replies = self._complete_all(rows, [0] * len(rows), NEXT_TOKEN)
+        for refused in (reply for reply in replies if isinstance(reply, str)):  # its caller gets NaN, and no reason
+            logger.log(logging.INFO if self.refused else logging.WARNING, "A record remains unscored: %s", refused)
+            self.refused = True
         return self._label_log_probs(rows, [None if isinstance(reply, str) else reply[1][0] for reply in replies])
 
     def _label_log_probs(
@@ -259,8 +262,6 @@ class ServerEngine:
                     await self._complete([self.stop_ids[0]], seed, settings)
                 except RefusedError:
                     raise error from None
-                logger.log(logging.INFO if self.refused else logging.WARNING, "A record remains unscored: %s", error)
-                self.refused = True
                 return str(error)
         self.accepted.add(sampling)
         return completion
@@ -338,16 +339,11 @@ def _loop() -> asyncio.AbstractEventLoop:
 def _urls(base_url: Any) -> list[str]:
     urls = [base_url] if isinstance(base_url, str) else base_url
     if not isinstance(urls, list | tuple) or not urls or not all(re.match("https?://.", str(url)) for url in urls):
-        shown = list(map(_without_password, urls)) if isinstance(urls, list | tuple) else urls
+        shown = list(map(without_password, urls)) if isinstance(urls, list | tuple) else urls
         raise InputError(
             f"base_url must be an address, or a list of them, like 'http://localhost:8000/v1'; found {shown!r}."
         )
     return [str(url) for url in urls]
-
-
-def _without_password(url: Any) -> str:
-    """An address without user, password and query, which may hold a key."""
-    return re.sub(r"^(\w+://)?[^?]*@", r"\1", str(url)).split("?")[0]
 
 
 UNAVAILABLE = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError, TimeoutError)
@@ -397,7 +393,7 @@ class Servers:
                     failures.append(error)
                 except openai.APIStatusError as error:
                     kind = RefusedError if error.status_code in REFUSED else InputError
-                    raise kind(f"{_without_password(error.request.url)} refuses the request: {error}") from error
+                    raise kind(f"{without_password(error.request.url)} refuses the request: {error}") from error
                 except (AttributeError, TypeError, ValueError) as error:  # of the client, at what is no JSON object
                     raise ConnectionError(f"{self} sent an answer that cannot be read: {error}") from error
             failure, tries = min(failures, key=_asked_wait), tries + 1
@@ -418,7 +414,7 @@ class Servers:
         return answers or {str(self): await self.ask(request)}
 
     def _failed(self, client: openai.AsyncOpenAI, error: Exception) -> None:
-        shown, said = _without_password(client.base_url), self._said(error)
+        shown, said = without_password(client.base_url), self._said(error)
         logger.info("%s gave no answer: %s", shown, said)
         if isinstance(error, openai.APIConnectionError | TimeoutError):
             if client not in self.aside and len(self.clients) > 1:
@@ -437,7 +433,7 @@ class Servers:
         return seconds
 
     def __str__(self) -> str:
-        return ", ".join(_without_password(client.base_url) for client in self.clients)
+        return ", ".join(without_password(client.base_url) for client in self.clients)
 
 
 def _asked_wait(error: Exception) -> float:

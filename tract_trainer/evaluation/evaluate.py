@@ -127,14 +127,15 @@ def evaluate(
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
         asked = [every[i] for i in numbers]
-        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, **drawn):
+        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, numbers=numbers, **drawn):
             yield numbers[place], _row(judgment, judge.rows.prompt(asked[place]))
 
     folder = path.with_name(f"{path.stem}.unfinished")
     # The lock is held until the result is there and the rows are removed: another call finds one or the other.
     with locked(folder, state.process_index, path):
         if _finished(path, head, overwrite) is None:
-            begin(folder / "settings.json", _judged_with(head), *folder.glob("process-*.jsonl"))
+            made_with = {"command": "tract evaluate", **_judged_with(head)}
+            begin(folder / "settings.json", made_with, *folder.glob("process-*.jsonl"))
             # Records with a corrected gold score need no new judgment.
             keys = [digest({name: v for name, v in _asked(record).items() if name != "score"}) for record in every]
             finish_rows(folder, keys, rows, state)
@@ -244,7 +245,7 @@ def _finished(path: Path, head: Mapping[str, Any], overwrite: bool) -> dict[str,
         found = json.loads(path.read_text(encoding="utf-8"))
         before, now = ({**_judged_with(of), "benchmark": of["benchmark"]} for of in (found, head))
         changed = differences(before, now)
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         changed = ["It is no result of `tract evaluate`."]
     if changed and not overwrite:
         raise InputError(
@@ -312,6 +313,7 @@ def _row(judgment: Judgment, prompt: Prompt) -> dict[str, Any]:
                 "probs": None if rationale.log_probs is None else np.exp(rationale.log_probs).tolist(),
                 "num_tokens": rationale.num_tokens,
                 "forced": rationale.forced,
+                "truncated": rationale.truncated,
             }
             for rationale in judgment.rationales
         ],

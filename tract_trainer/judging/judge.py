@@ -1,5 +1,6 @@
 """Turns records into judgments."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from functools import partial
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tract_trainer.data.hashing import derive_seed, digest
-from tract_trainer.data.records import Record, default_separator
-from tract_trainer.data.rendering import RecordRows
+from tract_trainer.data.records import Record, check_prompts, default_separator
+from tract_trainer.data.rendering import RecordRows, pin_dates
 from tract_trainer.data.templates import template_text
 from tract_trainer.engines.base import (
     Engine,
@@ -23,7 +24,7 @@ from tract_trainer.engines.base import (
     engine_class,
     refusing_unknown,
 )
-from tract_trainer.errors import InputError
+from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import DEFAULT_PREFIX, JudgeConfig
 from tract_trainer.judging.batching import in_order, in_pieces
 from tract_trainer.judging.judgment import Comparison, Judgment, comparison, judgment
@@ -33,6 +34,8 @@ from tract_trainer.scale import ScoreScale, ScoreTokens
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class Judge:
@@ -111,6 +114,8 @@ class Judge:
         tokenizer = load_tokenizer(name_or_path, revision, trust)
         if scale is not None:
             config = replace(config, conversational=tokenizer.chat_template is not None)
+            if warning := pin_dates(tokenizer):  # of a trained judge, training has pinned it
+                logger.warning(warning)
         tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
         with refusing_unknown(kwargs, engine):
             found = kind.from_pretrained(
@@ -167,13 +172,19 @@ class Judge:
         Returns:
             [`Judgment`], or a list of them in the order of the records. A record whose rationales never came to a score
             is unscored: `score` is NaN and `reason` says why.
+
+        Raises:
+            InputError: a record cannot be asked. It is named before any record is judged.
         """
         if isinstance(records, Mapping):
-            return next(self.stream([records], num_cots, seed=seed, unfinished=unfinished, progress=False, **sampling))
+            found = self.as_finished([records], num_cots, seed=seed, unfinished=unfinished, progress=False, **sampling)
+            return next(found)[1]
         return list(self.stream(records, num_cots, seed=seed, unfinished=unfinished, progress=progress, **sampling))
 
     def stream(self, records: "Iterable[Record] | Dataset", num_cots: int = 1, **settings: Any) -> Iterator[Judgment]:
         """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
+        records = _listed(records)
+        check_prompts(records, self.rows.prompt_ids)
         return in_order(self.as_finished(records, num_cots, **settings))
 
     def as_finished(
@@ -184,9 +195,13 @@ class Judge:
         seed: int = 42,
         unfinished: str = "unscored",
         progress: bool | None = None,
+        numbers: Sequence[int] | None = None,
         **sampling: Any,
     ) -> Iterator[tuple[int, Judgment]]:
-        """Like [`stream`], but each with its record's number, in the order in which they come from a server."""
+        """
+        Like [`stream`], but each with its record's place, in the order in which they come from a server. Warnings name
+        a record by its place, or by its number in `numbers`.
+        """
         num_cots, seed = as_int("num_cots", num_cots), as_int("seed", seed)
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
         asked = _listed(records)
@@ -195,7 +210,8 @@ class Judge:
         if num_cots == 0:
             judged = self._without_rationales
         shown = len(asked) > size if progress is None else progress
-        return in_pieces(judged, asked, size, self.engine.calls, "Judging", shown)
+        found = in_pieces(judged, asked, size, self.engine.calls, "Judging", shown)
+        return _reported(found, range(len(asked)) if numbers is None else numbers)
 
     def _judged(
         self, records: Sequence[Record], num_cots: int, seed: int, sampling: Sampling, force: bool
@@ -211,7 +227,7 @@ class Judge:
         return [self.judgment(of_record.get(i, []), sampling.max_new_tokens, len(row)) for i, row in enumerate(rows)]
 
     def _without_rationales(self, records: Sequence[Record]) -> list[Judgment]:
-        return self.rescore(records, [""] * len(records))
+        return self._scored([self.rows.scored_ids(record, "") for record in records], [""] * len(records))
 
     def fits(self, row: Sequence[int]) -> bool:
         """Whether the model has room to write after the tokens of `row`."""
@@ -219,11 +235,13 @@ class Judge:
 
     def _forced(self, records: Sequence[Record], rationales: Sequence[Rationale]) -> list[Rationale]:
         """`rationales`, one per record, with a score read where those end that came to none."""
-        rows = {
-            i: self.rows.scored_ids(records[i], rationale.text)
-            for i, rationale in enumerate(rationales)
-            if rationale.log_probs is None and not rationale.error
-        }
+        rationales, rows = list(rationales), {}
+        for i, rationale in enumerate(rationales):
+            if rationale.log_probs is None and not rationale.error:
+                try:
+                    rows[i] = self.rows.scored_ids(records[i], rationale.text)
+                except InputError as error:  # the chat template drops a part of the text
+                    rationales[i] = rationale._replace(error=str(error))
         rows = {i: row for i, row in rows.items() if self.fits(row)}
         read = dict(zip(rows, self._read(list(rows.values())), strict=True))
         return [
@@ -240,7 +258,14 @@ class Judge:
         """Scores given rationales, one per record, on the tokens that training would see. Draws nothing."""
         if len(records) != len(rationales):
             raise InputError(f"Expected a rationale for each of {len(records)} records, got {len(rationales)}.")
-        rows = [self.rows.scored_ids(*pair) for pair in zip(records, rationales, strict=True)]
+        rows = []
+        for number, pair in enumerate(zip(records, rationales, strict=True)):
+            with numbered("Record", number):
+                rows.append(self.rows.scored_ids(*pair))
+        return self._scored(rows, rationales)
+
+    def _scored(self, rows: Sequence[list[int]], rationales: Sequence[str]) -> list[Judgment]:
+        """The judgment of each rationale, which `rows` hold with its prompt and the prefix."""
         read = iter(self._read([row for row in rows if self.fits(row)]))
         return [
             self.judgment([Rationale(text, *next(read), 0)] if self.fits(row) else [], 0, len(row))
@@ -273,7 +298,8 @@ class Judge:
             num_cots (`int`, *optional*, defaults to `1`): rationales per completion.
             name (`str`, *optional*, defaults to `"judge_score"`): what TRL logs the reward as. Two need two.
             **settings: as in [`score`], but `unfinished` is `"force"`, so a reward is NaN only where the model has no
-                room for the prompt, or after the rationale for the prefix.
+                room for the prompt, or after the rationale for the prefix, or where the chat template drops a part of
+                the rationale.
         """
         check_score_settings(num_cots, **settings)
         settings = {"num_cots": num_cots, "unfinished": "force", "progress": False, **settings}
@@ -310,6 +336,16 @@ def _config(
             **given,
         }
     )
+
+
+def _reported(found: Iterator[tuple[int, Judgment]], numbers: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
+    """`found`, with a warning that names the first record for which the engine generated nothing."""
+    level = logging.WARNING
+    for place, judged in found:
+        if judged.reason and any(rationale.error for rationale in judged.rationales):
+            logger.log(level, "Record %d remains unscored: %s", numbers[place], judged.reason)
+            level = logging.INFO
+        yield place, judged
 
 
 def _listed(records: Any) -> Any:

@@ -157,11 +157,12 @@ class _Work:
         for row in range(len(self.dataset)):
             with numbered("Row", row):
                 request = self.request(row, 0)
-                _ = request.template_kwargs  # refused as well, where the chat template could not take them
+                self.prompt_ids(request)  # what the chat template does not take is refused as well
             data.update(f"{request.key} {request.score} ".encode())
             texts = annotated_rationales(self.dataset[row], self.judge.config.score_prefix)
             self.annotated.update(same_words(request.prompt, text) for text in texts)
         return {
+            "command": "tract generate",
             **asdict(self.sampling),
             "num_cots": self.num_cots,
             "seed": self.seed,
@@ -180,6 +181,11 @@ class _Work:
     def request(self, row: int, cot: int) -> Request:
         values = self.dataset[row]
         return Request(row, cot, _prompt(values), self._gold(values), self._rendered(values))
+
+    def prompt_ids(self, request: Request) -> list[int]:
+        """Tokens of the prompt, `(T,)`."""
+        config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
+        return prompt_ids(request.prompt, tokenizer, config.conversational, **request.template_kwargs)
 
     def _rendered(self, values: Mapping[str, Any]) -> dict[str, Any]:
         found = {"chat_template_kwargs": self.judge.config.chat_template_kwargs, **values}
@@ -203,9 +209,8 @@ class _Work:
 
     def write(self, batch: Sequence[tuple[int, int]]) -> list[tuple[str, dict[str, Any]]]:
         """Key and finished row of each rationale. One without a score is drawn again, a refusal is final."""
-        config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
         requests = [self.request(*place) for place in batch]
-        prompts = [prompt_ids(r.prompt, tokenizer, config.conversational, **r.template_kwargs) for r in requests]
+        prompts = list(map(self.prompt_ids, requests))
         todo = [i for i, prompt in enumerate(prompts) if self.judge.fits(prompt)]
         drawn = dict.fromkeys(range(len(requests)), (Rationale("", None, None, 0), 0))
         attempts = self.max_retries + 1 if self.sampling.temperature > 0 else 1  # the likeliest text stays the same

@@ -187,7 +187,7 @@ def _mapping(name: str, given: Any) -> dict[str, Any] | None:
     """A mapping, given as such or as JSON."""
     try:
         found = json.loads(given) if isinstance(given, str) else given
-    except ValueError:
+    except (ValueError, RecursionError):
         found = given
     if not isinstance(found, dict | None):
         raise InputError(f'{name} must be a mapping or JSON, e.g. {{"enable_thinking": false}}; found {given!r}.')

@@ -22,7 +22,7 @@ from trl import ModelConfig
 
 from tract_trainer.scale import IGNORE_INDEX, ScoreTokens
 from tract_trainer.training.config import RegressionAwareSFTConfig
-from tract_trainer.training.score_labels import Cut, describe, target_row
+from tract_trainer.training.score_labels import Cut, describe, targeted
 from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
 BINS, WIDTH = 10, 40
@@ -79,8 +79,7 @@ class _Preparation(RegressionAwareSFTTrainer):
         dataset_name: str,
     ) -> Any:
         rows = self._whole_rows(dataset, processing_class, args, formatting_func, dataset_name)
-        settings = {"tokens": self.score_tokens, "cut": Cut.of(args, packing)}
-        self.whole = rows.map(target_row, fn_kwargs=settings, desc="Finding the scores")
+        self.whole = targeted(rows, self.score_tokens, Cut.of(args, packing), "Finding the scores")
         return self.whole
 
 

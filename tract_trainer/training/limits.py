@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from tract_trainer._distributed import refuse_lone_process
+from tract_trainer.engines.checkpoints import check_weights, load_tokenizer
 from tract_trainer.engines.trie import MASKED, appends_tokens
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreTokens
@@ -63,6 +65,19 @@ def refuse_settings(
             "virtual tokens before each row: a judge with them cannot be saved and loaded, nor asked in batches. "
             "Use e.g. LoraConfig."
         )
+
+
+def refuse_files(model: Any, args: RegressionAwareSFTConfig) -> None:
+    """
+    Raises `InputError` for the path of a model without some of its weights, and of a chat template whose tokenizer is
+    code in its repository: Transformers would ask on a terminal whether to run it.
+    """
+    given: Any = args.model_init_kwargs or {}  # a mapping by now
+    kwargs = {"trust_remote_code": args.trust_remote_code, **given}
+    if isinstance(model, str):
+        check_weights(model, kwargs.get("revision"), kwargs["trust_remote_code"])
+    if args.chat_template_path is not None and not Path(args.chat_template_path).is_file():
+        load_tokenizer(args.chat_template_path)
 
 
 def refuse_datasets(train_dataset: Any, eval_dataset: Any, sample: dict[str, Any], text_field: str | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 
 from tract_trainer.data.records import Record, training_examples
-from tract_trainer.data.templates import control_pattern
+from tract_trainer.data.templates import ControlTokens
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
 if TYPE_CHECKING:
@@ -37,6 +37,6 @@ def training_rows(
     trainer = RegressionAwareSFTTrainer("Qwen/Qwen3-8B", args, train_dataset=dataset)
     ```
     """
-    conversational, controls = tokenizer.chat_template is not None, control_pattern(tokenizer)
+    conversational, controls = tokenizer.chat_template is not None, ControlTokens.of(tokenizer)
     examples = training_examples(records, args.scale, args.score_prefix, args.prompt_template, conversational, controls)
     return Dataset.from_list(list(examples))

@@ -19,7 +19,7 @@ from trl import SFTConfig, pack_dataset
 from tract_trainer.data.datasets import AnyDataset
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import completion_text, unanswered
-from tract_trainer.data.rendering import asked_length, template_kwargs
+from tract_trainer.data.rendering import answer_end, asked_length, drops_thoughts, template_kwargs
 from tract_trainer.errors import InputError
 from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
 
@@ -107,6 +107,15 @@ PROBLEMS = {
         "Use a chat template that renders a prompt alone as it does before an answer, and end prompts of plain text "
         "with a line break",
     ),
+    "no_content": (
+        "have a turn without `content`",
+        "Give every turn its text, or leave it out",
+    ),
+    "thoughts": (
+        "have a think block in their rationale that the chat template drops",
+        "Use a chat template that keeps it (chat_template_path), or remove the tags, such as <think>, from the "
+        "rationales",
+    ),
     "ends_early": (
         "hold an end-of-turn token before their score",
         "Remove such tokens from the rationales",
@@ -156,18 +165,15 @@ def add_score_labels(
         ValueError: with `missing_score="error"`, a row has no usable score; or no row is left. For an
             [`~datasets.IterableDataset`], when the row is read.
     """
-    kwargs: dict[str, Any] = {"fn_kwargs": {"tokens": tokens, "cut": cut}}
     if isinstance(dataset, IterableDataset):
-        dataset = dataset.map(target_row, **kwargs)
+        dataset = dataset.map(target_row, fn_kwargs={"tokens": tokens, "cut": cut})
         if missing_score == "error":
             dataset = dataset.map(_refuse, fn_kwargs={"tokens": tokens, "cut": cut, "name": name})
         elif missing_score == "drop":
             dataset = dataset.filter(_has_score)
         return dataset.remove_columns("score_problem"), []
 
-    desc = f"Finding the scores of the {name} dataset"
-    fingerprint = _fingerprint(dataset, tokens, cut)
-    dataset = dataset.map(target_row, desc=desc, num_proc=num_proc, new_fingerprint=fingerprint, **kwargs)
+    dataset = targeted(dataset, tokens, cut, f"Finding the scores of the {name} dataset", num_proc)
     problems = dataset["score_problem"][:]
     lost: list[Lost] = [
         _lost(problem, count, problems, dataset, tokens, cut, name, missing_score)
@@ -181,6 +187,12 @@ def add_score_labels(
     if len(dataset) == 0:
         raise InputError("\n".join([f"No row of the {name} dataset is left to use.", *sentences]))
     return dataset.remove_columns("score_problem"), lost
+
+
+def targeted(dataset: Dataset, tokens: ScoreTokens, cut: Cut, desc: str, num_proc: int | None = None) -> Dataset:
+    """`dataset` with the columns of [`target_row`]."""
+    given, made_with = {"tokens": tokens, "cut": cut}, _fingerprint(dataset, tokens, cut)
+    return dataset.map(target_row, fn_kwargs=given, new_fingerprint=made_with, num_proc=num_proc, desc=desc)
 
 
 def _fingerprint(dataset: Dataset, tokens: ScoreTokens, cut: Cut) -> str:
@@ -340,18 +352,28 @@ def _in_last_turn(row: dict[str, Any], tokens: ScoreTokens) -> bool:
 
 def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) -> str:
     """
-    What keeps a judge from writing the row: it would be asked with other tokens than the row begins with, or end its
-    turn before the score at `position`. Rows of text or tokens alone have no prompt to ask with.
+    What keeps a judge from writing the row: it would be asked with other tokens than the row begins with, the row lacks
+    a part of its text, or ends the turn before the score at `position`. Rows of text or tokens alone have no prompt to
+    ask with.
     """
     prompt = _prompt(row)
     if prompt is None:
         return ""
+    turns = () if isinstance(prompt, str) else row.get("messages") or [*prompt, *row["completion"]]
+    if any(turn.get("content") is None and not turn.get("tool_calls") for turn in turns):
+        return "no_content"
     ids: list[int] = row["input_ids"]
     masked = next((i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX), 0)
-    asked = asked_length(prompt, ids, masked, tokens.tokenizer, template_kwargs(row, {}))
+    kwargs = template_kwargs(row, {})
+    asked = asked_length(prompt, ids, masked, tokens.tokenizer, kwargs)
     if asked is None:
         return "asked"
-    return "ends_early" if tokens.tokenizer.eos_token_id in ids[asked:position] else ""
+    if drops_thoughts(completion_text(row).rpartition(tokens.prefix)[0], ids[asked:position], tokens.tokenizer):
+        return "thoughts"
+    ends = {tokens.tokenizer.eos_token_id}
+    if not isinstance(prompt, str):
+        ends.add(answer_end(tokens.tokenizer, kwargs))
+    return "" if ends.isdisjoint(ids[asked:position]) else "ends_early"
 
 
 def _prompt(row: dict[str, Any]) -> Any:

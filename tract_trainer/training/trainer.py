@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from typing import Any, TypeAlias
 
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import (
@@ -27,13 +27,19 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.data.datasets import unformatted
 from tract_trainer.data.records import completion_text
-from tract_trainer.data.rendering import check_reloaded, pin_date, separator_of
+from tract_trainer.data.rendering import check_reloaded, check_rows, pin_dates, separator_of
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
 from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.figures import ScoreFigures
-from tract_trainer.training.limits import refuse_datasets, refuse_long_labels, refuse_settings, refuse_topology
+from tract_trainer.training.limits import (
+    refuse_datasets,
+    refuse_files,
+    refuse_long_labels,
+    refuse_settings,
+    refuse_topology,
+)
 from tract_trainer.training.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.training.score_head import add_score_head, first_output
 from tract_trainer.training.score_labels import (
@@ -113,6 +119,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         elif not isinstance(args, RegressionAwareSFTConfig):
             args = RegressionAwareSFTConfig.from_training_arguments(args)
         refuse_settings(args, compute_loss_func, model, peft_config)
+        refuse_files(model, args)
         self._sample, self.row_counts = {}, {}
         if isinstance(train_dataset, Dataset | IterableDataset):  # TRL refuses anything else
             train_dataset = unformatted(train_dataset)
@@ -159,18 +166,16 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         self, dataset: Datasets, processing_class: Any, args: SFTConfig, formatting_func: Any, dataset_name: str
     ) -> Datasets:
         """`dataset` as TRL tokenises it, neither cut nor shuffled."""
-        self._pin_dates()
+        if warning := pin_dates(self._tokenizer, self):  # the judge is asked with the same date later
+            logger.warning(warning)
         dataset = with_template_kwargs(unformatted(dataset), self._score_args.template_kwargs)
-        return super()._prepare_dataset(dataset, processing_class, uncut(args), False, formatting_func, dataset_name)
-
-    def _pin_dates(self) -> None:
-        """Writes today's date into chat templates that print it, so that the judge is asked with the same one later."""
-        now, tokenizer = datetime.now(), self._tokenizer
-        for owner in (tokenizer, self):
-            template = owner.chat_template
-            if isinstance(template, str) and (pinned := pin_date(template, now)) != template:
-                owner.chat_template = pinned
-                logger.warning(f"The chat template prints the date. The judge always reads today's, {now:%Y-%m-%d}.")
+        try:
+            return super()._prepare_dataset(
+                dataset, processing_class, uncut(args), False, formatting_func, dataset_name
+            )
+        except (TemplateError, TypeError, KeyError):  # of a chat template, which knows no row
+            check_rows(dataset, "Training row" if dataset_name == "train" else f"{dataset_name} row", self._tokenizer)
+            raise
 
     def _prepare_dataset(
         self,
@@ -271,7 +276,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         self._figures.begin_training()  # an attempt with batches too large may have left some
         rows = self.train_dataset
         if isinstance(rows, Dataset) and "input_ids" in rows.column_names and self.accelerator.is_main_process:
-            check_reloaded(self._tokenizer, rows[:SAMPLED]["input_ids"])
+            check_reloaded(self._tokenizer, rows[:SAMPLED]["input_ids"], self.args.trust_remote_code)
         return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
