@@ -64,9 +64,12 @@ def fetch(folder: Path) -> list[Path]:
 
 
 def tokenizers_in(folders: list[Path]) -> Iterator[tuple[str, PreTrainedTokenizerBase]]:
-    for folder in folders:
-        yield folder.parent.name if folder.name == "models" else folder.name, loaded(folder)
     templates = Path(trl.__file__).parent / "chat_templates"
+    for folder in folders:
+        name, tokenizer = folder.parent.name if folder.name == "models" else folder.name, loaded(folder)
+        if tokenizer.chat_template is None:  # the package has none
+            tokenizer.chat_template = (templates / f"{name}.jinja").read_text()
+        yield name, tokenizer
     for name in TEMPLATES:
         if (templates / f"{name}.jinja").is_file():
             tokenizer = loaded(folders[0])
