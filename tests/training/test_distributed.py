@@ -97,6 +97,13 @@ def test_two_processes_train_and_evaluate_as_one_does(tmp_path, alone, scored):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scored", ["one", "all"])
+def test_two_processes_train_on_labels_of_several_tokens_as_one_does(tmp_path, alone, scored):
+    ten = {"scored": scored, "score_labels": [*map(str, range(1, 11))]}
+    assert_same(alone(**ten), two_processes(tmp_path, **ten))
+
+
+@pytest.mark.slow
 def test_the_score_term_stays_global_where_tokens_are_averaged_per_process(tmp_path, alone):
     together = two_processes(tmp_path, average_tokens_across_devices=False, ce_loss_weight=0.0)
     whole = alone(ce_loss_weight=0.0)

@@ -236,7 +236,8 @@ class TransformersEngine:
         rows = [before.tokens for before in due if before is not None]
         if not rows:
             return [None] * len(due)
-        if cache is None or any(layer.is_sliding for layer in cache.layers) or not appends_tokens(_owner(self.model)):
+        layers: list[Any] = [] if cache is None else cache.layers
+        if cache is None or any(layer.is_sliding for layer in layers) or not appends_tokens(_owner(self.model)):
             read = iter(self._score_batch(rows))
             return [None if before is None else next(read) for before in due]
         found = trie.label_log_probs(self._behind(trie, due, cache, attention_mask)).tolist()
