@@ -89,7 +89,7 @@ def answer_end(tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]) 
 
 @functools.lru_cache(maxsize=64)
 def _answer_end(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> int | None:
-    rows = [row_ids("", answer, tokenizer, True, **json.loads(kwargs))[::-1] for answer in PROBES]
+    rows = [row_ids("Q", answer, tokenizer, True, **json.loads(kwargs))[::-1] for answer in PROBES]
     shared, added = shared_length(*rows), tokenizer.added_tokens_decoder
     after = rows[0][:shared][::-1] if shared < len(rows[0]) else []  # the answer itself may be dropped
     return next((i for i in after if i in added), None)

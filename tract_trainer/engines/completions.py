@@ -186,10 +186,10 @@ def lead(tokens: ScoreTokens, config: JudgeConfig) -> str:
         return ""
     tokenizer, kwargs = tokens.tokenizer, config.chat_template_kwargs
     answers = (close(rationale, tokens.prefix, tokens.scale.labels[0]) for rationale in "AB")
-    rows = [row_ids("", answer, tokenizer, True, **kwargs) for answer in answers]
+    rows = [row_ids("Q", answer, tokenizer, True, **kwargs) for answer in answers]
     asked, *texts = (
         str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-        for ids in (prompt_ids("", tokenizer, True, **kwargs), *rows)
+        for ids in (prompt_ids("Q", tokenizer, True, **kwargs), *rows)
     )
     return texts[0][_shared_length(asked, *texts) : _shared_length(*texts)]
 
