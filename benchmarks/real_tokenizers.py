@@ -13,6 +13,7 @@ its reason. The exit code is 1 if any row differs.
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import random
 import subprocess
@@ -83,8 +84,8 @@ def loaded(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def make_rows(count: int, prefix: str, system: bool) -> list[dict[str, Any]]:
-    """Random conversations that end with `prefix` and a label from 1 to 5, their rationales as annotators end them."""
+def make_rows(count: int, prefix: str, system: bool, high: int) -> list[dict[str, Any]]:
+    """Random conversations that end with `prefix` and a label from 1 to `high`; rationales as annotators end them."""
     draw = random.Random(0)
 
     def text(most: int = 40) -> str:
@@ -95,10 +96,10 @@ def make_rows(count: int, prefix: str, system: bool) -> list[dict[str, Any]]:
         prompt = [{"role": "system", "content": text()}] if system and draw.random() < 0.5 else []
         for _ in range(draw.choice((0, 0, 1))):
             prompt += [{"role": "user", "content": text()}, {"role": "assistant", "content": f"{text()} {prefix}2"}]
-        prompt.append({"role": "user", "content": f"{text(80)} from 1 to 5{draw.choice(ENDINGS)}"})
-        decoy = f"{prefix}{draw.randint(1, 5)} at first. " if draw.random() < 0.3 else ""
+        prompt.append({"role": "user", "content": f"{text(80)} from 1 to {high}{draw.choice(ENDINGS)}"})
+        decoy = f"{prefix}{draw.randint(1, high)} at first. " if draw.random() < 0.3 else ""
         rationale = f"{text()}. {decoy}{text(80)}{draw.choice(ENDINGS)}" if draw.random() < 0.95 else ""
-        label = draw.randint(1, 5)
+        label = draw.randint(1, high)
         separator = (
             " " if prefix[0].isalpha() and prefix.isascii() and rationale and not rationale[-1].isspace() else ""
         )
@@ -108,18 +109,19 @@ def make_rows(count: int, prefix: str, system: bool) -> list[dict[str, Any]]:
 
 
 def compare(
-    tokenizer: PreTrainedTokenizerBase, again: PreTrainedTokenizerBase, prefix: str, system: bool, count: int
+    tokenizer: PreTrainedTokenizerBase, again: PreTrainedTokenizerBase, prefix: str, system: bool, high: int, count: int
 ) -> tuple[int, int]:
     """
     Rows, and those of them whose tokens differ anywhere between training and a judge with the saved config and `again`,
     the tokenizer that was saved and loaded.
     """
-    rows = make_rows(count, prefix, system)
+    rows = make_rows(count, prefix, system, high)
     size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size))
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none", "max_length": None}
-        args = RegressionAwareSFTConfig(folder, score_prefix=prefix, **settings)
+        labels = list(map(str, range(1, high + 1)))
+        args = RegressionAwareSFTConfig(folder, score_labels=labels, score_prefix=prefix, **settings)
         dataset = Dataset.from_list(rows)
         trainer = RegressionAwareSFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)
         trainer.judge_config.save(folder)
@@ -161,15 +163,15 @@ def main() -> None:
     disable_caching()  # which pickles the tokenizer
     transformers_logging.set_verbosity_error()
     bad = 0
-    print("| tokenizer or template | system turns | prefixes | rows | different |\n|---|---|---|---:|---:|")
+    print("| tokenizer or template | scale | system turns | prefixes | rows | different |\n|---|---|---|---|---:|---:|")
     for name, tokenizer in tokenizers_in(folders):
         again = saved(tokenizer)
-        for system in (False, True):
+        for high, system in itertools.product((5, 10), (False, True)):
             outcomes: dict[str, list[str]] = {}  # prefixes by what came of them
             for prefix in PREFIXES:
                 try:
                     with contextlib.redirect_stderr(io.StringIO()):
-                        count, differ = compare(tokenizer, again, prefix, system, args.rows)
+                        count, differ = compare(tokenizer, again, prefix, system, high, args.rows)
                     cells = f"{count} | {differ}"
                     bad += differ
                 except InputError as error:
@@ -177,7 +179,7 @@ def main() -> None:
                 outcomes.setdefault(cells, []).append(f"`{json.dumps(prefix, ensure_ascii=False)}`")
             for cells, prefixes in outcomes.items():
                 each = "each of the five" if len(prefixes) == len(PREFIXES) else " ".join(prefixes)
-                print(f"| {name} | {'some' if system else 'none'} | {each} | {cells} |", flush=True)
+                print(f"| {name} | 1-{high} | {'some' if system else 'none'} | {each} | {cells} |", flush=True)
     sys.exit(bool(bad))
 
 
