@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROBES = ("A", "B")  # What the rows of both share is written before any answer.
-WINDOW = 16  # tokens at the end of a prompt by which it is recognised
+WINDOW = 12  # tokens at the end of a prompt's text by which it is recognised
 SHOWN = 60  # characters of a rendering in an error
 DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
@@ -119,33 +119,39 @@ def asked_length(
         kwargs (`Mapping`): arguments of the chat template.
     """
     if masked:
-        seen = str(tokenizer.decode(list(ids[max(0, masked - WINDOW) : masked]), clean_up_tokenization_spaces=False))
+        header, length = "", 0
+        if not isinstance(prompt, str):
+            header, length = _header(
+                tokenizer, tokenizer.chat_template, json.dumps(kwargs, sort_keys=True, default=str)
+            )
+        last = list(ids[max(0, masked - length - WINDOW) : masked])
+        seen = str(tokenizer.decode(last, clean_up_tokenization_spaces=False))
         seen = seen.lstrip("\ufffd")  # a character of which the window has a part
-        if _is_end(seen, prompt, tokenizer, kwargs):
+        if _is_end(seen, prompt, header):
             return masked
     asked = prompt_ids(prompt, tokenizer, not isinstance(prompt, str), **kwargs)
     return len(asked) if list(ids[: len(asked)]) == asked else None
 
 
-def _is_end(seen: str, prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]) -> bool:
+def _is_end(seen: str, prompt: Prompt, header: str) -> bool:
     """Whether `seen` is the end of the rendered prompt and occurs only there. May be false where it is."""
     if isinstance(prompt, str):
         return bool(seen) and prompt.endswith(seen) and prompt.find(seen) == len(prompt) - len(seen)
     content = prompt[-1].get("content")
-    if not isinstance(content, str) or any(turn["role"] == "assistant" for turn in prompt):
+    if not header or not isinstance(content, str) or any(turn["role"] == "assistant" for turn in prompt):
         return False
-    header = _header(tokenizer, tokenizer.chat_template, json.dumps(kwargs, sort_keys=True, default=str))
-    if not header or any(header in str(turn.get("content")) for turn in prompt):
+    if any(header in str(turn.get("content")) for turn in prompt):
         return False
     return len(seen) > len(header) and seen.endswith(header) and (content + header).endswith(seen)
 
 
 @functools.lru_cache(maxsize=64)
-def _header(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> str:
-    """What a prompt of one turn has behind its content, as far as rows have it as well."""
+def _header(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> tuple[str, int]:
+    """What a prompt of one turn has behind its content, as far as rows have it as well, and its number of tokens."""
     given, probe = json.loads(kwargs), "XQZ"
     ids = prompt_ids(probe, tokenizer, True, **given)
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).rpartition(probe)[2]
+    header = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).rpartition(probe)[2]
+    return header, len(tokenizer(header, add_special_tokens=False)["input_ids"])
 
 
 def _templated(

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl import SFTConfig, pack_dataset
 
 from tract_trainer.data.datasets import AnyDataset
@@ -191,8 +191,16 @@ def add_score_labels(
 
 def targeted(dataset: Dataset, tokens: ScoreTokens, cut: Cut, desc: str, num_proc: int | None = None) -> Dataset:
     """`dataset` with the columns of [`target_row`]."""
-    given, made_with = {"tokens": tokens, "cut": cut}, _fingerprint(dataset, tokens, cut)
-    return dataset.map(target_row, fn_kwargs=given, new_fingerprint=made_with, num_proc=num_proc, desc=desc)
+    found = dataset.map(
+        target_row,
+        fn_kwargs={"tokens": tokens, "cut": cut},
+        new_fingerprint=_fingerprint(dataset, tokens, cut),
+        num_proc=num_proc,
+        desc=desc,
+        remove_columns=dataset.column_names,  # so that the others are not written once more
+    )
+    others = dataset.remove_columns([name for name in found.column_names if name in dataset.column_names])
+    return concatenate_datasets([others, found], axis=1)
 
 
 def _fingerprint(dataset: Dataset, tokens: ScoreTokens, cut: Cut) -> str:
@@ -379,7 +387,8 @@ def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) 
 def _prompt(row: dict[str, Any]) -> Any:
     """What the row's answer was written for. Channels beside `content` are refused: no judge reads them again."""
     turns = row.get("completion") or row.get("messages") or ()
-    channels = {name for turn in turns if isinstance(turn, dict) for name in CHANNELS if turn.get(name)}
+    turns = () if isinstance(turns, str) else turns
+    channels = {name for turn in turns for name in CHANNELS if turn.get(name)}
     if channels:
         raise InputError(
             f"An assistant's turn has text in {sorted(channels)}, which chat templates write as a channel of its own, "
