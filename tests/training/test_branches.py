@@ -1,5 +1,6 @@
 """Labels of several tokens are trained exactly: against one forward for each place where a label goes on."""
 
+import functools
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from naive import Row, assert_same_step, label_paths, naive_row, naive_step, ste
 from test_compatibility import vision_language_model
 from test_trainer import NO_DROPOUT, TOKENIZER, WEIGHT, build
 from tiny import PREFIX, RATIONALES, make_tokenizer
+from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
 from tract_trainer.errors import InputError
@@ -58,34 +60,50 @@ def naive_rows_of(tokenizer: Any, scale: ScoreScale, rows: list[dict[str, Any]])
 
 
 def expected(
-    tokenizer: Any, scale: ScoreScale, rows: list[dict[str, Any]], model: PreTrainedModel, **kwargs: Any
+    tokenizer: Any,
+    scale: ScoreScale,
+    rows: list[dict[str, Any]],
+    model: PreTrainedModel,
+    loss: Any = None,
+    **kwargs: Any,
 ) -> Any:
     values, paths = torch.tensor(scale.values), label_paths(tokenizer, scale.labels)
-
-    def loss(log_probs: torch.Tensor, gold: float) -> torch.Tensor:
-        return ((log_probs.exp() * values).sum() - gold) ** 2
-
-    settings = {"score_weight": WEIGHT, "loss": loss, "paths": paths, "values": values, **kwargs}
-    return naive_step(model, [], naive_rows_of(tokenizer, scale, rows), **settings)
+    settings = {"score_weight": WEIGHT, "paths": paths, "values": values, **kwargs}
+    term = functools.partial(loss or soft_ce, values=values)
+    return naive_step(model, [], naive_rows_of(tokenizer, scale, rows), loss=term, **settings)
 
 
-def arguments(scale: ScoreScale) -> dict[str, Any]:
-    return {"score_labels": list(scale.labels), "score_values": list(scale.values)}
+def squared_error(log_probs: Tensor, gold: float, values: Tensor) -> Tensor:
+    return ((log_probs.exp() * values).sum() - gold) ** 2
 
 
-def several_tokens(tokenizer: Any, scale: ScoreScale) -> None:
-    """That the test is of what it says."""
-    assert len(ScoreTokens.resolve(scale, PREFIX, tokenizer).nodes) > 1
+def soft_ce(log_probs: Tensor, gold: float, values: Tensor) -> Tensor:
+    """
+    Minus the mean log-probability of the two labels next to `gold`. Unlike the expected score, it depends on labels of
+    small probability, as those that go on from another label are to a random model.
+    """
+    order = values.argsort().tolist()
+    above = next(i for i, k in enumerate(order) if values[k] >= gold - 1e-6)
+    if abs(values[order[above]] - gold) < 1e-6:
+        return -log_probs[order[above]]
+    below, above = order[above - 1], order[above]
+    share = (gold - values[below]) / (values[above] - values[below])
+    return -(1 - share) * log_probs[below] - share * log_probs[above]
 
 
+def arguments(scale: ScoreScale, loss: str = "soft_ce") -> dict[str, Any]:
+    return {"score_labels": list(scale.labels), "score_values": list(scale.values), "score_loss_type": loss}
+
+
+@pytest.mark.parametrize("loss", [squared_error, soft_ce])
 @pytest.mark.parametrize("name", SCALES)
 @pytest.mark.parametrize("family", ["qwen", "gpt2", "mistral"])
-def test_a_step_is_the_naive_one_whatever_the_scale_and_the_tokenizer(make_trainer, family, name):
+def test_a_step_is_the_naive_one_whatever_the_scale_and_the_tokenizer(make_trainer, family, name, loss):
     tokenizer, scale = make_tokenizer(family), SCALES[name]
-    rows = rows_of(scale)
-    trainer = make_trainer(build(vocab_size=len(tokenizer)), rows, tokenizer=tokenizer, **arguments(scale))
+    rows, settings = rows_of(scale), arguments(scale, loss.__name__)
+    trainer = make_trainer(build(vocab_size=len(tokenizer)), rows, tokenizer=tokenizer, **settings)
     log, gradients = step_gradients(trainer)
-    found = expected(tokenizer, scale, rows, build(vocab_size=len(tokenizer)))
+    found = expected(tokenizer, scale, rows, build(vocab_size=len(tokenizer)), loss)
     assert_same_step(log, gradients, found)
     assert log["score_mae"] == pytest.approx(found.score_mae, rel=1e-5)
     assert log["score_mass"] == pytest.approx(found.score_mass, rel=1e-5)
