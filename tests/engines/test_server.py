@@ -830,7 +830,7 @@ def test_no_message_of_a_wrong_address_holds_a_password(folder, url):
 @pytest.mark.slow
 def test_ctrl_c_ends_at_once_with_what_was_finished_though_the_server_never_answers(folder, local, tmp_path):
     source, target, over = tmp_path / "records.jsonl", tmp_path / "judged.jsonl", threading.Event()
-    source.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 3))
+    source.write_text("".join(json.dumps({**RECORDS[i % 8], "number": i}) + "\n" for i in range(24)))
     command = [sys.executable, "-m", "tract_trainer", "judge", "--model", str(folder), "--engine", "server"]
     command += ["--input", str(source), "--output", str(target), "--max_new_tokens", "2"]
     with serving(local, fail=lambda number, asked: (lambda handler: over.wait(120)) if number > 9 else None) as server:
