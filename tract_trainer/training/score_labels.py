@@ -200,7 +200,9 @@ def targeted(dataset: Dataset, tokens: ScoreTokens, cut: Cut, desc: str, num_pro
         remove_columns=dataset.column_names,  # so that the others are not written once more
     )
     others = dataset.remove_columns([name for name in found.column_names if name in dataset.column_names])
-    return concatenate_datasets([others, found], axis=1)
+    joined = concatenate_datasets([others, found], axis=1)
+    joined.info.dataset_name = dataset.info.dataset_name  # for the model card
+    return joined
 
 
 def _fingerprint(dataset: Dataset, tokens: ScoreTokens, cut: Cut) -> str:
