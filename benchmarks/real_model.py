@@ -202,7 +202,7 @@ class Cell(NamedTuple):
                 trainer.train()
                 trainer.save_model()
                 about = {"seconds": time.process_time() - start, "log": trainer.state.log_history}
-                write(Path(f"{folder}.part", "training.json"), about)
+                write(self.folder / "training" / f"{arm}.json", about)
                 Path(f"{folder}.part").replace(folder)
                 del trainer
         return Judge.from_pretrained(
@@ -254,7 +254,7 @@ class Cell(NamedTuple):
             return annotated
         judge = self.judge(kind)
         with FileLock(f"{self.folder / kind} writes.lock"):
-            return generate_cot_dataset(
+            written = generate_cot_dataset(
                 judge,
                 annotated,
                 seed=self.seed,
@@ -263,6 +263,9 @@ class Cell(NamedTuple):
                 unfinished="force",
                 progress=False,
             )
+            report = json.loads((self.folder / "rationales" / kind / "report.json").read_text())
+            write(self.folder / "training" / f"{kind} rationales.json", report)
+            return written
 
     def judged(self, arm: str) -> dict[str, Any]:
         """What the judge of an arm says of the held-out records, in each way of asking, and what it took."""
@@ -285,7 +288,7 @@ class Cell(NamedTuple):
                 "annotated": judge.rescore(prompts, annotated),
             }
         kinds = {kind: [[as_json(r) for r in one.rationales] for one in of_kind] for kind, of_kind in found.items()}
-        trained = self.folder / "judges" / arm / "training.json"
+        trained = self.folder / "training" / f"{arm}.json"
         training = json.loads(trained.read_text()) if trained.is_file() else {}
         return {
             "judgments": kinds,
@@ -340,6 +343,7 @@ def as_json(rationale: Any) -> dict[str, Any]:
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found))
     part.replace(path)

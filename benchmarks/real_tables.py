@@ -85,13 +85,13 @@ class Fold(NamedTuple):
 
 def by_method(found: Mapping[str, Any]) -> dict[str, Floats]:
     """Scores, `(n,)`, in each way that they can be read off the judgments of an arm."""
-    labels, probs = {}, {}
-    for kind, records in found["judgments"].items():  # (n, C), (n, C, K) of C rationales
-        labels[kind] = np.array([[float(one["label"]) for one in of_record] for of_record in records])
-        probs[kind] = np.array([[one["probs"] for one in of_record] for of_record in records])
-    if found["renormalized"]:
-        probs = {kind: rows / rows.sum(-1, keepdims=True) for kind, rows in probs.items()}
-    expected = {kind: rows @ VALUES for kind, rows in probs.items()}  # (n, C)
+    labels, expected = {}, {}
+    for kind, records in found["judgments"].items():  # (n, C) of C rationales
+        labels[kind] = scored([[one["label"] for one in of_record] for of_record in records])
+        probs = np.array(
+            [[one["probs"] or [np.nan] * len(VALUES) for one in of_record] for of_record in records], float
+        )
+        expected[kind] = scored(probs @ VALUES / (probs.sum(-1) if found["renormalized"] else 1))
     if "sampled" not in labels:
         return {GREEDY: labels["greedy"][:, 0], RAIL: expected["greedy"][:, 0]}
     return {
@@ -102,6 +102,13 @@ def by_method(found: Mapping[str, Any]) -> dict[str, Floats]:
         RAIL_SEVERAL: expected["sampled"].mean(1),
         ANNOTATED: expected["annotated"][:, 0],
     }
+
+
+def scored(scores: Any) -> Floats:
+    """Scores, `(n, C)`, with the mean of the others where a rationale has none; the middle of the scale if none has."""
+    found = np.array(scores, float)
+    others = found[~np.isnan(found)]
+    return np.where(np.isnan(found), others.mean() if len(others) else VALUES.mean(), found)
 
 
 def figures(folds: Sequence[Fold], side: Side) -> dict[str, Floats]:
@@ -181,7 +188,7 @@ def state_table(folds: Sequence[Fold], arms: Sequence[str]) -> str:
         found = [fold.judgments[arm] for fold in folds if arm in fold.judgments]
         kind = "sampled" if "sampled" in found[0]["judgments"] else "greedy"
         of_all = [one for of_fold in found for record in of_fold["judgments"][kind] for one in record]
-        mass = float(np.mean([sum(one["probs"]) for one in of_all]))
+        mass = float(np.mean([sum(one["probs"] or [0]) for one in of_all]))
         ended = "" if kind == "greedy" else f"{np.mean([not one['forced'] for one in of_all]):.1%}"
         tokens = "" if kind == "greedy" else f"{np.mean([one['num_tokens'] for one in of_all]):.0f}"
         logs = [[line for line in one["training"].get("log", ()) if "ce_loss" in line] for one in found]
@@ -198,6 +205,33 @@ def state_table(folds: Sequence[Fold], arms: Sequence[str]) -> str:
         "last squared error",
     ]
     return table([*heads, "minutes to train", "minutes to read"], rows)
+
+
+def training_table(folder: Path) -> str:
+    """How judges were trained, those only learned from as well; means over the folds, but for the gradient norm."""
+    rows, reports = [], " rationales"
+    names = {path.stem for path in folder.glob("seed-*/training/*.json") if not path.stem.endswith(reports)}
+    for arm in sorted(names):
+        runs = [json.loads(path.read_text())["log"] for path in sorted(folder.glob(f"seed-*/training/{arm}.json"))]
+        steps = [[line for line in run if "ce_loss" in line] for run in runs]
+        if not all(steps):
+            continue  # too short to be logged
+        norms = [line["grad_norm"] for run in steps for line in run]
+        last = np.mean([run[-1]["ce_loss"] for run in steps])
+        drawn = [json.loads(path.read_text()) for path in sorted(folder.glob(f"seed-*/training/{arm}{reports}.json"))]
+        ended = f"{np.mean([report['share_finished_at_first_try'] for report in drawn]):.1%}" if drawn else ""
+        agree = " ".join(figure_with_interval(report["discarded_score_agreement"]["pearson"]) for report in drawn)
+        rows.append(
+            [arm, f"{np.median(norms):.2f} ({min(norms):.1f} to {max(norms):.1f})", f"{last:.2f}", ended, agree]
+        )
+    heads = [
+        "",
+        "gradient norm, median (range)",
+        "last cross-entropy",
+        "own rationales that ended at once",
+        "r of their scores",
+    ]
+    return table(heads, rows)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -230,4 +264,5 @@ def summary(folder: Path, order: Sequence[str]) -> str:
     n, groups = sum(len(fold.gold) for fold in folds), {name for fold in folds for name in fold.groups}
     about = f"{n} held-out records of {len(groups)} instructions, in {len(folds)} folds."
     tables = [figure_table(folds, arms, figure) for figure in FIGURES]
-    return "\n\n".join([about, reference_table(folds), *tables, contrast_table(folds), state_table(folds, arms)])
+    about_judges = [contrast_table(folds), state_table(folds, arms), training_table(folder)]
+    return "\n\n".join([about, reference_table(folds), *tables, *about_judges])

@@ -70,6 +70,13 @@ def test_scores_are_read_off_in_each_way():
     assert {method: row.tolist() for method, row in found.items()} == {"greedy": [2], "RAIL": [2]}
 
 
+def test_a_rationale_without_a_score_counts_as_the_mean_of_the_others():
+    none = {"text": "", "label": None, "num_tokens": 4, "forced": False, "probs": None}
+    found = {"judgments": {"greedy": [[judged("4", 0, 0, 0, 1, 0)], [none], [judged("1", 1, 0, 0, 0, 0)]]}}
+    read = real_tables.by_method({**found, "renormalized": False})
+    assert {method: row.tolist() for method, row in read.items()} == {"greedy": [4, 2.5, 1], "RAIL": [4, 2.5, 1]}
+
+
 def make_fold(number, gold, scores, runs=None):
     groups = np.array([f"{number}-{i // 2}" for i in range(len(gold))])
     runs = np.tile(np.array(gold)[:, None], 3) if runs is None else np.array(runs)
