@@ -415,7 +415,7 @@ def test_a_scale_in_steps_writes_each_number_with_as_few_digits_as_it_takes():
 
 @pytest.mark.parametrize(("low", "high", "step"), [(1, 5, 0.3), (1, 5, 0), (1, 5, -1), (5, 1, 1)])
 def test_steps_that_do_not_reach_the_top_are_refused(low, high, step):
-    with pytest.raises(InputError, match=r"cannot be reached from|at least two labels"):
+    with pytest.raises(InputError, match="cannot be reached from"):
         ScoreScale.steps(low, high, step)
 
 

@@ -83,7 +83,7 @@ class ScoreScale:
     def steps(cls, low: float, high: float, step: float) -> "ScoreScale":
         """The scale `low, low + step, ..., high`, each written with as few digits as it takes: "1", "1.5", "2"."""
         count = round((high - low) / step) if step > 0 and math.isfinite((high - low) / step) else 0
-        if abs(low + count * step - high) > 1e-6 * max(step, 0):
+        if count < 1 or abs(low + count * step - high) > 1e-6 * max(step, 0):
             raise InputError(f"{high:g} cannot be reached from {low:g} in steps of {step:g}.")
         if count >= MOST_LABELS:
             raise InputError(f"{low:g} to {high:g} in steps of {step:g} has {count + 1:,} labels. Take larger steps.")
