@@ -4,7 +4,7 @@ import gc
 import hashlib
 
 import pytest
-from tiny import train_judge
+from tiny import make_model, make_tokenizer, train_judge
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -45,3 +45,13 @@ def judge_folder(learned, tmp_path_factory):
 def files_of(folder):
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.fixture(scope="session")
+def seed_folder(tmp_path_factory):
+    """A language model that was never trained, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("seed")
+    tokenizer = make_tokenizer("qwen")
+    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -19,7 +19,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from datasets import Dataset
 from test_distributed import free_port
 from test_server import serving
-from tiny import GOLD, RATIONALES, SECOND_THOUGHTS, judge_model, make_model, make_rows, make_tokenizer, train_judge
+from tiny import GOLD, RATIONALES, SECOND_THOUGHTS, judge_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
 
 from tract_trainer import Judge
@@ -28,15 +28,6 @@ from tract_trainer.evaluation.page import write_page
 ROOT = Path(__file__).parents[1]
 EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs"
 SMALL = ["--use_cpu", "--bf16", "false", "--report_to", "none"]
-
-
-@pytest.fixture(scope="module")
-def seed_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("seed")
-    tokenizer = make_tokenizer("qwen")
-    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny import RATIONALES, make_model, make_tokenizer
+from tiny import RATIONALES
 
 from tract_trainer.cli.main import main
 
@@ -22,15 +22,6 @@ def records_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "records.json"
     path.write_text(json.dumps(records))
     return path
-
-
-@pytest.fixture(scope="session")
-def seed_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("seed")
-    tokenizer = make_tokenizer("qwen")
-    make_model("llama", len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Names of benchmarks and files of one's own become scored records or pairs; scores of pairs become accuracies."""
 
-import csv
-import json
 import math
 import subprocess
 import sys
@@ -10,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from files import write
 
 from tract_trainer import ScoreScale
 from tract_trainer.data.benchmarks import (
@@ -47,21 +46,6 @@ OWN = [
     {"question": "Name\nanother.", "answer": '"8"', "criteria": "Is it right?", "human": 1.5, "note": ""},
 ]
 COLUMNS = {"question": "instruction", "answer": "response", "criteria": "rubric", "human": "score"}
-
-
-def write(path, rows):
-    """A file of `rows` in the format that its name ends with."""
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as text:
-            writer = csv.DictWriter(text, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        lines = path.suffix == ".jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 import csv
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import files
 import pytest
 from datasets import Dataset
 
@@ -24,19 +23,11 @@ READ = [
 
 
 def write(path, rows=ROWS):
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as text:
-            writer = csv.DictWriter(text, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    elif path.suffix == "":
-        path.mkdir()
-        write(path / "train.jsonl", rows)
-    else:
-        lines = path.suffix == ".jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows), encoding="utf-8")
+    """A file in the format that its name ends with, or a folder if it ends with none."""
+    if path.suffix:
+        return files.write(path, rows)
+    path.mkdir()
+    files.write(path / "train.jsonl", rows)
     return path
 
 
