@@ -129,6 +129,7 @@ ARMS = {
     "CE, score only": Arm("score", CE),
     "RAFT, score only": Arm("score", {"ce_loss_weight": 0.0}),
     "CE in both stages": Arm("CE", CE),
+    "CE, then lambda 0.1": Arm("CE", LIGHT),
     "stage 1, lambda 0.1": Arm("annotated", LIGHT),
     "TRACT, lambda 0.1": Arm("stage 1, lambda 0.1", LIGHT),
     "stage 1, renormalised": Arm("annotated", RENORMALIZED),
@@ -136,8 +137,8 @@ ARMS = {
 }
 # What matters most is done for all folds before the next is begun.
 WAVES = (
-    ("CE", "TRACT", "TRACT, lambda 0.1"),
-    ("stage 1", "CE in both stages", "CE, score only", "RAFT, score only", "untrained"),
+    ("CE", "TRACT", "CE in both stages", "CE, then lambda 0.1"),
+    ("CE, score only", "RAFT, score only", "TRACT, lambda 0.1", "untrained", "stage 1"),
     ("stage 1, lambda 0.1", "TRACT, renormalised"),
 )
 
