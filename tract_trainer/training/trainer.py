@@ -155,7 +155,10 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore
             self.data_collator.score_token_in_ce = args.score_token_in_ce
             self.data_collator.missing_score = args.missing_score
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        refuse_long_labels(self.score_tokens, base, self.padding_free)
+        # Labels of several tokens are read with more tokens than the row's, which nobody does for a loss of weight 0.
+        self._reads_scores = bool(args.score_loss_weight) or len(self.score_tokens.nodes) == 1
+        if self._reads_scores or eval_dataset is not None:
+            refuse_long_labels(self.score_tokens, base, self.padding_free)
         add_score_head(base, self.score_tokens)
         self._values = torch.tensor(args.scale.values)
         self._scores_in_step: Tensor | None = None
@@ -260,17 +263,20 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        due = scores_due(inputs)
+        args, targets = self.args, inputs["score_labels"][:, 1:][scores_due(inputs)]  # (N,)
+        if self.model.training and not self._reads_scores:
+            inputs, targets = {**inputs, "score_labels": None}, targets[:0]
         with first_output(model) as seen:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ce_loss, outputs = result if return_outputs else (result, None)
-        log_probs = seen[0].score_log_probs  # (N, K)
-        gold = inputs["score_labels"][:, 1:][due].to(log_probs.device)  # (N,)
-        args = self.args
+        found = getattr(seen[0], "score_log_probs", None)
+        log_probs = ce_loss.new_zeros(0, len(self._values)) if found is None else found  # (N, K)
+        gold = targets.to(log_probs.device)
         losses = score_loss(log_probs, self._values, gold, args.score_loss_type, args.renormalize_scores)  # (N,)
         accumulated = 1
         if self.model.training:
-            accumulated = self.current_gradient_accumulation_steps if self._trainer_divides(num_items_in_batch) else 1
+            if self._trainer_divides(num_items_in_batch):
+                accumulated = self.current_gradient_accumulation_steps
             count = max(len(gold), 1) if self._scores_in_step is None else self._scores_in_step.to(losses.device)
             # Data parallelism averages the gradients over the processes, and the trainer may divide by the steps.
             score_term = losses.sum() / count * self.accelerator.num_processes * accumulated
