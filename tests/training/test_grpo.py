@@ -102,7 +102,8 @@ def naive_gradients(model, tokenizer, samples, gold, *, beta, likelihood, values
             scale = label_log_probs(model, [*prompt, *ids[:place]], paths)
             two_hot = scale[values.tolist().index(score)] if score in values.tolist() else None
             assert two_hot is not None or not likelihood
-            reward = -(((scale.exp() * values).sum() - score) ** 2)
+            error = ((scale.exp() * values).sum() - score) * 4 / (values.max() - values.min())
+            reward = -(error**2)
             reward = reward + likelihood * two_hot if likelihood else reward
         rewards.append(reward)
         parts.append((policy, len(written)))

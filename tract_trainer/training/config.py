@@ -80,7 +80,8 @@ class RegressionAwareSFTConfig(_JudgeArguments, SFTConfig):
             The text right before the label. Its last occurrence in a row marks the score.
         score_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the score loss: lambda of TRACT, eq. 4. The score loss is a mean over the scores of an optimizer
-            step on all processes. With `0.0`, `score_token_in_ce=True` and no dropped row, training is
+            step on all processes, on a scale stretched to the width of 1 to 5, so that a weight means the same on
+            every scale. With `0.0`, `score_token_in_ce=True` and no dropped row, training is
             [`~trl.SFTTrainer`]'s, number for number.
         ce_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of [`~trl.SFTTrainer`]'s own loss. `0.0` trains on the score loss alone (RAFT).
@@ -117,7 +118,11 @@ class RegressionAwareSFTConfig(_JudgeArguments, SFTConfig):
         metadata={"help": "Text right before the label; its last occurrence in a row marks the score."},
     )
     score_loss_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the score loss (lambda of TRACT, eq. 4)."}
+        default=1.0,
+        metadata={
+            "help": "Weight of the score loss (lambda of TRACT, eq. 4). The loss is that of a scale as wide as 1 to 5, "
+            "whatever the units."
+        },
     )
     ce_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of SFTTrainer's own loss. 0.0 trains on the score loss alone (RAFT)."}

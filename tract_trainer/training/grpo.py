@@ -44,7 +44,7 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
 
         `r = -(yhat(x, c) - y)^2 + score_likelihood_weight * log p(y | x, c)`,  `yhat` the expected score.
 
-    `r` depends on the weights, so the gradient has two parts: that of the rationale's probability, with `r` as reward,
+    Scores are measured so that the scale is as wide as 1 to 5. `r` depends on the weights, so the gradient has two parts: that of the rationale's probability, with `r` as reward,
     and that of `r` itself, which is the score loss of [`RegressionAwareSFTTrainer`] on sampled rationales:
 
         `mean of A grad log p(c | x) + score_loss_weight * grad r`.

@@ -66,7 +66,10 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore
     Trainer for TRACT (Chiang, Lee and Lukasik, ACL 2025): `SFTTrainer` whose loss is, with `y` the gold score and
     `yhat` the expected score where the row writes it (eq. 4),
 
-        `ce_loss_weight * cross-entropy + score_loss_weight * (yhat - y)^2`.
+        `ce_loss_weight * cross-entropy + score_loss_weight * (yhat - y)^2`,
+
+    where scores are measured so that the scale is as wide as 1 to 5. The second term is a mean over the scores of an
+    optimizer step; `score_loss_type` names another loss than the squared error.
 
     The arguments are those of [`~trl.SFTTrainer`]; a plain [`~trl.SFTConfig`] gets the defaults of
     [`RegressionAwareSFTConfig`]. The datasets are any of TRL's types, with an optional float column `score` as target;
