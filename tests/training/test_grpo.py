@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -270,8 +271,9 @@ def test_with_weights_of_0_it_is_grpo_with_that_reward(tmp_path, soft):
     assert any(losses[0])
 
 
-def test_a_step_takes_one_forward_for_the_rewards_and_one_to_train(tmp_path, soft):
-    trainer = make_trainer(tmp_path, soft[0], make_tokenizer("qwen"), TEN, **SOFT)
+@pytest.mark.parametrize(("config", "expected"), [(CONFIG, [False, False, True]), (TEN, [False, True])])
+def test_a_step_reads_its_rationales_once_for_the_rewards_and_once_to_train(tmp_path, soft, config, expected):
+    trainer = make_trainer(tmp_path, soft[0], make_tokenizer("qwen"), config, **SOFT)
     forwards, generate = [], trainer._generate
 
     def quiet(prompts):
@@ -281,9 +283,15 @@ def test_a_step_takes_one_forward_for_the_rewards_and_one_to_train(tmp_path, sof
         return found
 
     trainer._generate = quiet
-    trainer.model.base_model.register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
+    trainer.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: forwards.append((torch.is_grad_enabled(), kwargs["input_ids"].shape)), with_kwargs=True
+    )
     trainer.train()
-    assert forwards == [False, True]
+    assert [learns for learns, _ in forwards] == expected
+    if config is CONFIG:  # each of the two prompts is read once
+        (_, prompts), (_, rationales), (_, rows) = forwards
+        assert prompts[0] == 2 and rationales[0] == rows[0] == 2 * GROUP
+        assert prompts[1] + rationales[1] <= rows[1]
 
 
 def test_own_rewards_are_added_where_there_is_a_score(tmp_path, soft):
@@ -365,6 +373,15 @@ def test_a_model_that_is_no_judge_is_refused(tmp_path, seed_folder):
         RegressionAwareGRPOTrainer(str(seed_folder), args=None, train_dataset=Dataset.from_list(ROWS))
 
 
+def test_a_plain_config_gets_the_defaults_of_ours(tmp_path, judge_folder):
+    plain = GRPOConfig(**settings(tmp_path, steps_per_generation=2, hub_token="hf_secret"))
+    trainer = RegressionAwareGRPOTrainer(str(judge_folder), args=plain, train_dataset=Dataset.from_list(ROWS))
+    args = trainer.args
+    assert (args.score_loss_weight, args.advantage_clip, args.steps_per_generation) == (1.0, 1.0, 2)
+    assert args.generation_batch_size == plain.generation_batch_size and args.max_completion_length == 24
+    assert b"hf_secret" not in pickle.dumps(args)
+
+
 def test_evaluation_logs_the_same_figures(tmp_path, soft):
     trainer = make_trainer(tmp_path, soft[0], make_tokenizer("qwen"), per_device_eval_batch_size=2 * GROUP, **SOFT)
     found = trainer.evaluate(Dataset.from_list(ROWS))
@@ -417,6 +434,7 @@ def test_two_processes_have_the_gradient_of_the_formula(tmp_path, soft):
     model.save_pretrained(tmp_path / "judge")
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     subprocess.run([sys.executable, *torchrun, __file__, str(tmp_path)], check=True, env=environment, timeout=600)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first["gradients"].keys() == second["gradients"].keys()

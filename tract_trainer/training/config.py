@@ -59,6 +59,7 @@ class _JudgeArguments(TrainingArguments):
     def from_training_arguments(cls, args: TrainingArguments) -> Self:
         """`args` with the defaults of this class. `to_dict` would hide tokens, so the fields are read one by one."""
         names = {f.name for f in dataclasses.fields(cls) if f.init}
+        names.discard("generation_batch_size")  # which TRL derives from `steps_per_generation`, and refuses beside it
         values: dict[str, Any] = {
             f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name in names and f.init
         }
