@@ -160,6 +160,13 @@ def test_copies_of_a_record_are_on_one_side():
     assert not {row["prompt"] for row in held_out} & {row["prompt"] for row in training}
 
 
+def test_responses_to_one_instruction_are_on_one_side():
+    rows = [{"instruction": f"Task {n % 10}", "response": str(n), "rubric": "Good?", "score": 3} for n in range(40)]
+    held_out, training = split(rows, None, 0.3, seed=0)
+    assert len(held_out) == 12 and len(training) == 28
+    assert not {row["instruction"] for row in held_out} & {row["instruction"] for row in training}
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(_argv):
         raise ValueError("a bug")

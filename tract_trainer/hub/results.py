@@ -133,7 +133,7 @@ def ceiling_remark(result: Mapping[str, Any]) -> str:
     if not found:
         return ""
     alpha = figure_with_interval(found["alpha"])
-    known = alpha if alpha != "-" else "not computed (pip install 'tract-trainer[raters]')"
+    known = alpha if alpha != "-" else "not computed (pip install krippendorff)"
     return (
         f"One rater is compared with the mean of the others, on {found['n']:,} records with several ratings: a ceiling "
         f"for judges. Krippendorff's alpha of the raters: {known}."
