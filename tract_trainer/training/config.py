@@ -36,7 +36,7 @@ ERRORS = ("rmse", "mae")
 
 
 class _JudgeArguments(TrainingArguments):
-    """What the configurations of both trainers do alike."""
+    """What both configurations do alike. A base class after TRL's config, whose defaults it would replace before it."""
 
     def __post_init__(self) -> None:
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith(ERRORS):
@@ -66,7 +66,7 @@ class _JudgeArguments(TrainingArguments):
 
 
 @dataclass
-class RegressionAwareSFTConfig(_JudgeArguments, SFTConfig):
+class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
     r"""
     Configuration of the [`RegressionAwareSFTTrainer`]. Only the parameters below are its own; all others, and their
     defaults, are those of [`~trl.SFTConfig`].
@@ -206,7 +206,7 @@ class RegressionAwareSFTConfig(_JudgeArguments, SFTConfig):
 
 
 @dataclass
-class RegressionAwareGRPOConfig(_JudgeArguments, GRPOConfig):
+class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
     r"""
     Configuration of the [`RegressionAwareGRPOTrainer`]. Only the parameters below are its own; all others, and their
     defaults, are those of [`~trl.GRPOConfig`]. Scale, prefix and template are the judge's, see [`JudgeConfig`].
