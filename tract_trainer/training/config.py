@@ -247,6 +247,10 @@ class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
         self._check_choice("score_loss_type", list(SCORE_LOSSES))
         self._check_weight("score_loss_weight")
         self._check_weight("score_likelihood_weight")
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature must be above 0, got {self.temperature}: the rationales of a prompt would all be alike."
+            )
         if self.advantage_clip is not None and not self.advantage_clip > 0:
             raise InputError(f"advantage_clip must be above 0, or None, got {self.advantage_clip}.")
         if self.score_loss_weight and self.loss_type not in TOKEN_MEANS:
