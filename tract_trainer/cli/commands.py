@@ -51,7 +51,7 @@ from tract_trainer.hub.results import FIGURES, ceiling_remark, model_index, verd
 from tract_trainer.judging.judge import Judge
 from tract_trainer.metrics import ERRORS
 from tract_trainer.rationales.generation import generate_cot_dataset
-from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.training.config import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
 from tract_trainer.training.inspection import inspect_dataset, view
 
 WEEK = 7 * 24 * 3600  # seconds
@@ -68,9 +68,18 @@ def _positional(argv: Sequence[str]) -> list[str]:
 
 
 def sft(argv: Sequence[str]) -> None:
-    data, args, output, model = parse(
-        "sft", argv, TrainingDataArguments, RegressionAwareSFTConfig, OutputArguments, ModelConfig
-    )
+    kinds = (TrainingDataArguments, RegressionAwareSFTConfig, OutputArguments, ModelConfig)
+    _train(*parse("sft", argv, *kinds))
+
+
+def grpo(argv: Sequence[str]) -> None:
+    kinds = (TrainingDataArguments, RegressionAwareGRPOConfig, OutputArguments, ModelConfig)
+    _train(*parse("grpo", argv, *kinds))
+
+
+def _train(
+    data: TrainingDataArguments, args: pipeline.TrainingConfig, output: OutputArguments, model: ModelConfig
+) -> None:
     pipeline.check_seed(model)
     first = args.process_index == 0
     if first:
@@ -78,7 +87,7 @@ def sft(argv: Sequence[str]) -> None:
     train_dataset = pipeline.training_data(data.rows(), args, model, data.data)
     held_out = data.eval_rows()
     eval_dataset = None if held_out is None else pipeline.training_data(held_out, args, model)
-    with file_lock(Path(args.output_dir), "_training.lock") if first else nullcontext():
+    with file_lock(Path(str(args.output_dir)), "_training.lock") if first else nullcontext():
         if first:
             pipeline.begin_training(model, args, train_dataset)
         pipeline.train(model, args, train_dataset, eval_dataset)
@@ -272,16 +281,16 @@ def run(argv: Sequence[str]) -> None:
     # A process may write long rationales while the others wait.
     data, args, model, draw, settings = parse("run", argv, *kinds, ddp_timeout=WEEK)
     results = run_pipeline(data, args, model, draw, settings)
-    path, result = results.popitem()
-    _show({path: result})
-    if results and PartialState().is_main_process:
-        (untrained,) = results.values()
+    *_, last = results
+    _show({last: results[last]})
+    if len(results) > 1 and PartialState().is_main_process:
+        names = {"baseline": "untrained", "evaluation": "stage 2", "stage3": "stage 3"}
         table = {
-            f"{method}, {name}": figures
-            for name, found in (("untrained", untrained), ("trained", result))
+            f"{method}, {names[path.stem]}": figures
+            for path, found in results.items()
             for method, figures in found["methods"].items()
         }
-        Console().print(results_table(table, "The seed model before training, and the judge"))
+        Console().print(results_table(table, "The judges of this run"))
 
 
 def report(argv: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ ERRORS = ("rmse", "mae")
 
 
 class _JudgeArguments(TrainingArguments):
-    """What the configurations of both trainers do alike."""
+    """What both configurations do alike. A base class after TRL's config, whose defaults it would replace before it."""
 
     def __post_init__(self) -> None:
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith(ERRORS):
@@ -67,7 +67,7 @@ class _JudgeArguments(TrainingArguments):
 
 
 @dataclass
-class RegressionAwareSFTConfig(_JudgeArguments, SFTConfig):
+class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
     r"""
     Configuration of the [`RegressionAwareSFTTrainer`]. Only the parameters below are its own; all others, and their
     defaults, are those of [`~trl.SFTConfig`].
@@ -207,7 +207,7 @@ class RegressionAwareSFTConfig(_JudgeArguments, SFTConfig):
 
 
 @dataclass
-class RegressionAwareGRPOConfig(_JudgeArguments, GRPOConfig):
+class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
     r"""
     Configuration of the [`RegressionAwareGRPOTrainer`]. Only the parameters below are its own; all others, and their
     defaults, are those of [`~trl.GRPOConfig`]. Scale, prefix and template are the judge's, see [`JudgeConfig`].
@@ -248,6 +248,10 @@ class RegressionAwareGRPOConfig(_JudgeArguments, GRPOConfig):
         self._check_choice("score_loss_type", list(SCORE_LOSSES))
         self._check_weight("score_loss_weight")
         self._check_weight("score_likelihood_weight")
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature must be above 0, got {self.temperature}: the rationales of a prompt would all be alike."
+            )
         if self.advantage_clip is not None and not self.advantage_clip > 0:
             raise InputError(f"advantage_clip must be above 0, or None, got {self.advantage_clip}.")
         if self.score_loss_weight and self.loss_type not in TOKEN_MEANS:
