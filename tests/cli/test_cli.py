@@ -250,7 +250,8 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
     message = refused(*both, "--path", tmp_path, "--output", "one.json")
     assert "--output one.json is one file, and 2 benchmarks have one each" in message
     one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
-    assert "--columns and --rubric are for --data" in refused(*one, "--columns", '{"a": "b"}')
+    assert "--columns is for --data" in refused(*one, "--columns", '{"a": "b"}')
+    assert "The records of 'mt_bench' have rubrics of their own." in refused(*one, "--rubric", "Right?")
     own = ["evaluate", "--model", judge_folder, "--data", records_file]
     for limit in ("pearson", "pearson=", "r=0.6", "pearson=0,6"):
         assert f"takes figures with limits, such as pearson=0.6; found '{limit}'." in refused(
