@@ -22,12 +22,14 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
+from trl.data_utils import is_conversational
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.data.datasets import unformatted
 from tract_trainer.data.records import completion_text
 from tract_trainer.data.rendering import check_reloaded, check_rows, pin_dates, separator_of
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
@@ -59,7 +61,7 @@ SAMPLED = 4  # rows that are read with the saved tokenizer before training
 Datasets: TypeAlias = Dataset | IterableDataset
 
 
-class RegressionAwareSFTTrainer(JudgeSavingTrainer):
+class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore[misc]
     """
     Trainer for TRACT (Chiang, Lee and Lukasik, ACL 2025): `SFTTrainer` whose loss is, with `y` the gold score and
     `yhat` the expected score where the row writes it (eq. 4),
@@ -87,6 +89,8 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
 
     args: RegressionAwareSFTConfig
     model: PreTrainedModel
+    _sample: dict[str, Any]
+    _score_separator: str = " "
 
     _tag_names = ["trl", "sft", "tract-trainer", "llm-as-a-judge"]
     _name = "TRACT"
@@ -161,6 +165,18 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
     def score_tokens(self) -> ScoreTokens:
         """The scale as the tokenizer writes it after the prefix."""
         return ScoreTokens.resolve(self._score_args.scale, self._score_args.score_prefix, self._tokenizer)
+
+    @property
+    def judge_config(self) -> JudgeConfig:
+        if "input_ids" in self._sample:  # its text may have been made in either way
+            conversational = self._tokenizer.chat_template is not None
+        else:
+            messages = is_conversational(self._sample) or "conversations" in self._sample
+            conversational = messages and self._formatting_func is None
+        template_kwargs = self._sample.get("chat_template_kwargs") or self.args.template_kwargs
+        return self.args.judge_config(
+            conversational, chat_template_kwargs=template_kwargs, score_separator=self._score_separator
+        )
 
     def _whole_rows(
         self, dataset: Datasets, processing_class: Any, args: SFTConfig, formatting_func: Any, dataset_name: str
