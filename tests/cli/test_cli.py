@@ -238,6 +238,25 @@ def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_mod
     assert (output / "vicuna.md").is_file() and (output / "vicuna-confusion.png").is_file()
 
 
+def test_a_benchmark_of_several_responses_is_evaluated_with_a_rubric(judge_folder, tmp_path, capsys):
+    row = {"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["5", "6", "7"]}
+    rows = [{**row, "id": f"{i}", "subset": name} for i, name in enumerate(["Math", "Math", "Safety"])]
+    (tmp_path / "reward_bench_2.json").write_text(json.dumps(rows))
+    argv = ["evaluate", "--model", judge_folder, "--benchmark", "reward_bench_2", "--num_cots", "0"]
+    argv += ["--path", tmp_path / "reward_bench_2.json", "--rubric", "Is it right?", "--output", tmp_path / "r.json"]
+    assert main([str(argument) for argument in argv]) == 0
+    shown = capsys.readouterr().out
+    assert "RAIL, the expected score, has accuracy = " in shown and "average" not in shown.split("\n")[0]
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [row["pair"] for row in result["judgments"]] == [0] * 4 + [1] * 4 + [2] * 4
+    assert all("Is it right?" in row["prompt"] for row in result["judgments"])
+    assert result["methods"]["RAIL"]["n"] == 3 and result["methods"]["RAIL"]["average"] is None  # four subsets lack
+    assert main(["report", str(tmp_path / "r.json")]) == 0
+    both = [str(tmp_path / "r.json")] * 2
+    assert main(["compare", *both, "--output", str(tmp_path / "comparison")]) == 0
+    assert "Accuracy" in (tmp_path / "comparison" / "comparison.md").read_text()
+
+
 def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tmp_path):
     rows = [{"question": f"Rate {i}", "human": 1 + i} for i in range(5)]
     (tmp_path / "mine [1].json").write_text(json.dumps(rows))
@@ -257,7 +276,8 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
     message = refused(*both, "--path", tmp_path, "--output", "one.json")
     assert "--output one.json is one file, and 2 benchmarks have one each" in message
     one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
-    assert "--columns and --rubric are for --data" in refused(*one, "--columns", '{"a": "b"}')
+    assert "--columns is for --data" in refused(*one, "--columns", '{"a": "b"}')
+    assert "The records of 'mt_bench' have rubrics of their own." in refused(*one, "--rubric", "Right?")
     own = ["evaluate", "--model", judge_folder, "--data", records_file]
     for limit in ("pearson", "pearson=", "r=0.6", "pearson=0,6"):
         assert f"takes figures with limits, such as pearson=0.6; found '{limit}'." in refused(

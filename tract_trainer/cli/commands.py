@@ -207,11 +207,11 @@ def _scored_records(data: DataArguments, args: EvaluateArguments) -> dict[str, l
         raise InputError("Give either --benchmark NAME (with --path), or --data FILE with your own scored records.")
     if data.data is not None:
         return {data.data: own_benchmark(data.data, split=data.split, **data.format)[: data.max_records]}
-    if any(data.format.values()):
-        raise InputError("--columns and --rubric are for --data. Leave them out with --benchmark.")
+    if data.columns:
+        raise InputError("--columns is for --data. Leave it out with --benchmark.")
     if len(names) > 1 and args.path is not None and not Path(args.path).is_dir():
         raise InputError(f"--path must be the folder of the {len(names)} benchmarks, found {args.path!r}.")
-    return {name: load_benchmark(name, args.path)[: data.max_records] for name in names}
+    return {name: load_benchmark(name, args.path, data.format["rubric"])[: data.max_records] for name in names}
 
 
 def _result_paths(output: str, names: Sequence[str]) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.methods import METHODS, result_scores
-from tract_trainer.evaluation.pairwise import accuracy_difference, pair_wins
+from tract_trainer.evaluation.pairwise import accuracy_difference, layout_of_rows, pair_wins
 from tract_trainer.evaluation.pictures import METHOD_COLORS, grid, save_png, shortened, thinned, unit, with_interval
 from tract_trainer.hub.results import FIGURES, main_figures
 from tract_trainer.metrics import ERRORS, PLAIN, ROUNDED, Floats, paired_difference
@@ -40,7 +40,9 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], method: str = "RAIL") ->
     rows, of_a, of_b = a["judgments"], result_scores(a)[method], result_scores(b)[method]
     groups = [row["group"] for row in rows]
     if _is_of_pairs(a):
-        figures = {"accuracy": accuracy_difference(pair_wins(of_a), pair_wins(of_b), groups[::2])}
+        layout, of_pairs = layout_of_rows(rows)
+        wins_a, wins_b = (pair_wins(scores, layout)["accuracy"] for scores in (of_a, of_b))
+        figures = {"accuracy": accuracy_difference(wins_a, wins_b, of_pairs)}
     else:
         gold, values = [row["gold"] for row in rows], a["judge"]["config"]["score_values"]
         names = [name for name in FIGURES if name in PLAIN | ROUNDED]

@@ -1,7 +1,7 @@
 """Evaluation of a judge on scored records or pairs: judgments, and the figures of every method with intervals.
 
-docs/evaluation.md describes a result key by key. A row is one of its `judgments`; of a pair there are two, the chosen
-response first.
+docs/evaluation.md describes a result key by key. A row is one of its `judgments`; of a pair there are two or more, the
+chosen responses first.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from tract_trainer._distributed import process_state
 from tract_trainer.data.benchmarks import check_scale
 from tract_trainer.data.hashing import digest
-from tract_trainer.data.pairs import pair_records
+from tract_trainer.data.pairs import SIDES, is_pair, pair_records, side_records
 from tract_trainer.data.records import RATIONALE_COLUMNS, SCORE_COLUMNS, Prompt, Record, check_prompts, turn_text
 from tract_trainer.data.settings import begin, differences
 from tract_trainer.data.store import (
@@ -35,7 +35,7 @@ from tract_trainer.evaluation.calibration import calibration
 from tract_trainer.evaluation.ceiling import ceiling
 from tract_trainer.evaluation.groups import pair_groups, record_groups
 from tract_trainer.evaluation.methods import mean_mass, scores_by_method
-from tract_trainer.evaluation.pairwise import pair_figures
+from tract_trainer.evaluation.pairwise import layout_of_rows, pair_figures
 from tract_trainer.evaluation.pictures import PICTURES, draw
 from tract_trainer.hub.results import markdown
 from tract_trainer.judge_config import JudgeConfig
@@ -53,7 +53,7 @@ ASKED = (
 # Columns that a judgment has under another name, or that are long.
 NOT_KEPT = {
     *(*ASKED, *SCORE_COLUMNS, *RATIONALE_COLUMNS, "completion", "group", "input", "targets"),
-    *("chosen_instruction", "rejected_instruction"),
+    *("chosen_instruction", "rejected_instruction", "compared"),
 }
 LONGEST = 300  # characters of JSON in a column that judgments keep
 
@@ -103,7 +103,7 @@ def evaluate(
     """
     if not len(records):
         raise InputError("There are no records to evaluate on. Give at least one.")
-    pairs = isinstance(records[0].get("chosen"), Mapping)
+    pairs = is_pair(records[0])
     if not pairs:
         check_scale(records, judge.config.scale)
     path = Path(path)
@@ -225,8 +225,8 @@ def _figures_by_method(
     scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
     mass = {"mass": mean_mass(rows, count)}
     if "gold" not in rows[0]:
-        subsets, groups = ([row[name] for row in rows[::2]] for name in ("subset", "group"))
-        return {method: pair_figures(found, subsets, groups) | mass for method, found in scores.items()}
+        layout, groups = layout_of_rows(rows)
+        return {method: pair_figures(found, layout.subsets, groups, layout) | mass for method, found in scores.items()}
     gold, groups = ([row[name] for row in rows] for name in ("gold", "group"))
     return {
         method: agreement(found, gold, values=config.score_values, groups=groups) | mass
@@ -267,7 +267,7 @@ def _asked(record: Record) -> dict[str, Any]:
 
 def _digest(records: Sequence[Record]) -> str:
     """The same for the same questions and gold scores, whatever their other columns."""
-    names = (*ASKED, "gold_ratings")
+    names = (*ASKED, "gold_ratings", "compared")
     return digest([{name: record[name] for name in names if name in record} for record in records])
 
 
@@ -282,11 +282,14 @@ def _record_columns(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _pair_columns(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     return [
-        {"id": str(pair.get("id", number)), "subset": pair["subset"], "group": group, "side": side, "record": columns}
+        {"pair": number, "id": str(pair.get("id", number)), "subset": pair["subset"], "group": group, "side": side}
+        | {"record": columns}
+        | {name: pair[name] for name in ("compared",) if name in pair}
         for number, (pair, group, columns) in enumerate(
             zip(pairs, pair_groups(pairs), _short_columns(pairs, "id", "subset"), strict=True)
         )
-        for side in ("chosen", "rejected")
+        for side in SIDES
+        for _ in side_records(pair, side)
     ]
 
 

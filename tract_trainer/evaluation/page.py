@@ -22,6 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from tract_trainer.data.store import MARK, refuse_foreign, replacing, without_nan
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import is_result, load_result, read_json
+from tract_trainer.evaluation.pairwise import layout_of_rows
 from tract_trainer.evaluation.pictures import as_svg, result_figures, training_curves
 from tract_trainer.hub.results import calibration_remark, ceiling_remark, figure_rows, verdict, with_ceiling
 
@@ -156,8 +157,8 @@ def listing(result: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         `dict` with `labels`, those of the scale from lowest to highest, and `judgments`. Each of these has an `error`:
-        the distance of its score from gold, or for a pair the score of the rejected response less that of the chosen
-        one; and `nearest`, the places among `labels` that are nearest to gold.
+        the distance of its score from gold, or for a pair the highest score of a rejected response less that of a
+        chosen one; and `nearest`, the places among `labels` that are nearest to gold.
     """
     config, rows = result["judge"]["config"], result["judgments"]
     order = np.argsort(config["score_values"]).tolist()
@@ -165,7 +166,9 @@ def listing(result: Mapping[str, Any]) -> dict[str, Any]:
     if "gold" in rows[0]:
         errors = np.abs(scores - [row["gold"] for row in rows])
     else:
-        errors = np.repeat(scores[1::2] - scores[::2], 2)  # of a pair, both judgments have its error
+        layout, _ = layout_of_rows(rows)
+        wrong = [rejected.max() - chosen.max() for chosen, rejected in layout.sides(scores)]
+        errors = np.repeat(wrong, np.sum(layout.sizes, axis=1))  # all judgments of a pair have its error
     return {
         "labels": [config["score_labels"][place] for place in order],
         "judgments": [

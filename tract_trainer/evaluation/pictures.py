@@ -219,7 +219,7 @@ def _accuracy(result: Mapping[str, Any]) -> Figure:
     labels = [f"{shortened(name)} (n = {part['n']:,})" for name, part in parts.items()]
     ax.set_yticks(range(len(labels)), labels, parse_math=False)
     ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.axvline(0.5, color="0.45", linestyle="--", linewidth=1.2, label="chance")
+    ax.axvline(rail.get("chance", 0.5), color="0.45", linestyle="--", linewidth=1.2, label="chance")
     ax.set(xlabel="accuracy (share of pairs), 95 % interval", xlim=(-0.02, 1.02))
     grid(ax)
     legend_below(figure, ax)

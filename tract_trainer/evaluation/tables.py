@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tract_trainer.hub.results import FIGURES, counted, escaped, figure_with_interval, markdown_table, on_one_line
 
-IN_TERMINAL = ("pearson", "spearman", "kendall", "kendall_rounded", "rmse", "accuracy", "average")
+IN_TERMINAL = ("pearson", "spearman", "kendall", "kendall_rounded", "rmse", "accuracy", "average", "best_of_k")
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:

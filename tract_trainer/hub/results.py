@@ -22,6 +22,10 @@ FIGURES = {
     "ccc": "Concordance",
     "accuracy": "Accuracy",
     "average": "Average",
+    "easy": "Easy",
+    "normal": "Normal",
+    "hard": "Hard",
+    "best_of_k": "Best of K",
 }
 
 TAU_REMARK = (
@@ -53,7 +57,9 @@ def main_figures(figures: Mapping[str, Any]) -> str:
     """`r = .773 [.75, .79], RMSE = .621 [.58, .66]`, or `accuracy = .812 [.78, .84]` of pairs."""
     if figures["unscored"] == figures["n"]:
         return "no score"
-    shown = {"accuracy": "accuracy"} if "accuracy" in figures else {"pearson": "r", "rmse": "RMSE"}
+    shown = {"pearson": "r", "rmse": "RMSE"}
+    if "accuracy" in figures:  # a benchmark is known by its average, if it has one
+        shown = {name: name for name in ("accuracy", "average") if name == "accuracy" or figures.get(name) is not None}
     written = (figure_with_interval(figures.get(name), figures.get(f"{name}_ci")) for name in shown)
     return ", ".join(f"{name} = {value}" for name, value in zip(shown.values(), written, strict=True))
 
@@ -62,7 +68,9 @@ def _baseline(result: Mapping[str, Any]) -> str:
     """How good guessing is, or the mean gold score for every record."""
     rail = result["methods"]["RAIL"]
     if "accuracy" in rail:
-        return "That is worse than guessing (.500)." if rail["accuracy"] < 0.5 else "Guessing has .500."
+        chance = rail.get("chance", 0.5)
+        shown = figure_with_interval(chance)
+        return f"That is worse than guessing ({shown})." if rail["accuracy"] < chance else f"Guessing has {shown}."
     gold = [row["gold"] for row in result.get("judgments") or () if None not in (row.get("score"), row.get("gold"))]
     if not gold or rail.get("rmse") is None:
         return ""
