@@ -18,7 +18,7 @@ from tract_trainer.cli.main import COMMANDS
 from tract_trainer.cli.parsing import importance
 from tract_trainer.training.config import RegressionAwareSFTConfig
 
-POSITIONAL = {"compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
+POSITIONAL = {"agree": " DATA", "compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
 
 
 class _Parsed(Exception):
