@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 WIDTH = 4.0
 """From end to end of the scale 1 to 5. On it the losses are as published."""
 

@@ -44,8 +44,9 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
 
         `r = -(yhat(x, c) - y)^2 + score_likelihood_weight * log p(y | x, c)`,  `yhat` the expected score.
 
-    Scores are measured so that the scale is as wide as 1 to 5. `r` depends on the weights, so the gradient has two parts: that of the rationale's probability, with `r` as reward,
-    and that of `r` itself, which is the score loss of [`RegressionAwareSFTTrainer`] on sampled rationales:
+    Scores are measured so that the scale is as wide as 1 to 5. `r` depends on the weights, so the gradient has two
+    parts: that of the rationale's probability, with `r` as reward, and that of `r` itself, which is the score loss of
+    [`RegressionAwareSFTTrainer`] on sampled rationales:
 
         `mean of A grad log p(c | x) + score_loss_weight * grad r`.
 
@@ -164,6 +165,11 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         if "score" not in columns:
             columns.append("score")
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        sampler: Any = super()._get_train_sampler(dataset)
+        sampler.set_epoch = functools.partial(_begin_epoch, sampler)  # Transformers calls it, where there is one
+        return sampler
+
     def _tokenize_prompts(self, prompts: list[Prompt]) -> tuple[list[list[int]], None, dict[str, Any]]:
         config = self._judge_config
         ask = functools.partial(
@@ -266,6 +272,14 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         if self.model.training:
             tokens = tokens * self.current_gradient_accumulation_steps / args.steps_per_generation
         return loss + weight * self._score_losses(log_probs, gold).sum() / tokens
+
+
+def _begin_epoch(sampler: Any, epoch: int) -> None:
+    """Gives the rows of an epoch the order that they have in a run from the start, so that a resumed run goes on."""
+    if sampler.shuffle:
+        sampler.generator.manual_seed(sampler.seed)
+        for _ in range(epoch):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 def _with_adapter(
