@@ -1,4 +1,4 @@
-"""What a judge's agreement with gold is read beside: a second gold score, and the length of responses."""
+"""A second gold score and the length of responses, beside the agreement of a judge with gold."""
 
 import json
 import math
