@@ -257,14 +257,23 @@ def test_a_benchmark_of_several_responses_is_evaluated_with_a_rubric(judge_folde
     assert "Accuracy" in (tmp_path / "comparison" / "comparison.md").read_text()
 
 
-def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tmp_path):
-    rows = [{"question": f"Rate {i}", "human": 1 + i} for i in range(5)]
+def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tmp_path, capsys, refused):
+    rows = [{"question": f"Rate {i}", "human": 1 + i, "kind": "ab"[i % 2]} for i in range(5)]
     (tmp_path / "mine [1].json").write_text(json.dumps(rows))
     columns = json.dumps({"question": "prompt", "human": "score"})
     argv = ["evaluate", "--model", judge_folder, "--data", tmp_path / "mine [1].json", "--columns", columns]
-    assert main([str(argument) for argument in [*argv, "--num_cots", "0", "--output", tmp_path / "out"]]) == 0
+    argv += ["--num_cots", "0", "--output", tmp_path / "out", "--by"]
+    assert "There is no column 'model' to break figures down by;" in refused(*argv, "model")
+    assert not (tmp_path / "out").exists()
+    assert main([str(argument) for argument in [*argv, "kind"]]) == 0
+    assert "By kind, the highest mean gold score first." in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "mine-1.json").read_text())
     assert [row["gold"] for row in result["judgments"]] == [1, 2, 3, 4, 5]
+    groups = result["breakdowns"]["kind"]["groups"]
+    assert {name: group["mean_gold"] for name, group in groups.items()} == {"a": 3, "b": 3}
+    assert groups["b"]["mean_score"] == pytest.approx(
+        (result["judgments"][1]["score"] + result["judgments"][3]["score"]) / 2
+    )
     assert (tmp_path / "out" / "mine-1-model-index.yaml").is_file()
 
 
@@ -274,7 +283,7 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
     for name in ("mt_bench_eval.json", "vicuna_eval.json"):
         (tmp_path / name).write_text(records_file.read_text())
     message = refused(*both, "--path", tmp_path, "--output", "one.json")
-    assert "--output one.json is one file, and 2 benchmarks have one each" in message
+    assert "--output one.json is one file, and 2 results have one each" in message
     one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
     assert "--columns is for --data" in refused(*one, "--columns", '{"a": "b"}')
     assert "The records of 'mt_bench' have rubrics of their own." in refused(*one, "--rubric", "Right?")

@@ -37,6 +37,7 @@ from tract_trainer.evaluation.groups import pair_groups, record_groups
 from tract_trainer.evaluation.methods import mean_mass, scores_by_method
 from tract_trainer.evaluation.pairwise import layout_of_rows, pair_figures
 from tract_trainer.evaluation.pictures import PICTURES, draw
+from tract_trainer.evaluation.references import references, response_length
 from tract_trainer.hub.results import markdown
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
@@ -121,7 +122,7 @@ def evaluate(
         return finished
     every = pair_records(records, judge.config.scale) if pairs else records
     check_prompts(every, judge.rows.prompt_ids)  # all of them, before any is judged
-    columns = (_pair_columns if pairs else _record_columns)(records)
+    columns = (_pair_columns if pairs else record_columns)(records)
     state = process_state()
     shown = progress if state.is_main_process else False
 
@@ -203,7 +204,7 @@ def read_json(path: Path) -> Any:
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: int) -> dict[str, Any]:
-    """`methods`, `by_rationales`, `calibration` and `ceiling` of a result."""
+    """`methods`, `by_rationales`, and of scored records `calibration`, `ceiling` and [`references`]."""
     powers = {2**power for power in range(num_cots.bit_length())}
     counts = sorted(powers | {num_cots}) if num_cots else []
     methods = _figures_by_method(rows, config)
@@ -214,6 +215,8 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
     probs = np.array([row["probs"] for row in rows], dtype=np.float64)  # (n, K)
     ratings = [row.get("gold_ratings", [row["gold"]]) for row in rows]
     found["calibration"] = calibration(probs, ratings, config.score_values)
+    scores = scores_by_method(rows, config.scale, config.renormalize_scores)
+    found |= references(rows, scores, "RAIL", config.score_values)
     of_raters = ceiling(ratings, config.score_values, [row["group"] for row in rows])
     return found if of_raters is None else {**found, "ceiling": of_raters}
 
@@ -271,13 +274,17 @@ def _digest(records: Sequence[Record]) -> str:
     return digest([{name: record[name] for name in names if name in record} for record in records])
 
 
-def _record_columns(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Gold score, group and kept columns of each record, and the ratings that the gold score is the mean of."""
-    return [
-        {"gold": record["score"], "group": group, "record": columns}
-        | {name: record[name] for name in ("gold_ratings",) if record.get(name)}
-        for record, group, columns in zip(records, record_groups(records), _short_columns(records), strict=True)
-    ]
+def record_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
+    """
+    Of each scored record its gold score, group and kept columns without `others`; if they are known, the ratings that
+    the gold score is the mean of, and the length of the response.
+    """
+    found = []
+    for record, group, columns in zip(records, record_groups(records), short_columns(records, *others), strict=True):
+        known = {"gold_ratings": record.get("gold_ratings") or None, "response_length": response_length(record)}
+        known = {name: value for name, value in known.items() if value is not None}
+        found.append({"gold": record["score"], "group": group, "record": columns, **known})
+    return found
 
 
 def _pair_columns(pairs: Sequence[Record]) -> list[dict[str, Any]]:
@@ -286,14 +293,14 @@ def _pair_columns(pairs: Sequence[Record]) -> list[dict[str, Any]]:
         | {"record": columns}
         | {name: pair[name] for name in ("compared",) if name in pair}
         for number, (pair, group, columns) in enumerate(
-            zip(pairs, pair_groups(pairs), _short_columns(pairs, "id", "subset"), strict=True)
+            zip(pairs, pair_groups(pairs), short_columns(pairs, "id", "subset"), strict=True)
         )
         for side in SIDES
         for _ in side_records(pair, side)
     ]
 
 
-def _short_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
+def short_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
     """Of each record the columns to break figures down by: those that are short in every record, without `others`."""
     found = [
         {name: json.dumps(value, default=str) for name, value in record.items() if name not in {*NOT_KEPT, *others}}
