@@ -22,15 +22,17 @@ from tract_trainer import Judge
 
 
 class TractMetric(BaseMetric):
-    def __init__(self, judge: Judge, rubric: str, threshold: float = 0.5, **settings: Any) -> None:
-        self.judge, self.rubric, self.threshold, self.settings = judge, rubric, threshold, settings
+    def __init__(self, judge: Judge, rubric: str, threshold: float = 0.5, max_new_tokens: int = 512) -> None:
+        # deepeval copies a metric by attributes of the names of these arguments
+        self.judge, self.rubric, self.threshold, self.max_new_tokens = judge, rubric, threshold, max_new_tokens
 
     def measure(self, test_case: LLMTestCase, *args: Any, **kwargs: Any) -> float:
         return asyncio.run(self.a_measure(test_case))
 
     async def a_measure(self, test_case: LLMTestCase, *args: Any, **kwargs: Any) -> float:
         record = {"instruction": test_case.input, "response": test_case.actual_output, "rubric": self.rubric}
-        judgment = await self.judge.ascore({**record, "reference": test_case.expected_output}, **self.settings)
+        record["reference"] = test_case.expected_output
+        judgment = await self.judge.ascore(record, max_new_tokens=self.max_new_tokens)
         if judgment.reason:  # deepeval reports it as an error of the test case
             raise ValueError(judgment.reason)
         scale = self.judge.config.scale
@@ -54,7 +56,7 @@ class MetricArguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     (args,) = TrlParser(MetricArguments).parse_args_and_config(argv)
-    metric = TractMetric(Judge.from_pretrained(args.judge), args.rubric, max_new_tokens=512)
+    metric = TractMetric(Judge.from_pretrained(args.judge), args.rubric)
     metric.measure(LLMTestCase(input=args.question, actual_output=args.answer))
     print(f"{metric.score:.3f}, {'passed' if metric.is_successful() else 'failed'}: {metric.reason}")
 

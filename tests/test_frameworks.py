@@ -57,9 +57,15 @@ def quiet():
 def test_a_judge_scores_in_inspect_ai(folder, expected, questions, tmp_path, capsys):
     pytest.importorskip("inspect_ai")
     from inspect_ai.log import list_eval_logs, read_eval_log
+    from inspect_ai.model import ModelAPI, ModelOutput, modelapi
+
+    @modelapi(name="answering")
+    class Answering(ModelAPI):
+        async def generate(self, input, tools, tool_choice, config):
+            return ModelOutput.from_content(self.model_name, "7")
 
     logs = tmp_path / "logs"
-    argv = ["--model", "mockllm/model", "--data", str(questions), "--judge", str(folder), "--log_dir", str(logs)]
+    argv = ["--model", "answering/seven", "--data", str(questions), "--judge", str(folder), "--log_dir", str(logs)]
     example("inspect_scorer")["main"](argv)
     assert f"'mean': {round(expected.score, 3)}" in capsys.readouterr().out
     (info,) = list_eval_logs(str(logs))
@@ -77,12 +83,12 @@ def test_a_judge_is_a_metric_of_deepeval(folder, expected, monkeypatch):
     share = (expected.score - 1) / 4
     case = LLMTestCase(input=PROMPT, actual_output="7")
     kind, judge = example("deepeval_metric")["TractMetric"], Judge.from_pretrained(folder)
-    metric = kind(judge, "Is it right?", threshold=share - 0.1, max_new_tokens=512)
+    metric = kind(judge, "Is it right?", threshold=share - 0.1)
     assert metric.measure(case) == pytest.approx(share, abs=1e-4) and metric.is_successful()
     assert metric.reason == expected.rationale
     assert_test(case, [metric])
     with pytest.raises(AssertionError, match="tract judge"):
-        assert_test(case, [kind(judge, "Is it right?", threshold=share + 0.1, max_new_tokens=512)])
+        assert_test(case, [kind(judge, "Is it right?", threshold=share + 0.1)])
     with pytest.raises(ValueError, match="None of 1 rationales"):
         kind(judge, "Is it right?", max_new_tokens=1).measure(case)
 
