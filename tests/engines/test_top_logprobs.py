@@ -89,10 +89,11 @@ def test_the_interval_covers_the_score_of_the_model(judge_folder, local, served,
     for ours, exact in zip(found, expected, strict=True):
         assert (ours.label, ours.rationale, ours.reason) == (exact.label, exact.rationale, "")
         low, high = ours.score_interval
-        assert low - 1e-4 <= exact.score <= high + 1e-4 and low <= ours.score + 1e-6 and ours.score <= high + 1e-6
+        assert low <= exact.score <= high and low <= ours.score <= high
         assert exact.score_interval is None
         missing = 1 - sum(sorted(exact.probs)[-1:]) if most == 1 else None
-        assert missing is None or high - low == pytest.approx(5 * missing, abs=1e-3)  # of five, the highest value
+        # Of five, the highest value; and what rounding may change.
+        assert missing is None or high - low == pytest.approx(5 * missing + 0.01, abs=1e-3)
 
 
 def test_with_every_token_returned_the_score_is_exact(judge_folder, local, served, monkeypatch):
@@ -102,7 +103,7 @@ def test_with_every_token_returned_the_score_is_exact(judge_folder, local, serve
     found = connect(judge_folder, served).score(RECORDS[0], **GREEDY)
     assert found.score == pytest.approx(expected.score, abs=1e-4)
     assert found.probs == pytest.approx(expected.probs, abs=1e-4)
-    assert found.score_interval == pytest.approx((found.score, found.score), abs=1e-3)
+    assert found.score_interval == pytest.approx((found.score - 0.005, found.score + 0.005), abs=1e-3)
 
 
 def test_a_judge_without_turns_is_asked_at_the_completions_endpoint(tmp_path, judge_folder, local, served):
@@ -280,7 +281,7 @@ def test_a_character_in_two_tokens_moves_no_label():
     raw = [*b"Clear ", *"é".encode()]
     steps = [Step(bytes(part), {bytes(part): 1.0}) for part in (raw[:7], raw[7:], list(f". {PREFIX}".encode()))]
     found = rationale([*steps, step("4", **{"4": 0.5, "5": 0.5})], False, CONFIG)
-    assert found.text == "Clear é. " and found.score_interval == pytest.approx((4.5, 4.5))
+    assert found.text == "Clear é. " and found.score_interval == pytest.approx((4.495, 4.505))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,10 @@ COMPARED, DRIFT = 4, 0.5
 """Number of the most likely tokens whose log-probabilities are compared under two settings, and the largest difference
 between them that rounding makes."""
 
+ROUNDING = 1e-3
+"""Error of a server's probabilities. llama.cpp's in float32 are 0.0002 too high: its sum over the vocabulary is rounded.
+The interval of a score is wider by this share of the largest value at both ends."""
+
 TINY = 1e-30
 """Probability of a token that is not returned, where its logarithm is needed."""
 
@@ -260,6 +264,8 @@ def rationale(steps: Sequence[Step], truncated: bool, config: JudgeConfig) -> Ra
     first = next(i for i, end in enumerate(ends) if end > position)  # the token with the label's first byte
     head = whole[ends[first] - len(steps[first].token) : position]
     found = shares(scale, head, steps[first:])
+    low, high = interval(found, scale, config.renormalize_scores)
+    slack = ROUNDING * max(map(abs, scale.values))
     probs = [sum(share.mass for share in found if share.likely == k) for k in range(len(scale.labels))]
     return Rationale(
         before.encode(errors="surrogateescape").decode(errors="replace"),
@@ -267,7 +273,7 @@ def rationale(steps: Sequence[Step], truncated: bool, config: JudgeConfig) -> Ra
         tuple(math.log(prob) if prob > 0 else -math.inf for prob in probs),
         len(steps),
         truncated=truncated,
-        score_interval=interval(found, scale, config.renormalize_scores),
+        score_interval=(low - slack, high + slack),
     )
 
 
