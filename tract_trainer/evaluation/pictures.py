@@ -32,10 +32,12 @@ MOST_CELLS = 20  # per side of a matrix with text in its cells
 PICTURES = ("predictions", "confusion", "reliability", "accuracy", "rationales")  # what `result_figures` may draw
 CURVES = {
     "ce_loss": ("Cross-entropy", "nats per token"),
+    "reward": ("Reward", "minus the score loss"),
     "score_loss": ("Score loss", "mean over scores"),
     "score_mae": ("Absolute error of the score", "scale units"),
     "score_rmse": ("Root mean squared error of the score", "scale units"),
     "score_mass": ("Probability on the scale", "mass"),
+    "unscored": ("Rationales without a score", "share"),
     "score_pearson": ("Correlation with gold", "Pearson's r"),
     "score_spearman": ("Rank correlation with gold", "Spearman's rho"),
 }
