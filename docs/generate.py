@@ -22,7 +22,7 @@ SHARED = {
 }
 """Headings of the tables of settings that several commands take, or that are too many for the command's own."""
 
-POSITIONAL = {"compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
+POSITIONAL = {"agree": " DATA", "compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
 
 
 class _Parsed(Exception):

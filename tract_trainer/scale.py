@@ -4,11 +4,12 @@ The same object finds those tokens in a tokenised row: in training data, and in 
 needs torch. Shape letters: `T` tokens of a row, `K` labels of the scale.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tract_trainer.errors import InputError
 
@@ -33,7 +34,8 @@ class ScoreScale:
 
     Args:
         labels (`Sequence[str]`):
-            Labels as they are written, e.g. `["1", "2", "3", "4", "5"]`. Non-strings are converted with `str`.
+            Labels as they are written, e.g. `["1", "2", "3", "4", "5"]`. Integers are converted; other numbers, of
+            which it is not clear how they are written, are refused.
         values (`Sequence[float]`, *optional*):
             Value of each label, in the same order. Defaults to `float(label)`.
 
@@ -185,7 +187,7 @@ class ScoreTokens:
         if tokens.find(rows[0]) is None:
             raise InputError(
                 f"This tokenizer does not keep the prefix: of {prefix + scale.labels[0]!r} it makes "
-                f"{_decode(tokenizer, rows[0])!r}. Set score_prefix to text that it keeps."
+                f"{decode(tokenizer, rows[0])!r}. Set score_prefix to text that it keeps."
             )
         tokens._check_behind_a_rationale()
         return tokens
@@ -222,9 +224,17 @@ class ScoreTokens:
         below = (node for node in self.nodes if node[: len(path)] == path)
         return [node for node in below if not any(node[: len(other)] == other for other in longer)]
 
+    @functools.cached_property
+    def _starts(self) -> dict[int, list[tuple[tuple[int, ...], str]]]:
+        """By its first token, each path with its label; long paths before short ones."""
+        starts: dict[int, list[tuple[tuple[int, ...], str]]] = {}
+        for path, label in sorted(zip(self.paths, self.scale.labels, strict=True), key=lambda pair: -len(pair[0])):
+            starts.setdefault(path[0], []).append((path, label))
+        return starts
+
     def label_length(self, ids: Sequence[int]) -> int:
         """Number of tokens of the longest label that `ids` begin with; 1 if they begin with none."""
-        return max((len(path) for path in self.paths if tuple(ids[: len(path)]) == path), default=1)
+        return next((len(path) for path, _ in self._starts.get(ids[0], ()) if tuple(ids[: len(path)]) == path), 1)
 
     def _check_behind_a_rationale(self) -> None:
         """Raises an InputError where a label has other tokens behind a rationale than at the start of a text."""
@@ -250,11 +260,8 @@ class ScoreTokens:
         Returns:
             [`FoundScore`] or `None`.
         """
-        starts: dict[int, list[tuple[tuple[int, ...], str]]] = {}
-        for path, label in sorted(zip(self.paths, self.scale.labels, strict=True), key=lambda pair: -len(pair[0])):
-            starts.setdefault(path[0], []).append((path, label))
         for position in range(len(input_ids) - 1, -1, -1):
-            for path, label in starts.get(input_ids[position], ()):
+            for path, label in self._starts.get(input_ids[position], ()):
                 end = position + len(path)
                 if tuple(input_ids[position:end]) != path:
                     continue
@@ -267,10 +274,9 @@ class ScoreTokens:
     def _is_label(self, label: str, ids: Sequence[int], position: int, end: int) -> bool:
         """Whether `ids[position:end]` follow the prefix, and are not only a part of another label, word or number."""
         # Compared as text: the first tokens of the prefix depend on the character before it.
-        if not _decode(self.tokenizer, ids[max(0, end - self.window) : end]).endswith(self.prefix + label):
+        if not decode(self.tokenizer, ids[max(0, end - self.window) : end]).endswith(self.prefix + label):
             return False
-        written = _decode(self.tokenizer, ids[position:end])
-        after = _decode(self.tokenizer, ids[position : end - 1 + BEHIND_LABEL])[len(written) :]
+        after = _text_behind(self.tokenizer, tuple(ids[position : end - 1 + BEHIND_LABEL]), end - position)
         if GOES_ON.match(after) or (label[-1:].isalpha() and after[:1] in ("+", "-")):
             return False
         share = re.match(r"\s*/\s*(\d+)", after)  # 4/5 is a 4 where 5 is the top, and 4/10 is none
@@ -282,11 +288,11 @@ def _root(tokenizer: "PreTrainedTokenizerBase", scale: ScoreScale, rows: list[li
     shared = min(_shared_length(rows), min(map(len, rows)) - 1)
     for label, row in zip(scale.labels, rows, strict=True):
         tail = row[shared:]
-        while shared >= 0 and not _decode(tokenizer, row[shared:]).endswith(label):
+        while shared >= 0 and not decode(tokenizer, row[shared:]).endswith(label):
             shared -= 1
         if shared < 0:
             raise InputError(
-                f"score {label!r} is written as {_decode(tokenizer, tail)!r} in this tokenizer after {prefix!r}. Use "
+                f"score {label!r} is written as {decode(tokenizer, tail)!r} in this tokenizer after {prefix!r}. Use "
                 "labels that it can write, e.g. digits."
             )
     return shared
@@ -322,5 +328,12 @@ def _shared_length(rows: list[list[int]]) -> int:
     )
 
 
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+@functools.lru_cache(maxsize=256)  # most rows end with the same tokens: a label and the end of the turn
+def _text_behind(tokenizer: "PreTrainedTokenizerBase", ids: tuple[int, ...], length: int) -> str:
+    """The text of `ids` behind that of their first `length`."""
+    return decode(tokenizer, ids)[len(decode(tokenizer, ids[:length])) :]
+
+
+def decode(tokenizer: "PreTrainedTokenizerBase", ids: Any) -> str:
+    """The text of `ids`, `(T,)`, a sequence or an array."""
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

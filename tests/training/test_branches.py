@@ -12,6 +12,7 @@ from test_compatibility import vision_language_model
 from test_trainer import NO_DROPOUT, TOKENIZER, WEIGHT, build
 from tiny import PREFIX, RATIONALES, make_tokenizer
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
 from tract_trainer.errors import InputError
@@ -113,6 +114,7 @@ def test_a_step_is_the_naive_one_whatever_the_scale_and_the_tokenizer(make_train
 KINDS = {
     "llama_tied": {},
     "qwen3": {},
+    "qwen3 with a window": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
     "gemma2": {"_attn_implementation": "eager"},  # soft-capped, every second layer sees a window
     "gemma2 with a short window": {"_attn_implementation": "eager", "sliding_window": 6},
     "mistral": {"sliding_window": 6},
@@ -124,11 +126,14 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+ONE_BY_ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+
+
+@pytest.mark.parametrize(("lora", "layout"), [(None, {}), (LORA, ONE_BY_ONE)], ids=["full", "lora, one by one"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_the_naive_one_whatever_the_model(make_trainer, kind, lora):
+def test_a_step_is_the_naive_one_whatever_the_model(make_trainer, kind, lora, layout):
     scale, name = SCALES["1-5 by .5"], kind.split()[0]
-    trainer = make_trainer(build(name, lora, **KINDS[kind]), rows_of(scale), **arguments(scale))
+    trainer = make_trainer(build(name, lora, **KINDS[kind]), rows_of(scale), **arguments(scale), **layout)
     assert appends_tokens(trainer.accelerator.unwrap_model(trainer.model))
     log, gradients = step_gradients(trainer)
     assert_same_step(log, gradients, expected(TOKENIZER, scale, rows_of(scale), build(name, lora, **KINDS[kind])))
@@ -136,14 +141,15 @@ def test_a_step_is_the_naive_one_whatever_the_model(make_trainer, kind, lora):
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "2x4": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-    "1x8": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    "1x8": ONE_BY_ONE,
+    "1x8, checkpointed": {"gradient_checkpointing": True, **ONE_BY_ONE},
     "checkpointed": {"gradient_checkpointing": True},
     "checkpointed reentrant": {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
     "padding-free": {"padding_free": True},
-    "packed": {"packing": True, "max_length": 128, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    "packed": {"packing": True, "max_length": 128, **ONE_BY_ONE},
     "padded to a multiple": {"pad_to_multiple_of": 64},
 }
 
@@ -157,6 +163,21 @@ def test_a_step_is_the_naive_one_however_it_is_laid_out(make_trainer, kind, layo
     found = expected(TOKENIZER, scale, rows, build(kind, **model))
     assert len(found.gold) == 6
     assert_same_step(*step_gradients(trainer), found)
+
+
+@pytest.mark.parametrize(("layout", "causal"), [("1x8", True), ("1x8, checkpointed", True), ("packed", False)])
+def test_rows_without_padding_keep_the_causal_kernel(make_trainer, monkeypatch, layout, causal):
+    kernels = set()
+    attend = functional.scaled_dot_product_attention
+
+    def watched(query: Tensor, *args: Any, attn_mask: Tensor | None, is_causal: bool, **kwargs: Any) -> Tensor:
+        assert is_causal == (attn_mask is None)
+        kernels.add("causal" if attn_mask is None else "node" if attn_mask.size(-2) == 1 else "whole")
+        return attend(query, *args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", watched)
+    step_gradients(make_trainer(build(), rows_of(SCALES["1-10"]), **arguments(SCALES["1-10"]), **LAYOUTS[layout]))
+    assert kernels == ({"causal", "node"} if causal else {"whole"})
 
 
 @pytest.mark.parametrize("gold", range(1, 11))

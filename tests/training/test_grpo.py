@@ -2,7 +2,13 @@
 
 import copy
 import math
+import os
+import pickle
+import socket
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +16,7 @@ from datasets import Dataset
 from naive import assert_same_gradients, label_log_probs, label_paths, step_gradients
 from peft import LoraConfig, get_peft_model
 from tiny import PREFIX, make_rows, make_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from tract_trainer import (
@@ -81,15 +87,17 @@ def score_place(tokenizer, ids, labels):
     return places[-1] if places else None
 
 
-def naive_gradients(model, tokenizer, samples, gold, *, beta, likelihood, values, paths, trained, share):
+def naive_gradients(model, tokenizer, samples, *, scale, beta, likelihood, trained):
     """
     The gradient of the loss as the formula has it, with full logits, row by row:
 
         1 / tokens * sum over rationales of (-A * sum of log p(token) + beta * (error^2 - likelihood * log p(gold)))
 
-    `paths` are the tokens of the labels, `values` their numbers; `trained` the completions of this step, and `share`
-    which part of all they are.
+    `trained` are the completions of this step, of all `samples`. Advantages are over the other rationales' mean. With
+    it, the reward of each sample.
     """
+    paths, values, share = label_paths(tokenizer, scale.labels), torch.tensor(scale.values), len(trained) / len(samples)
+    gold = gold_of(tokenizer, samples)
     left = Counter(map(tuple, trained))
     labels, rewards, parts = tuple(f"{value:g}" for value in values.tolist()), [], []
     for (prompt, ids), score in zip(samples, gold, strict=True):
@@ -161,28 +169,23 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(tmp_path, soft, beta, lik
     check_step(trainer, naive, config.scale, beta, likelihood)
 
 
-def check_step(trainer, naive, scale, beta, likelihood):
-    """One step of `trainer` has the gradient that the formula has for what it sampled; returns the rewards."""
-    tokenizer, samples, trained = trainer.processing_class, recorded(trainer), []
-    compute_loss = trainer._compute_loss
+def taken_step(trainer):
+    """One step of `trainer`: what it logs, its gradients, all it sampled and the completions that it trained on."""
+    samples, trained, compute_loss = recorded(trainer), [], trainer._compute_loss
 
     def record(model, inputs):
-        trained.extend(ids[ids != tokenizer.pad_token_id].tolist() for ids in inputs["completion_ids"])
+        trained.extend(ids[ids != trainer.processing_class.pad_token_id].tolist() for ids in inputs["completion_ids"])
         return compute_loss(model, inputs)
 
     trainer._compute_loss = record
-    log, gradients = step_gradients(trainer)
-    share = len(trained) / len(samples)  # of what was sampled for several steps
-    paths, values = label_paths(tokenizer, scale.labels), torch.tensor(scale.values)
-    given = {
-        "beta": beta,
-        "likelihood": likelihood,
-        "values": values,
-        "paths": paths,
-        "trained": trained,
-        "share": share,
-    }
-    expected, rewards = naive_gradients(naive, tokenizer, samples, gold_of(trainer, samples), **given)
+    return *step_gradients(trainer), samples, trained
+
+
+def check_step(trainer, naive, scale, beta, likelihood):
+    """One step of `trainer` has the gradient that the formula has for what it sampled; returns the rewards."""
+    log, gradients, samples, trained = taken_step(trainer)
+    given = {"scale": scale, "beta": beta, "likelihood": likelihood, "trained": trained}
+    expected, rewards = naive_gradients(naive, trainer.processing_class, samples, **given)
     assert_same_gradients(gradients, expected)
     scored = [reward.item() for reward in rewards if reward is not None]
     assert log["reward"] == pytest.approx(sum(scored) / len(scored), rel=1e-5)
@@ -208,7 +211,7 @@ def test_rewards_are_the_judges_without_dropout(tmp_path, soft):
     samples = recorded(trainer)
     trainer.train()
     paths, found = label_paths(trainer.processing_class, "12345"), []
-    for (prompt, ids), gold in zip(samples, gold_of(trainer, samples), strict=True):
+    for (prompt, ids), gold in zip(samples, gold_of(trainer.processing_class, samples), strict=True):
         if (place := score_place(trainer.processing_class, ids, tuple("12345"))) is not None:
             probs = label_log_probs(naive, [*prompt, *ids[:place]], paths).exp()
             found.append(-((probs @ torch.tensor(CONFIG.score_values) - gold).item() ** 2))
@@ -268,8 +271,9 @@ def test_with_weights_of_0_it_is_grpo_with_that_reward(tmp_path, soft):
     assert any(losses[0])
 
 
-def test_a_step_takes_one_forward_for_the_rewards_and_one_to_train(tmp_path, soft):
-    trainer = make_trainer(tmp_path, soft[0], make_tokenizer("qwen"), TEN, **SOFT)
+@pytest.mark.parametrize(("config", "expected"), [(CONFIG, [False, False, True]), (TEN, [False, True])])
+def test_a_step_reads_its_rationales_once_for_the_rewards_and_once_to_train(tmp_path, soft, config, expected):
+    trainer = make_trainer(tmp_path, soft[0], make_tokenizer("qwen"), config, **SOFT)
     forwards, generate = [], trainer._generate
 
     def quiet(prompts):
@@ -279,9 +283,15 @@ def test_a_step_takes_one_forward_for_the_rewards_and_one_to_train(tmp_path, sof
         return found
 
     trainer._generate = quiet
-    trainer.model.base_model.register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))
+    trainer.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: forwards.append((torch.is_grad_enabled(), kwargs["input_ids"].shape)), with_kwargs=True
+    )
     trainer.train()
-    assert forwards == [False, True]
+    assert [learns for learns, _ in forwards] == expected
+    if config is CONFIG:  # each of the two prompts is read once
+        (_, prompts), (_, rationales), (_, rows) = forwards
+        assert prompts[0] == 2 and rationales[0] == rows[0] == 2 * GROUP
+        assert prompts[1] + rationales[1] <= rows[1]
 
 
 def test_own_rewards_are_added_where_there_is_a_score(tmp_path, soft):
@@ -363,13 +373,93 @@ def test_a_model_that_is_no_judge_is_refused(tmp_path, seed_folder):
         RegressionAwareGRPOTrainer(str(seed_folder), args=None, train_dataset=Dataset.from_list(ROWS))
 
 
+def test_a_plain_config_gets_the_defaults_of_ours(tmp_path, judge_folder):
+    plain = GRPOConfig(**settings(tmp_path, steps_per_generation=2, hub_token="hf_secret"))
+    trainer = RegressionAwareGRPOTrainer(str(judge_folder), args=plain, train_dataset=Dataset.from_list(ROWS))
+    args = trainer.args
+    assert (args.score_loss_weight, args.advantage_clip, args.steps_per_generation) == (1.0, 1.0, 2)
+    assert args.generation_batch_size == plain.generation_batch_size and args.max_completion_length == 24
+    assert b"hf_secret" not in pickle.dumps(args)
+
+
 def test_evaluation_logs_the_same_figures(tmp_path, soft):
     trainer = make_trainer(tmp_path, soft[0], make_tokenizer("qwen"), per_device_eval_batch_size=2 * GROUP, **SOFT)
     found = trainer.evaluate(Dataset.from_list(ROWS))
     assert {"eval_reward", "eval_score_mae", "eval_score_mass", "eval_unscored"} <= found.keys()
 
 
-def gold_of(trainer, samples):
+def gold_of(tokenizer, samples):
     """The gold score of each sample, by its prompt."""
-    asked = {tuple(trainer._tokenize_prompts([row["prompt"]])[0][0]): row["score"] for row in ROWS}
+    asked = {}
+    for row in ROWS:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, tokenize=False
+        )
+        asked[tuple(tokenizer(text, add_special_tokens=False)["input_ids"])] = row["score"]
     return [asked[tuple(prompt)] for prompt, _ in samples]
+
+
+@pytest.mark.parametrize("prompts", [4, 8], ids=["after an epoch", "within an epoch"])
+def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, judge_folder, prompts):
+    rows = [{"prompt": f"{row['prompt']} {i}", "score": row["score"]} for i, row in enumerate(ROWS * 2)][:prompts]
+
+    def train(folder, **kwargs):
+        given = {"learning_rate": 1e-3, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, **SOFT, **kwargs}
+        args = RegressionAwareGRPOConfig(**settings(folder, **given))
+        return RegressionAwareGRPOTrainer(str(judge_folder), args=args, train_dataset=Dataset.from_list(rows))
+
+    whole = train(tmp_path / "whole")
+    whole.train()
+    stopped = train(tmp_path / "stopped")
+    stopped.add_callback(StopAfter(3))
+    stopped.train()
+    resumed = train(tmp_path / "stopped")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    for (name, weight), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert weight.equal(other), name
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_the_formula(tmp_path, soft):
+    model, naive = soft
+    model.save_pretrained(tmp_path / "judge")
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    subprocess.run([sys.executable, *torchrun, __file__, str(tmp_path)], check=True, env=environment, timeout=600)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["gradients"].keys() == second["gradients"].keys()
+    samples, trained = first["samples"] + second["samples"], first["trained"] + second["trained"]
+    given = {"scale": TEN.scale, "beta": 1.0, "likelihood": 1.0, "trained": trained}
+    expected, _ = naive_gradients(naive, make_tokenizer("qwen"), samples, **given)
+    for of_process in (first, second):
+        assert_same_gradients(of_process["gradients"], expected)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def one_of_two(folder):
+    """What each process of the test above does: of three prompts, the second one's rationales are in both."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "judge", dtype=torch.float32)
+    weights = {"score_likelihood_weight": 1.0, "per_device_train_batch_size": 6}
+    trainer = make_trainer(folder, model, make_tokenizer("qwen"), TEN, **SOFT, **weights)
+    _, gradients, samples, trained = taken_step(trainer)
+    found = {"gradients": gradients, "samples": samples, "trained": trained}
+    torch.save(found, folder / f"{trainer.accelerator.process_index}.pt")
+
+
+if __name__ == "__main__":
+    one_of_two(Path(sys.argv[1]))

@@ -6,13 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Features, IterableDataset, LargeList, List, Value, load_from_disk
 from datasets.fingerprint import Hasher
 from tiny import CHATML, PREFIX, make_dataset, make_model, make_rows, make_tokenizer
 
 from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer, ScoreScale
 from tract_trainer.scale import ScoreTokens
-from tract_trainer.training.score_labels import PROBLEMS, Cut, add_score_labels, count_scores, target_row
+from tract_trainer.training.score_labels import PROBLEMS, Cut, add_score_labels, count_scores, target_row, targeted
 
 TOKENIZER = make_tokenizer()
 TOKENS = ScoreTokens.resolve(ScoreScale.integers(1, 5), PREFIX, TOKENIZER)
@@ -64,6 +64,23 @@ def test_the_target_is_the_column_fractions_and_all(train):
     assert gold_of(trainer.train_dataset) == pytest.approx([4.0, 2.0, 3.6666667, 5.0, 1.0, 3.3333333, 2.0, 4.5])
     assert trainer.train_dataset.features["score_labels"].feature.dtype == "float32"
     assert "score_problem" not in trainer.train_dataset.column_names
+
+
+@pytest.mark.parametrize("kind", [List(Value("int32")), LargeList(Value("int64")), List(Value("int64"), length=40)])
+def test_batches_read_what_rows_read_whatever_arrow_holds_the_tokens_in(kind):
+    texts = [f"Good {number}. {PREFIX}{number % 5 + 1}" for number in range(9)] + ["No score here"]
+    pad, rows = TOKENIZER.pad_token_id, TOKENIZER(texts)["input_ids"]
+    ids = [[pad] * (40 - len(row)) + row for row in rows]
+    labels = [[-100] * 12 + row[12:] for row in ids]
+    dataset = Dataset.from_dict(
+        {"input_ids": ids, "labels": labels, "score": [float(number % 5 + 1) for number in range(10)]},
+        Features({"input_ids": kind, "labels": kind, "score": Value("float64")}),
+    ).select([9, 7, 3, 1, 0])
+    found = targeted(dataset, TOKENS, Cut(), "Finding the scores")
+    expected = [target_row(row, TOKENS, Cut()) for row in dataset]
+    assert found["score_problem"][:] == [row["score_problem"] for row in expected] == ["missing", "", "", "", ""]
+    np.testing.assert_array_equal(found["score_labels"][:], [row["score_labels"] for row in expected])
+    assert found.format["type"] is None and found["input_ids"][:] == dataset["input_ids"][:]
 
 
 def test_without_the_column_the_target_is_the_value_of_the_label_in_the_text(train):

@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": "let a judge write its own rationales for a dataset: the data of stage 2",
     "judge": "judge one record, or a file of records",
     "evaluate": "compare a judge with gold scores: agreement and confidence intervals",
+    "agree": "compare scores of any scorer, in columns of a file, with gold scores",
     "compare": "compare two judges on the same records: differences, intervals, p-values",
     "run": "train both stages and evaluate the judge",
     "report": "write one HTML page of a run or a result: metrics, curves, judgments to browse",

@@ -144,8 +144,8 @@ def _answer_start(tokenizer: Any, prompt: list[int], written: list[int], decode:
     Number of tokens of `written` that belong to a think block: all of them if the model begins one and never ends it.
     """
     text = decode(written, special=True)
-    begins = re.match(rf"\s*{OPENED}", text) is not None
-    if not begins and re.search(rf"{OPENED}\s*$", str(tokenizer.decode(prompt[-TAIL:]))) is None:
+    begins = re.match(rf"\s*(?:{OPENED})", text) is not None
+    if not begins and re.search(rf"(?:{OPENED})\s*$", str(tokenizer.decode(prompt[-TAIL:]))) is None:
         return 0  # a rationale may name such a block, e.g. one in the response
     closed = re.search(CLOSED, text)
     if closed is None:

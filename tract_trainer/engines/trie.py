@@ -3,12 +3,14 @@
 Shape letters: `N` scores due, `J` inner nodes of the trie of labels, `K` labels of the scale, `V` vocabulary.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tract_trainer.scale import ScoreTokens
 
@@ -82,6 +84,33 @@ MASKED = ("sdpa", "eager")
 """Implementations of attention that take a mask of any form."""
 
 
+CAUSAL = "_causal"
+"""Attribute of a mask: the number of first queries that see the first keys up to their own, and no other."""
+
+
+@functools.cache
+def split_attention() -> None:
+    """
+    From now on, SDPA reads the first queries of a mask marked with `CAUSAL` with its causal kernel, in half the time,
+    and only the others with the mask. Without the mark, which any change of the mask loses, all are read as before.
+    """
+    whole = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    @functools.wraps(whole)
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        causal = getattr(attention_mask, CAUSAL, 0)
+        if attention_mask is None or not causal or kwargs.get("position_bias") is not None:
+            return whole(module, query, key, value, attention_mask, **kwargs)
+        first = (states[:, :, :causal] for states in (query, key, value))  # (B, heads, T, D)
+        rows, _ = whole(module, *first, None, **{**kwargs, "is_causal": True})
+        others, _ = whole(module, query[:, :, causal:], key, value, attention_mask[:, :, causal:], **kwargs)
+        return torch.cat([rows, others], dim=1), None  # (B, T + E, heads, D)
+
+    AttentionInterface.register("sdpa", attention)
+
+
 class Read(NamedTuple):
     """Arguments of a backbone, and where in its output each inner node is: row and token, `(N, J)` each."""
 
@@ -107,6 +136,7 @@ def appends_tokens(model: PreTrainedModel) -> bool:
 
 def with_tokens(model: PreTrainedModel, trie: LabelTrie, due: Tensor, kwargs: dict[str, Any]) -> Read:
     """The inner nodes behind their rows. Each sees what its root sees, its ancestors and itself; no row sees it."""
+    split_attention()
     input_ids, config = kwargs["input_ids"], model.config.get_text_config()
     tokens, depths, ancestors = (x.to(input_ids.device) for x in (trie.tokens, trie.depths, trie.ancestors))
     due, (size, length) = due.to(input_ids.device), input_ids.shape
@@ -123,11 +153,12 @@ def with_tokens(model: PreTrainedModel, trie: LabelTrie, due: Tensor, kwargs: di
     given = kwargs.get("position_ids")
     positions = torch.arange(length, device=rows.device).expand(size, -1) if given is None else given.expand(size, -1)
     seen = torch.ones(length, length, dtype=torch.bool, device=rows.device).tril()  # (T, T)
+    causal = True
     if (attended := kwargs.get("attention_mask")) is not None:
-        seen = seen & attended.bool()[:, None]  # (B, T, T)
+        causal, seen = bool(attended.all()), seen & attended.bool()[:, None]  # (B, T, T)
     elif given is not None:  # without a mask, positions that start again begin another document
         document = F.pad(positions.diff(dim=1) != 1, (1, 0)).cumsum(1)
-        seen = seen & (document[:, None] == document[:, :, None])
+        causal, seen = not document.any(), seen & (document[:, None] == document[:, :, None])
     seen = F.pad(seen.expand(size, -1, -1), (0, extra, 0, extra))  # (B, T + E, T + E)
     seen[at, places] = seen[rows, roots][:, None]
     seen[at[..., None], places[..., None], places[:, None]] = ancestors
@@ -137,7 +168,7 @@ def with_tokens(model: PreTrainedModel, trie: LabelTrie, due: Tensor, kwargs: di
         **kwargs,
         "input_ids": extended(input_ids, tokens),
         "position_ids": positions,
-        "attention_mask": _masks(config, seen, positions, positions, model.dtype),
+        "attention_mask": _masks(config, seen, positions, positions, model.dtype, length if causal else 0),
     }
     return Read(kwargs, at.expand(-1, places.size(1) + 1), torch.cat([roots[:, None], places], dim=1))
 
@@ -157,15 +188,19 @@ def behind_cache(model: PreTrainedModel, trie: LabelTrie, seen: Tensor) -> dict[
     return {"input_ids": tokens.expand(size, -1), "position_ids": positions, "attention_mask": mask}
 
 
-def _masks(config: Any, seen: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Any:
+def _masks(config: Any, seen: Tensor, queries: Tensor, keys: Tensor, dtype: torch.dtype, causal: int = 0) -> Any:
     """
     `seen`, which key each query sees, `(B, Q, K)`, as the model's layers take it: one mask, or one for each kind of
-    layer. `queries`, `(B, Q)`, and `keys`, `(B, K)`, are positions.
+    layer. `queries`, `(B, Q)`, and `keys`, `(B, K)`, are positions. The first `causal` queries see the first keys up to
+    their own.
     """
 
     def mask(visible: Tensor) -> Tensor:
         if config._attn_implementation == "sdpa":
-            return visible[:, None]
+            found = visible[:, None]
+            if visible is seen:
+                setattr(found, CAUSAL, causal)
+            return found
         hidden = torch.finfo(dtype).min
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, hidden)[:, None]
 

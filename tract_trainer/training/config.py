@@ -1,7 +1,4 @@
-"""Turns what a trained model does not say of itself into `judge_config.json`, and back.
-
-A saved judge is a plain model with this file beside it.
-"""
+"""Arguments of the two trainers: TRL's, and those of the score."""
 
 import dataclasses
 import json
@@ -59,6 +56,7 @@ class _JudgeArguments(TrainingArguments):
     def from_training_arguments(cls, args: TrainingArguments) -> Self:
         """`args` with the defaults of this class. `to_dict` would hide tokens, so the fields are read one by one."""
         names = {f.name for f in dataclasses.fields(cls) if f.init}
+        names.discard("generation_batch_size")  # which TRL derives from `steps_per_generation`, and refuses beside it
         values: dict[str, Any] = {
             f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name in names and f.init
         }
@@ -77,7 +75,7 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
         score_values (`list[float]`, *optional*):
             Value of each label. If `None`, the labels read as numbers.
         score_prefix (`str`, *optional*, defaults to `"So the overall score is "`):
-            The text right before the label. Its last occurrence in a row marks the score.
+            The text right before the label. Its last occurrence that a label follows marks the score of a row.
         score_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the score loss: lambda of TRACT, eq. 4. The score loss is a mean over the scores of an optimizer
             step on all processes, on a scale stretched to the width of 1 to 5, so that a weight means the same on
@@ -102,8 +100,9 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
             Further arguments of the chat template, e.g. `{"enable_thinking": False}`, in training and for the judge. A
             dataset's own column `chat_template_kwargs` takes precedence.
         prompt_template (`str`, *optional*):
-            Jinja template that [`Judge`] renders records with, or the file of one, saved in `judge_config.json`. If
-            `None`, the built-in one. Training reads the dataset's own prompts and does not use it.
+            Jinja template that records are rendered with, or the file of one: by [`Judge`], `training_rows`, `tract sft`
+            and `tract run`. It is saved in `judge_config.json`. If `None`, the built-in one. The trainer itself reads
+            the dataset's own prompts.
     """
 
     score_labels: list[str] = field(

@@ -6,7 +6,7 @@ rationales with a score.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +18,13 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import pad
 
 from tract_trainer.data.records import Prompt
 from tract_trainer.data.rendering import pin_dates, prompt_ids
 from tract_trainer.engines.checkpoints import SavedJudge, check_weights, load_judge_model, load_tokenizer
 from tract_trainer.engines.completions import Places, read_written, stop_ids
+from tract_trainer.engines.transformers import positions, shared_cache
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.losses import expected_score, score_loss, score_mass
@@ -44,8 +46,9 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
 
         `r = -(yhat(x, c) - y)^2 + score_likelihood_weight * log p(y | x, c)`,  `yhat` the expected score.
 
-    Scores are measured so that the scale is as wide as 1 to 5. `r` depends on the weights, so the gradient has two parts: that of the rationale's probability, with `r` as reward,
-    and that of `r` itself, which is the score loss of [`RegressionAwareSFTTrainer`] on sampled rationales:
+    Scores are measured so that the scale is as wide as 1 to 5. `r` depends on the weights, so the gradient has two
+    parts: that of the rationale's probability, with `r` as reward, and that of `r` itself, which is the score loss of
+    [`RegressionAwareSFTTrainer`] on sampled rationales:
 
         `mean of A grad log p(c | x) + score_loss_weight * grad r`.
 
@@ -164,6 +167,11 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         if "score" not in columns:
             columns.append("score")
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        sampler: Any = super()._get_train_sampler(dataset)
+        sampler.set_epoch = functools.partial(_begin_epoch, sampler)  # Transformers calls it, where there is one
+        return sampler
+
     def _tokenize_prompts(self, prompts: list[Prompt]) -> tuple[list[list[int]], None, dict[str, Any]]:
         config = self._judge_config
         ask = functools.partial(
@@ -183,16 +191,14 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
 
     def score_reward(self, score: list[float], log_metric: Callable[[str, float], None], **_: Any) -> list[float]:
         """The reward `r` of each sampled rationale, `(B,)`; 0 for one without a score, which is taken out later."""
-        asked, written, places = self._sampled
-        args, rewards, log_probs = self.args, np.zeros(len(written)), []
-        rows = [
-            [*prompt, *ids[: places.get(i, 0) + 1]] for i, (prompt, ids) in enumerate(zip(asked, written, strict=True))
-        ]
-        size = args.per_device_train_batch_size
+        places = self._sampled[2]
+        count = len(score)
+        group: Any = self.num_generations
+        size, log_probs = max(self.args.per_device_train_batch_size, group), []
         with torch.no_grad(), _evaluating(self.model), self.accelerator.autocast():
-            for start in range(0, len(rows), size):  # as many forwards on every process
-                chunk = range(start, min(start + size, len(rows)))
-                log_probs.append(self._label_log_probs([rows[i] for i in chunk], [i in places for i in chunk]))
+            for start in range(0, count, size):  # as many forwards on every process
+                log_probs.append(self._label_log_probs(range(start, min(start + size, count))))
+        rewards = np.zeros(count)
         scored = sorted(places)
         gold = torch.tensor([score[i] for i in scored], dtype=torch.float32, device=self.args.device)
         found = torch.cat(log_probs)  # (N, K)
@@ -203,23 +209,47 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         for name, values in figures.items():
             for value in values.tolist():
                 log_metric(name, value)
-        for i in range(len(rows)):
-            log_metric("unscored", float(i not in places))
-        self._unscored = torch.tensor([i not in places for i in range(len(rows))], device=self.args.device)
+        self._unscored = torch.tensor([i not in places for i in range(count)], device=self.args.device)
+        for missing in self._unscored.tolist():
+            log_metric("unscored", float(missing))
         return rewards.tolist()
 
-    def _label_log_probs(self, rows: list[list[int]], scored: list[bool]) -> Tensor:
-        """Log-probability of each label at the last token of the `scored` rows, `(N, K)`."""
-        length, pad = max(map(len, rows)), self._tokenizer.pad_token_id
-        ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], device=self.args.device)
-        ends = torch.tensor([len(row) for row in rows], device=ids.device)[:, None]
-        attended = torch.arange(length, device=ids.device) < ends
+    def _label_log_probs(self, chunk: range) -> Tensor:
+        """
+        Log-probability of each label after the sampled rationales of these numbers that have a score, `(N, K)`. A
+        prompt is read once for all of its rationales, except where labels are several tokens.
+        """
+        asked, written, places = self._sampled
+        begun = [tuple(asked[i][:-1]) for i in chunk]
+        rows = [[*asked[i], *written[i][: places.get(i, 0) + 1]] for i in chunk]
+        distinct, cache = list(dict.fromkeys(begun)), None
+        if len(self.score_tokens.nodes) == 1 and len(distinct) < len(chunk) and all(distinct):
+            ids, read = self._padded(distinct, left=True)
+            found = self.model(**_at_positions(ids, read, 0), use_cache=True, logits_to_keep=1)
+            owners = torch.tensor([distinct.index(prompt) for prompt in begun])
+            cache = shared_cache(getattr(found, "past_key_values", None), owners)
+        if cache is not None:
+            rows = [row[len(prompt) :] for row, prompt in zip(rows, begun, strict=True)]
+        ids, attended = self._padded(rows)
         labels = torch.full(ids.shape, torch.nan, device=ids.device)
-        due = torch.tensor(scored, device=ids.device).nonzero().flatten()
-        labels[due, ends[due, 0] - 1] = 0.0
+        for row, number in enumerate(chunk):
+            if number in places:
+                labels[row, len(rows[row]) - 1] = 0.0
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": attended}
+        if cache is not None:
+            given = _at_positions(ids, torch.cat([read[owners.to(ids.device)], attended], dim=1), read.size(1))
+            given |= {"past_key_values": cache, "use_cache": True}
         with first_output(self.model) as seen:
-            self.model(input_ids=ids, attention_mask=attended.long(), score_labels=labels, logits_to_keep=1)
-        return seen[0].score_log_probs
+            self.model(**given, score_labels=labels, logits_to_keep=1)
+        log_probs: Tensor = seen[0].score_log_probs
+        return log_probs
+
+    def _padded(self, rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Tensor, Tensor]:
+        """Token ids of the rows and the mask of what is none, `(B, T)` each."""
+        side = "left" if left else "right"
+        ids = pad([torch.tensor(row) for row in rows], self._tokenizer.pad_token_id, side)
+        attended = pad([torch.ones(len(row), dtype=torch.long) for row in rows], 0, side)
+        return ids.to(self.args.device), attended.to(self.args.device)
 
     def _score_losses(self, log_probs: Tensor, gold: Tensor) -> Tensor:
         """`-r` of each score, `(N,)`, from log-probabilities of the labels, `(N, K)`."""
@@ -268,6 +298,14 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         return loss + weight * self._score_losses(log_probs, gold).sum() / tokens
 
 
+def _begin_epoch(sampler: Any, epoch: int) -> None:
+    """Gives the rows of an epoch the order that they have in a run from the start, so that a resumed run goes on."""
+    if sampler.shuffle:
+        sampler.generator.manual_seed(sampler.seed)
+        for _ in range(epoch):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+
 def _with_adapter(
     name: str, args: GRPOConfig, loading: dict[str, Any], quantization_config: BitsAndBytesConfig | None
 ) -> tuple[str | PeftModel, BitsAndBytesConfig | None]:
@@ -282,6 +320,11 @@ def _with_adapter(
     loading = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **loading}
     loading |= {} if quantization_config is None else {"quantization_config": quantization_config}
     return load_judge_model(name, loading.pop("revision", None), trainable=True, **loading), None
+
+
+def _at_positions(ids: Tensor, attended: Tensor, start: int) -> dict[str, Any]:
+    """Arguments to read `ids`, the tokens from `start` on of rows of which `attended`, `(B, T)`, are read in all."""
+    return {"input_ids": ids, "attention_mask": attended, "position_ids": positions(attended)[:, start:]}
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, IterableDataset, concatenate_datasets
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, concatenate_datasets
 from trl import SFTConfig, pack_dataset
 
 from tract_trainer.data.datasets import AnyDataset
@@ -21,7 +22,7 @@ from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import completion_text, unanswered
 from tract_trainer.data.rendering import answer_end, asked_length, drops_thoughts, template_kwargs
 from tract_trainer.errors import InputError
-from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens
+from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreScale, ScoreTokens, decode
 
 COLUMNS = ["input_ids", "labels", "score_labels"]
 CHANNELS = ("reasoning_content", "thinking", "reasoning")
@@ -68,14 +69,15 @@ def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> dict[str, 
     Returns:
         `dict` with `score_labels`, `(T,)` float32, and `score_problem`, a key of `PROBLEMS` or `""`.
     """
+    row = {**row, **{name: np.asarray(row[name]) for name in ("input_ids", "labels")}}
     length = len(row["input_ids"])
     scores, problem = gold_scores(row, tokens)
     ends = {start: start + tokens.label_length(row["input_ids"][start:]) for start in scores}
     if not problem and not all(cut.keeps(place, length) for span in ends.items() for place in range(*span)):
         problem = "cut"
     score_labels = np.full(length, np.nan, dtype=np.float32)
-    if not problem:
-        score_labels[list(scores)] = list(scores.values())
+    for place, score in scores.items() if not problem else ():
+        score_labels[place] = score
     return {"score_labels": score_labels, "score_problem": problem}
 
 
@@ -191,18 +193,32 @@ def add_score_labels(
 
 def targeted(dataset: Dataset, tokens: ScoreTokens, cut: Cut, desc: str, num_proc: int | None = None) -> Dataset:
     """`dataset` with the columns of [`target_row`]."""
-    found = dataset.map(
-        target_row,
-        fn_kwargs={"tokens": tokens, "cut": cut},
+    found = dataset.with_format("arrow").map(
+        _target_table,
+        batched=True,
+        fn_kwargs={"features": dataset.features, "tokens": tokens, "cut": cut},
         new_fingerprint=_fingerprint(dataset, tokens, cut),
         num_proc=num_proc,
         desc=desc,
         remove_columns=dataset.column_names,  # so that the others are not written once more
     )
     others = dataset.remove_columns([name for name in found.column_names if name in dataset.column_names])
-    joined = concatenate_datasets([others, found], axis=1)
+    joined = concatenate_datasets([others, found.with_format(None)], axis=1)
     joined.info.dataset_name = dataset.info.dataset_name  # for the model card
     return joined
+
+
+def _target_table(table: pa.Table, features: Features, tokens: ScoreTokens, cut: Cut) -> dict[str, list[Any]]:
+    """The columns of [`target_row`]. `datasets` would read tokens as lists, which takes longer than to find a score."""
+    columns: dict[str, Any] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if name in COLUMNS:
+            columns[name] = column.combine_chunks().to_numpy(zero_copy_only=False)  # of arrays, (T,) each
+        else:
+            columns[name] = features.decode_column(column.to_pylist(), name)
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    found = [target_row(row, tokens, cut) for row in rows]
+    return {name: [row[name] for row in found] for name in found[0]}
 
 
 def _fingerprint(dataset: Dataset, tokens: ScoreTokens, cut: Cut) -> str:
@@ -317,8 +333,8 @@ class Gold(NamedTuple):
 def gold_scores(row: dict[str, Any], tokens: ScoreTokens) -> Gold:
     """
     Args:
-        row (`dict`): `input_ids` and `labels`, `(T,)`. Optionally `score`; `score_labels`, `(T,)`, where the scores are
-            known; and the `completion` or `messages` that the tokens were made of.
+        row (`dict`): `input_ids` and `labels`, `(T,)`, as arrays. Optionally `score`; `score_labels`, `(T,)`, where the
+            scores are known; and the `completion` or `messages` that the tokens were made of.
         tokens ([`ScoreTokens`]): the scale as the row's tokenizer writes it.
     """
     if "score_labels" in row:
@@ -372,8 +388,8 @@ def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) 
     turns = () if isinstance(prompt, str) else row.get("messages") or [*prompt, *row["completion"]]
     if any(turn.get("content") is None and not turn.get("tool_calls") for turn in turns):
         return "no_content"
-    ids: list[int] = row["input_ids"]
-    masked = next((i for i, label in enumerate(row["labels"]) if label != IGNORE_INDEX), 0)
+    ids = row["input_ids"]
+    masked = int((row["labels"] != IGNORE_INDEX).argmax())
     kwargs = template_kwargs(row, {})
     asked = asked_length(prompt, ids, masked, tokens.tokenizer, kwargs)
     if asked is None:
@@ -383,7 +399,7 @@ def _rendering_problem(row: dict[str, Any], position: int, tokens: ScoreTokens) 
     ends = {tokens.tokenizer.eos_token_id}
     if not isinstance(prompt, str):
         ends.add(answer_end(tokens.tokenizer, kwargs))
-    return "" if ends.isdisjoint(ids[asked:position]) else "ends_early"
+    return "ends_early" if any((ids[asked:position] == end).any() for end in ends) else ""
 
 
 def _prompt(row: dict[str, Any]) -> Any:
@@ -404,12 +420,13 @@ def _prompt(row: dict[str, Any]) -> Any:
 def closed_texts(dataset: Dataset, tokens: ScoreTokens) -> list[str]:
     """How the rationales of the first rows of a prepared dataset end: with the prefix and a label."""
     texts = []
-    for row in dataset.take(SAMPLED_ROWS):
-        due = np.flatnonzero(~np.isnan(np.asarray(row["score_labels"], dtype=np.float32)))
+    rows = dataset.with_format("numpy", COLUMNS)[:SAMPLED_ROWS]
+    for ids, labels, score_labels in zip(*(rows[name] for name in COLUMNS), strict=True):
+        due = np.flatnonzero(~np.isnan(score_labels))
         if len(due):
-            end = due[-1] + tokens.label_length(row["input_ids"][due[-1] :])
-            trained = [i for i, y in zip(row["input_ids"][:end], row["labels"], strict=False) if y != IGNORE_INDEX]
-            texts.append(str(tokens.tokenizer.decode(trained[-tokens.window :], clean_up_tokenization_spaces=False)))
+            end = due[-1] + tokens.label_length(ids[due[-1] :])
+            trained = ids[:end][labels[:end] != IGNORE_INDEX]
+            texts.append(decode(tokens.tokenizer, trained[-tokens.window :]))
     return texts
 
 
