@@ -4,6 +4,7 @@ the loss over full logits, on the same model and data.
     python benchmarks/train_step.py --lora
     python benchmarks/train_step.py --preset 7b      # one GPU
     python benchmarks/train_step.py --lora --trainers letters ten    # labels of two tokens against labels of one
+    python benchmarks/train_step.py --lora --trainers grpo real --rows 8    # reinforcement learning, but for sampling
 
 Time: all trainers live in one process, each in its own `train()`, and take their optimizer steps in turns, in a new
 order each round, so that what else the machine does meets all. The ratio is that of the medians, with a 95 % interval
@@ -39,9 +40,13 @@ NAMES = {
     "letters": "ten letters",
     "ten": "1 to 10, of which 10 is two tokens",
     "hundred": "0 to 100, of one to three tokens",
+    "grpo": "GRPOTrainer, a reward that costs nothing",
+    "real": "RegressionAwareGRPOTrainer",
 }
+GROUP = 8
+"""Rationales of a prompt, whose tokens are a quarter of a row."""
 LABELS = {"letters": [*"ABCDEFGHIJ"], "ten": [*map(str, range(1, 11))], "hundred": [*map(str, range(101))]}
-BASES = ("sft", "again"), ("letters",)
+BASES = ("sft", "again"), ("letters",), ("grpo",)
 """What the others are compared with: the first of these that are measured."""
 TIME_BAR, MEMORY_BAR = 1.02, 1.01
 # glibc keeps freed tensors of up to 32 MB for later: peaks of equal runs then differ by some per cent.
@@ -126,6 +131,9 @@ def make_trainer(kind: str, args: argparse.Namespace, steps: int) -> Any:
     on_gpu = args.device == "cuda"
     with torch.device(args.device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if on_gpu else torch.float32)
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear") if args.lora else None
+    if kind in ("grpo", "real"):
+        return make_grpo_trainer(kind, args, steps, model, tokenizer, lora)
     kinds = {"full_logits": FullLogitsTrainer, **dict.fromkeys(("ours", *LABELS), RegressionAwareSFTTrainer)}
     scale = {"score_labels": labels, "score_values": [*range(len(labels))]} if kind in LABELS else {}
     return kinds.get(kind, SFTTrainer)(
@@ -146,8 +154,52 @@ def make_trainer(kind: str, args: argparse.Namespace, steps: int) -> Any:
         ),
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear") if args.lora else None,
+        peft_config=lora,
     )
+
+
+def make_grpo_trainer(kind: str, args: argparse.Namespace, steps: int, model: Any, tokenizer: Any, lora: Any) -> Any:
+    """A trainer whose rationales are random tokens and a score: nothing is generated."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from tract_trainer import JudgeConfig, RegressionAwareGRPOTrainer
+
+    draw, length = random.Random(args.seed), args.tokens // 4
+
+    def ids(count: int) -> list[int]:
+        return [draw.randrange(len(tokenizer), args.vocab) for _ in range(count)]
+
+    class Given(GRPOTrainer):
+        def _tokenize_prompts(self, prompts):
+            return [draws[int(prompt)] for prompt in prompts], None, {}
+
+        def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+            ends = [tokenizer(f"So the overall score is {draw.randint(1, 5)}")["input_ids"] for _ in prompt_ids]
+            return [[*ids(length - len(end) - 1), *end, tokenizer.eos_token_id] for end in ends], None
+
+    class GivenToJudge(RegressionAwareGRPOTrainer, Given):
+        _tokenize_prompts = Given._tokenize_prompts
+
+    on_gpu, draws = args.device == "cuda", [ids(args.tokens - length) for _ in range(steps * args.rows // GROUP)]
+    config = GRPOConfig(
+        f"{os.environ.get('TMPDIR', '/tmp')}/train_step",
+        max_steps=steps,
+        per_device_train_batch_size=args.rows,
+        num_generations=GROUP,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        log_level="error",
+        seed=args.seed,
+    )
+    rows = Dataset.from_list([{"prompt": str(i), "score": 1.0 + i % 5} for i in range(len(draws))])
+    common = {"train_dataset": rows, "processing_class": tokenizer, "peft_config": lora}
+    if kind == "grpo":
+        return Given(model, lambda prompts, **_: [float(i % 5) for i in range(len(prompts))], config, **common)
+    return GivenToJudge(model, args=config, judge_config=JudgeConfig([*"12345"], conversational=False), **common)
 
 
 # Memory

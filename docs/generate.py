@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from trl import ModelConfig, SFTConfig
-
 from tract_trainer.cli import commands
 from tract_trainer.cli.main import COMMANDS
-from tract_trainer.cli.parsing import importance
-from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.cli.parsing import configs_of_trl, importance, names_of_score, names_of_trl
+from tract_trainer.training.config import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
 
-POSITIONAL = {"compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
+SHARED = {
+    RegressionAwareSFTConfig: "Settings of the score",
+    RegressionAwareGRPOConfig: "Settings of reinforcement learning",
+}
+"""Headings of the tables of settings that several commands take, or that are too many for the command's own."""
+
+POSITIONAL = {"agree": " DATA", "compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
 
 
 class _Parsed(Exception):
@@ -27,26 +31,28 @@ class _Parsed(Exception):
 
 def command_line() -> str:
     """The page of the commands and those of their settings that are not TRL's."""
-    of_trl = {field.name for kind in (SFTConfig, ModelConfig) for field in fields(kind)}
-    of_score = [field for field in fields(RegressionAwareSFTConfig) if field.name not in of_trl]
     page = [
         "# Command line",
         "",
-        "`tract COMMAND --help` shows a command's settings, `--help-all` also those of TRL's `SFTConfig` and "
-        "`ModelConfig`, which are not repeated here. `--config FILE.yaml` sets any of them.",
+        "`tract COMMAND --help` shows a command's settings, `--help-all` also those of TRL's `SFTConfig`, `GRPOConfig` "
+        "and `ModelConfig`, which are not repeated here. `--config FILE.yaml` sets any of them.",
         "",
     ]
     for command, what in COMMANDS.items():
         kinds = _kinds(command)
         page += [f"## tract {command}{POSITIONAL.get(command, '')}", "", f"{what[0].upper()}{what[1:]}.", ""]
-        if ModelConfig in kinds:
-            page += ["Also takes the [settings of the score](#settings-of-the-score) and all settings of `SFTConfig` "
-                     "and `ModelConfig`.", ""]  # fmt: skip
+        for heading in (SHARED[kind] for kind in kinds if kind in SHARED):
+            link = f"[{heading[0].lower()}{heading[1:]}](#{heading.lower().replace(' ', '-')})"
+            configs = " and ".join(f"`{config.__name__}`" for config in configs_of_trl(kinds))
+            page += [f"Also takes the {link} and all settings of {configs}.", ""]
         named = {field.name: field for kind in kinds for field in fields(kind)}
-        known = {*of_trl, *(field.name for field in of_score)} if ModelConfig in kinds else set()
+        known = {*names_of_score(kinds), *names_of_trl(kinds)}
         own = [field for name, field in named.items() if name not in known]
         page += _table(sorted(own, key=lambda field: importance(field.name)))
-    return "\n".join([*page, "## Settings of the score", "", *_table(of_score)])
+    for kind, heading in SHARED.items():
+        ours = names_of_score([kind])
+        page += [f"## {heading}", "", *_table([field for field in fields(kind) if field.name in ours])]
+    return "\n".join(page)
 
 
 def _table(settings: "list[Field[Any]]") -> list[str]:

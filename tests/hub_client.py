@@ -29,6 +29,8 @@ from test_server import serving
 
 from tract_trainer import (
     Judge,
+    RegressionAwareGRPOConfig,
+    RegressionAwareGRPOTrainer,
     RegressionAwareSFTConfig,
     RegressionAwareSFTTrainer,
     ScoreScale,
@@ -112,6 +114,22 @@ def adapter() -> dict[str, Any]:
     there = Judge.from_pretrained("tester/adapter")
     seed = scores(Judge.from_pretrained("tester/seed"))
     return {"here": scores(here), "there": scores(there), "seed": seed}
+
+
+def reinforced() -> dict[str, Any]:
+    """A judge that starts from the pushed adapter, and is pushed."""
+    settings = {**COMMON, "learning_rate": 1e-2, "max_steps": 1, "num_generations": 4, "max_completion_length": 24}
+    del settings["max_length"]
+    args = RegressionAwareGRPOConfig(
+        str(FOLDER / "reinforced"), hub_token=TOKEN, hub_model_id="tester/reinforced", save_strategy="no", **settings
+    )
+    trainer = RegressionAwareGRPOTrainer("tester/adapter", args=args, train_dataset=DATA)
+    trainer.train()
+    trainer.push_to_hub()
+    here = Judge.from_model(trainer.model, trainer.processing_class, trainer.judge_config)
+    there = Judge.from_pretrained("tester/reinforced")
+    start = scores(Judge.from_pretrained("tester/adapter"))
+    return {"here": scores(here), "there": scores(there), "start": start, "config": there.config == here.config}
 
 
 def revision() -> dict[str, Any]:
@@ -202,7 +220,7 @@ def commands() -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    for step in (seed, full, adapter, revision, snippets, failures, dataset, commands):
+    for step in (seed, full, adapter, reinforced, revision, snippets, failures, dataset, commands):
         try:
             SEEN[step.__name__] = step()
         except Exception:

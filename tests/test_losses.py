@@ -93,16 +93,23 @@ def test_it_is_a_float32_number_also_for_bfloat16_log_probabilities():
 )
 def test_each_loss_is_its_formula(loss, gold, expected):
     assert loss(P.log(), V, torch.tensor([gold])).tolist() == pytest.approx([expected], abs=1e-6)
-    assert score_loss(P.log(), V, torch.tensor([gold]), loss.__name__, False).tolist() == pytest.approx(
-        [expected], abs=1e-6
-    )
+
+
+@pytest.mark.parametrize("name", SCORE_LOSSES)
+@pytest.mark.parametrize("unit", [10.0, 0.25, -1.0])
+def test_the_loss_of_a_judge_does_not_depend_on_the_units_of_its_scale(name, unit):
+    log_probs, values, gold = random_rows(SCALES["integers"])
+    published = SCORE_LOSSES[name](log_probs, values, gold)
+    torch.testing.assert_close(score_loss(log_probs, values, gold, name, False), published, rtol=0, atol=0)
+    if unit > 0 or name != "crps":  # whose probability off the scale stands above its top
+        torch.testing.assert_close(score_loss(log_probs, values * unit, gold * unit, name, False), published)
 
 
 @pytest.mark.parametrize("name", SCORE_LOSSES)
 def test_renormalised_a_loss_is_that_of_the_distribution_over_the_scale_alone(name):
     inside = torch.tensor([[0.2, 0.2, 0.6]])
     gold = torch.tensor([2.5])
-    expected = SCORE_LOSSES[name](inside.log(), V, gold).tolist()
+    expected = SCORE_LOSSES[name](inside.log(), V * 4 / 3, gold * 4 / 3).tolist()
     assert score_loss(P.log(), V, gold, name, renormalize_scores=True).tolist() == pytest.approx(expected, abs=1e-6)
     assert score_loss(P.log(), V, gold, name, renormalize_scores=False).tolist() != pytest.approx(expected, abs=1e-3)
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tract_trainer.scale import ScoreScale
     from tract_trainer.training.callback import JudgeCallback
     from tract_trainer.training.collator import DataCollatorForScoredCompletion
-    from tract_trainer.training.config import RegressionAwareSFTConfig
+    from tract_trainer.training.config import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
+    from tract_trainer.training.grpo import RegressionAwareGRPOTrainer
     from tract_trainer.training.rows import training_rows
     from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
@@ -27,6 +28,8 @@ _MODULES = {
     "JudgeCallback": "training.callback",
     "JudgeConfig": "judge_config",
     "Judgment": "judging.judgment",
+    "RegressionAwareGRPOConfig": "training.config",
+    "RegressionAwareGRPOTrainer": "training.grpo",
     "RegressionAwareSFTConfig": "training.config",
     "RegressionAwareSFTTrainer": "training.trainer",
     "ScoreScale": "scale",
@@ -44,6 +47,8 @@ __all__ = [
     "JudgeCallback",
     "JudgeConfig",
     "Judgment",
+    "RegressionAwareGRPOConfig",
+    "RegressionAwareGRPOTrainer",
     "RegressionAwareSFTConfig",
     "RegressionAwareSFTTrainer",
     "ScoreScale",

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+WIDTH = 4.0
+"""From end to end of the scale 1 to 5. On it the losses are as published."""
+
 
 def renormalize(score_log_probs: Tensor) -> Tensor:
     """Log-probabilities given that the token is on the scale, `(N, K)`: a softmax over the scale alone."""
@@ -25,7 +28,7 @@ def score_mass(score_log_probs: Tensor) -> Tensor:
 def expected_score(score_log_probs: Tensor, values: Tensor, renormalize_scores: bool = False) -> Tensor:
     """
     The RAIL score `sum_k v_k p_k` (Lukasik et al., EMNLP Findings 2024): the Bayes-optimal prediction for a squared
-    error. Training and judging both call this function.
+    error if the probabilities add up to 1. Training and judging both call this function.
 
     Args:
         score_log_probs (`torch.Tensor`): log-probabilities of the labels, `(N, K)`.
@@ -103,7 +106,8 @@ def score_loss(
     score_log_probs: Tensor, values: Tensor, gold: Tensor, loss_type: str, renormalize_scores: bool
 ) -> Tensor:
     """
-    The loss named `loss_type`, in float32.
+    The loss named `loss_type`, in float32, of the scale stretched or shrunk to `WIDTH`: so its weight means the same on
+    every scale.
 
     Args:
         score_log_probs (`torch.Tensor`): log-probabilities of the labels, `(N, K)`.
@@ -116,5 +120,6 @@ def score_loss(
         `torch.Tensor` of shape `(N,)`. With `N = 0`, empty and still connected to the graph.
     """
     score_log_probs = renormalize(score_log_probs) if renormalize_scores else score_log_probs.float()
-    device = score_log_probs.device
-    return SCORE_LOSSES[loss_type](score_log_probs, values.to(device, torch.float32), gold.to(device, torch.float32))
+    device, unit = score_log_probs.device, WIDTH / (values.max() - values.min()).float()
+    values, gold = (values.float() * unit).to(device), gold.to(device, torch.float32) * unit.to(device)
+    return SCORE_LOSSES[loss_type](score_log_probs, values, gold)

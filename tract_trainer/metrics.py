@@ -238,6 +238,7 @@ def share_interval(share: float, parts: Floats, group: Groups) -> Interval:
     """
     sums = np.bincount(group_numbers(group, len(parts)), parts)  # (G,)
     grouped = len(sums) < len(parts)
+    share = min(max(share, 0.0), 1.0)  # the score of RewardBench 2's Ties ends at 1.01
     if math.isnan(share) or (grouped and len(sums) < MIN_FOLDS):
         return NO_INTERVAL
     variance = max(float(sums @ sums), float(parts @ parts))

@@ -160,6 +160,13 @@ def test_copies_of_a_record_are_on_one_side():
     assert not {row["prompt"] for row in held_out} & {row["prompt"] for row in training}
 
 
+def test_responses_to_one_instruction_are_on_one_side():
+    rows = [{"instruction": f"Task {n % 10}", "response": str(n), "rubric": "Good?", "score": 3} for n in range(40)]
+    held_out, training = split(rows, None, 0.3, seed=0)
+    assert len(held_out) == 12 and len(training) == 28
+    assert not {row["instruction"] for row in held_out} & {row["instruction"] for row in training}
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(_argv):
         raise ValueError("a bug")
@@ -231,14 +238,42 @@ def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_mod
     assert (output / "vicuna.md").is_file() and (output / "vicuna-confusion.png").is_file()
 
 
-def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tmp_path):
-    rows = [{"question": f"Rate {i}", "human": 1 + i} for i in range(5)]
+def test_a_benchmark_of_several_responses_is_evaluated_with_a_rubric(judge_folder, tmp_path, capsys):
+    row = {"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["5", "6", "7"]}
+    rows = [{**row, "id": f"{i}", "subset": name} for i, name in enumerate(["Math", "Math", "Safety"])]
+    (tmp_path / "reward_bench_2.json").write_text(json.dumps(rows))
+    argv = ["evaluate", "--model", judge_folder, "--benchmark", "reward_bench_2", "--num_cots", "0"]
+    argv += ["--path", tmp_path / "reward_bench_2.json", "--rubric", "Is it right?", "--output", tmp_path / "r.json"]
+    assert main([str(argument) for argument in argv]) == 0
+    shown = capsys.readouterr().out
+    assert "RAIL, the expected score, has accuracy = " in shown and "average" not in shown.split("\n")[0]
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [row["pair"] for row in result["judgments"]] == [0] * 4 + [1] * 4 + [2] * 4
+    assert all("Is it right?" in row["prompt"] for row in result["judgments"])
+    assert result["methods"]["RAIL"]["n"] == 3 and result["methods"]["RAIL"]["average"] is None  # four subsets lack
+    assert main(["report", str(tmp_path / "r.json")]) == 0
+    both = [str(tmp_path / "r.json")] * 2
+    assert main(["compare", *both, "--output", str(tmp_path / "comparison")]) == 0
+    assert "Accuracy" in (tmp_path / "comparison" / "comparison.md").read_text()
+
+
+def test_own_records_are_evaluated_under_the_name_of_their_file(judge_folder, tmp_path, capsys, refused):
+    rows = [{"question": f"Rate {i}", "human": 1 + i, "kind": "ab"[i % 2]} for i in range(5)]
     (tmp_path / "mine [1].json").write_text(json.dumps(rows))
     columns = json.dumps({"question": "prompt", "human": "score"})
     argv = ["evaluate", "--model", judge_folder, "--data", tmp_path / "mine [1].json", "--columns", columns]
-    assert main([str(argument) for argument in [*argv, "--num_cots", "0", "--output", tmp_path / "out"]]) == 0
+    argv += ["--num_cots", "0", "--output", tmp_path / "out", "--by"]
+    assert "There is no column 'model' to break figures down by;" in refused(*argv, "model")
+    assert not (tmp_path / "out").exists()
+    assert main([str(argument) for argument in [*argv, "kind"]]) == 0
+    assert "By kind, the highest mean gold score first." in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "mine-1.json").read_text())
     assert [row["gold"] for row in result["judgments"]] == [1, 2, 3, 4, 5]
+    groups = result["breakdowns"]["kind"]["groups"]
+    assert {name: group["mean_gold"] for name, group in groups.items()} == {"a": 3, "b": 3}
+    assert groups["b"]["mean_score"] == pytest.approx(
+        (result["judgments"][1]["score"] + result["judgments"][3]["score"]) / 2
+    )
     assert (tmp_path / "out" / "mine-1-model-index.yaml").is_file()
 
 
@@ -248,9 +283,10 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
     for name in ("mt_bench_eval.json", "vicuna_eval.json"):
         (tmp_path / name).write_text(records_file.read_text())
     message = refused(*both, "--path", tmp_path, "--output", "one.json")
-    assert "--output one.json is one file, and 2 benchmarks have one each" in message
+    assert "--output one.json is one file, and 2 results have one each" in message
     one = ["evaluate", "--model", judge_folder, "--benchmark", "mt_bench", "--path", tmp_path]
-    assert "--columns and --rubric are for --data" in refused(*one, "--columns", '{"a": "b"}')
+    assert "--columns is for --data" in refused(*one, "--columns", '{"a": "b"}')
+    assert "The records of 'mt_bench' have rubrics of their own." in refused(*one, "--rubric", "Right?")
     own = ["evaluate", "--model", judge_folder, "--data", records_file]
     for limit in ("pearson", "pearson=", "r=0.6", "pearson=0,6"):
         assert f"takes figures with limits, such as pearson=0.6; found '{limit}'." in refused(

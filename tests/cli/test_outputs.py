@@ -220,7 +220,7 @@ def test_a_finished_judge_is_kept_unless_training_resumes_or_overwrites(sft, tmp
     done(*sft)
     first = weights.read_bytes()
     message = refused(*sft, "--learning_rate", "0.01")
-    assert "judge holds a training of tract sft. Resume it with --resume_from_checkpoint true, give another" in message
+    assert "judge holds a training. Resume it with --resume_from_checkpoint true, give another" in message
     assert weights.read_bytes() == first
     done(*sft, "--resume_from_checkpoint", "true")  # nothing is left to do
     assert weights.read_bytes() == first

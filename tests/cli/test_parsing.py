@@ -118,14 +118,16 @@ def shown(capsys, *argv):
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["run", "sft", "inspect"])
+@pytest.mark.parametrize("command", ["run", "sft", "inspect", "grpo"])
 def test_help_shows_the_settings_of_the_command_and_help_all_those_of_trl_too(capsys, command):
     few, everything = shown(capsys, command, "--help"), shown(capsys, command, "--help-all")
-    for name in ("--columns", "--score_labels", "--score_loss_weight", "--model_name_or_path", "--learning_rate"):
+    of_command = "--score_likelihood_weight" if command == "grpo" else "--score_labels"
+    for name in ("--columns", of_command, "--score_loss_weight", "--model_name_or_path", "--learning_rate"):
         assert f"  {name} " in few and f"  {name} " in everything
     for name in ("--adam_beta1", "--hub_strategy", "--bnb_4bit_quant_type"):
         assert name not in few and f"  {name} " in everything
-    assert "--help-all shows all settings of TRL's SFTConfig and ModelConfig" in " ".join(few.split())
+    config = "GRPOConfig" if command == "grpo" else "SFTConfig"
+    assert f"--help-all shows all settings of TRL's {config} and ModelConfig" in " ".join(few.split())
     assert few.count("\n") < 200 < everything.count("\n")
     assert few.index("\ndata:") < few.index("\noptions:")
 

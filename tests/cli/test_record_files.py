@@ -72,7 +72,7 @@ def test_run_reads_them_and_evaluates_the_seed_model_first(shaped, untrained, tm
     assert before["benchmark"] == trained["benchmark"] and before["settings"] == trained["settings"]
     prompts = [[row["prompt"] for row in result["judgments"]] for result in (before, trained)]
     assert prompts[0] == prompts[1]  # asked in the same way
-    assert "untrained" in shown and "The seed model before training, and the judge" in shown
+    assert "untrained" in shown and "The judges of this run" in shown
     assert shown.index("[0/4]") < shown.index("[1/4]")
 
 

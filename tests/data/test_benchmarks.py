@@ -13,6 +13,7 @@ from files import write
 from tract_trainer import ScoreScale
 from tract_trainer.data.benchmarks import (
     BENCHMARKS,
+    HELPSTEER2,
     PAIR_FILES,
     PROMETHEUS_FILES,
     check_scale,
@@ -20,7 +21,7 @@ from tract_trainer.data.benchmarks import (
     own_benchmark,
     scored_records,
 )
-from tract_trainer.data.pairs import REWARD_BENCH_SECTIONS, general_rubric, pair_records, read_pairs
+from tract_trainer.data.pairs import REWARD_BENCH_SECTIONS, general_rubric, pair_records, read_pairs, side_records
 from tract_trainer.data.reading import read_rows
 from tract_trainer.data.records import prompt_of, ready_prompt
 from tract_trainer.errors import InputError
@@ -136,15 +137,14 @@ def test_without_file_and_hub_the_message_says_what_to_fetch_and_where_to_put_it
 def test_a_path_that_is_given_is_the_only_place(tmp_path, no_hub):
     with pytest.raises(InputError, match=r"^The benchmark 'flask' is not at 'nowhere'\. Fetch flask_eval\.json from "):
         load_benchmark("flask", "nowhere")
-    with pytest.raises(InputError, match=r"filtered-00000-of-00001\.parquet'\. Fetch filtered-00000"):
+    with pytest.raises(InputError, match=r"filtered-00000-of-00001\.parquet'\. Fetch the file of the split 'filtered'"):
         load_benchmark("reward_bench", tmp_path)
     assert no_hub == []
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    assert BENCHMARKS[:2] == ("feedback_bench", "feedback_collection_test")
-    assert BENCHMARKS[2:] == ("flask", "hhh_alignment", "mt_bench", "reward_bench", "vicuna")
-    with pytest.raises(InputError, match=r"^benchmark 'mtbench' is not known; known are \['feedback_bench', "):
+    assert BENCHMARKS[:3] == ("biggen_bench", "feedback_bench", "feedback_collection_test") and len(BENCHMARKS) == 22
+    with pytest.raises(InputError, match=r"^benchmark 'mtbench' is not known; known are \['biggen_bench', "):
         load_benchmark("mtbench")
 
 
@@ -292,6 +292,63 @@ def test_own_pairs_are_found_by_their_columns(tmp_path):
         own_benchmark(tmp_path / "a.csv", {"question": "instruction", "good": "chosen"})
 
 
+# Records of other formats, by name
+
+
+def biggen(**scores):
+    rubric = {"criteria": "Is the plan good?", **{f"score{i}_description": f"Level {i}." for i in range(1, 6)}}
+    asked = {
+        "system_prompt": "You plan.",
+        "input": "Plan a day.",
+        "reference_answer": "A walk.",
+        "score_rubric": rubric,
+    }
+    return {"id": "planning_0", "capability": "planning", "response": "Sleep.", **asked, **scores}
+
+
+def test_biggen_bench_is_judged_with_its_system_prompt_rubric_and_reference(tmp_path):
+    path = write(tmp_path / "human_eval-00000-of-00001.parquet", [biggen(human_score=2, gpt4_score=4)]).parent
+    (record,) = load_benchmark("biggen_bench", path)
+    assert record["score"] == 2.0 and record["gpt4_score"] == 4 and record["capability"] == "planning"
+    prompt = prompt_of(record, FIVE, "Score: ")
+    for shown in (
+        "You plan.",
+        "Plan a day.",
+        "Sleep.",
+        "A walk.",
+        "Criterion: Is the plan good?\n1: Level 1.\n2: Level 2.",
+    ):
+        assert f"\n{shown}\n" in prompt
+    (record,) = load_benchmark("biggen_bench", write(tmp_path / "judged.json", [biggen(gpt4_score=4)]))
+    assert record["score"] == 4.0  # the files without human scores
+    with pytest.raises(InputError, match=r"^Record 0 of biggen_bench has no `score_rubric`; found \["):
+        load_benchmark("biggen_bench", write(tmp_path / "b.json", [{**biggen(human_score=1), "score_rubric": None}]))
+
+
+HELPSTEER_ROW = {"prompt": "c#", "response": "A language.", "helpfulness": 3, "correctness": 4, "coherence": 4}
+HELPSTEER_ROW |= {"complexity": 0, "verbosity": 1}
+
+
+@pytest.mark.parametrize("attribute", HELPSTEER2)
+def test_each_attribute_of_helpsteer2_is_a_benchmark_with_its_own_rubric(attribute, tmp_path):
+    (record,) = load_benchmark(f"helpsteer2_{attribute}", write(tmp_path / "validation.jsonl", [HELPSTEER_ROW]).parent)
+    assert record["score"] == HELPSTEER_ROW[attribute] and record["verbosity"] == 1
+    assert prompt_of(record, ScoreScale.integers(0, 4), "Score: ").count(HELPSTEER2[attribute]) == 1
+    assert (record["instruction"], record["response"]) == ("c#", "A language.")
+    with pytest.raises(InputError, match=r"^The gold score of record 0 is 5, off the scale of 0 to 4\."):
+        load_benchmark(f"helpsteer2_{attribute}", write(tmp_path / "a.json", [{**HELPSTEER_ROW, attribute: 5}]))
+    with pytest.raises(InputError, match=r"have rubrics of their own\. Leave the rubric out\.$"):
+        load_benchmark(f"helpsteer2_{attribute}", tmp_path, rubric="Is it good?")
+
+
+def test_the_turns_of_a_prompt_of_helpsteer2_are_told_apart(tmp_path):
+    prompt = "Hi\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\nWhy?"
+    (record,) = load_benchmark(
+        "helpsteer2_verbosity", write(tmp_path / "a.json", [{**HELPSTEER_ROW, "prompt": prompt}])
+    )
+    assert record["instruction"] == "user: Hi\n\nassistant: Hello.\n\nuser: Why?"
+
+
 # Pairs
 
 
@@ -319,6 +376,95 @@ def test_a_subset_that_counts_in_no_section_is_refused(tmp_path):
     rows = [REWARD_BENCH[0], {**REWARD_BENCH[1], "subset": "Ties"}]
     with pytest.raises(InputError, match=r"^Pair 1 is of the subset 'Ties', which reward_bench does not have\. Give "):
         load_benchmark("reward_bench", write(tmp_path / "a.json", rows))
+
+
+def responses(pair, side):
+    return [record["response"] for record in side_records(pair, side)]
+
+
+BEST_OF_FOUR = {"id": "7", "prompt": "2 + 2?", "chosen": ["4"], "rejected": ["5", "6", "7"], "subset": "Math"}
+
+
+def test_reward_bench_2_has_one_chosen_and_three_rejected_responses(tmp_path):
+    tied = {"id": "tied:1", "prompt": "A colour?", "chosen": ["red", "blue"], "rejected": ["seven"], "subset": "Ties"}
+    pairs = load_benchmark("reward_bench_2", write(tmp_path / "reward_bench_2.parquet", [BEST_OF_FOUR, tied]).parent)
+    assert [(pair["id"], pair["subset"]) for pair in pairs] == [("7", "Math"), ("tied:1", "Ties")]
+    assert [record["response"] for record in pair_records(pairs, FIVE)] == [*"4567", "red", "blue", "seven"]
+    assert {record["instruction"] for record in pair_records(pairs[:1], FIVE)} == {"2 + 2?"}
+    with pytest.raises(
+        InputError, match=r"^Pair 0 is of the subset 'Chat', which reward_bench_2 does not have; it has "
+    ):
+        load_benchmark("reward_bench_2", write(tmp_path / "a.json", [{**BEST_OF_FOUR, "subset": "Chat"}]))
+    with pytest.raises(InputError, match=r"^Record 0 of reward_bench_2 has no `subset`; found \['chosen', 'id', "):
+        rows = [{name: value for name, value in BEST_OF_FOUR.items() if name != "subset"}]
+        load_benchmark("reward_bench_2", write(tmp_path / "b.json", rows))
+
+
+def test_a_rubric_replaces_the_general_one_of_pairs(tmp_path):
+    path = write(tmp_path / "a.json", [BEST_OF_FOUR])
+    pairs = load_benchmark("reward_bench_2", path, "Is it right?")
+    assert [record["rubric"] for record in pair_records(pairs, FIVE)] == ["Is it right?"] * 4
+    ready = {"chosen_instruction": PROMPT, "rejected_instruction": PROMPT}
+    with pytest.raises(InputError, match=r"^The pairs of 'hhh_alignment' are ready prompts, on which a rubric has no "):
+        load_benchmark("hhh_alignment", write(tmp_path / "b.json", [ready]), "Is it right?")
+
+
+def test_rm_bench_keeps_the_order_of_styles_and_joins_both_kinds_of_safety(tmp_path):
+    row = {"id": 8, "prompt": "Q", "chosen": ["a", "ab", "# ab"], "rejected": ["x", "xy", "# xy"]}
+    rows = [{**row, "domain": domain} for domain in ("chat", "safety-refuse", "safety-response")]
+    pairs = load_benchmark("rm_bench", write(tmp_path / "total_dataset.json", rows).parent)
+    assert [(pair["subset"], pair["domain"]) for pair in pairs[1:]] == [
+        ("safety", "safety-refuse"),
+        ("safety", "safety-response"),
+    ]
+    assert [responses(pairs[0], side) for side in ("chosen", "rejected")] == [row["chosen"], row["rejected"]]
+    with pytest.raises(InputError, match=r"^Pair 1 of rm_bench must have three chosen and three rejected responses\.$"):
+        load_benchmark("rm_bench", write(tmp_path / "a.json", [rows[0], {**rows[0], "rejected": ["x", "y"]}]))
+    with pytest.raises(InputError, match=r"^Record 0 of rm_bench has no `domain`;"):
+        load_benchmark("rm_bench", write(tmp_path / "b.json", [row]))
+
+
+JUDGE_BENCH = {"pair_id": "p", "source": "mmlu-pro-law", "question": "Q", "response_A": "a", "response_B": "b"}
+
+
+def test_the_label_of_judge_bench_says_which_response_is_better(tmp_path):
+    rows = [{**JUDGE_BENCH, "label": "A>B"}, {**JUDGE_BENCH, "label": "B>A", "source": "livebench-math"}]
+    pairs = load_benchmark("judge_bench", write(tmp_path / "a.jsonl", rows))
+    assert [(responses(pair, "chosen"), responses(pair, "rejected")) for pair in pairs] == [
+        (["a"], ["b"]),
+        (["b"], ["a"]),
+    ]
+    assert [(pair["subset"], pair["source"]) for pair in pairs] == [
+        ("mmlu-pro", "mmlu-pro-law"),
+        ("livebench-math", "livebench-math"),
+    ]
+    with pytest.raises(InputError, match=r"^`label` of pair 0 must be 0 .* found 'A=B'\."):
+        load_benchmark("judge_bench", write(tmp_path / "b.jsonl", [{**JUDGE_BENCH, "label": "A=B"}]))
+
+
+def test_the_winners_of_ppe_are_chosen_and_its_ties_left_out(tmp_path, caplog):
+    row = {"question_id": "q", "prompt": "Q", "response_1": "a", "response_2": "b", "hard_prompt": True}
+    rows = [{**row, "winner": winner} for winner in ("model_a", "model_b", "tie", "tie (bothbad)")]
+    pairs = load_benchmark("ppe_human_preference", write(tmp_path / "ppe_human_preference.parquet", rows).parent)
+    assert [responses(pair, "chosen") for pair in pairs] == [["a"], ["b"]]
+    assert pairs[0]["hard_prompt"] and pairs[0]["id"] == "q" and "2 of 4 pairs are ties" in caplog.text
+    with pytest.raises(InputError, match=r"^`label` of pair 0 must be 0 .* found None\."):
+        load_benchmark("ppe_human_preference", write(tmp_path / "a.json", [{**row, "winner": "model_c"}]))
+
+
+def test_the_right_responses_of_ppe_are_chosen_and_its_sampled_pairs_compared(tmp_path, caplog):
+    row = {"question_id": "q", "prompt": "Q", **{f"response_{i}": f"r{i}" for i in range(1, 5)}}
+    row |= {"scores": [False, True, True, False], "sampled_conflict_pairs": [[0, 1], [2, 3], [3, 1]]}
+    all_right = {**row, "scores": [True] * 4, "sampled_conflict_pairs": []}
+    (pair,) = load_benchmark("ppe_gpqa", write(tmp_path / "ppe_gpqa.json", [row, all_right]))
+    assert (responses(pair, "chosen"), responses(pair, "rejected")) == (["r2", "r3"], ["r1", "r4"])
+    places = responses(pair, "chosen") + responses(pair, "rejected")
+    assert [[places[i] for i in compared] for compared in pair["compared"]] == [
+        ["r2", "r1"],
+        ["r3", "r4"],
+        ["r2", "r4"],
+    ]
+    assert "1 of 2 pairs are ties" in caplog.text
 
 
 def test_the_hhh_format_is_read_whatever_the_order_of_its_choices(tmp_path):

@@ -67,6 +67,23 @@ def test_preference_rows_of_messages_are_pairs(row):
     ]
 
 
+def test_several_responses_on_a_side_are_lists_of_records():
+    row = {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"], "rubric": "Right?"}
+    (pair,) = read_pairs([row])
+    assert pair["chosen"] == [{"instruction": "q", "response": "a", "rubric": "Right?"}]
+    assert [record["response"] for record in pair_records([pair], FIVE)] == ["a", "b", "c"]
+    (pair,) = read_pairs([{"chosen": [[USER, GOOD]], "rejected": [[USER, BAD], [USER, GOOD]]}])
+    assert [(record["instruction"], record["response"]) for record in pair_records([pair], FIVE)] == [
+        ("q", "a"),
+        ("q", "b"),
+        ("q", "a"),
+    ]
+    with pytest.raises(InputError, match=r"^Pair 0 has none of the formats of pairs"):
+        read_pairs([{"chosen": ["a"], "rejected": ["b", "c"]}])
+    with pytest.raises(InputError, match=r"^`rejected` of pair 0 must be text or messages, found NoneType\."):
+        read_pairs([{**row, "rejected": ["b", None]}])
+
+
 def test_several_turns_before_the_response_are_the_instruction():
     system = {"role": "system", "content": "Be brief."}
     parts = {"role": "user", "content": [{"type": "text", "text": "Why?"}]}

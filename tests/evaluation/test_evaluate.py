@@ -18,7 +18,9 @@ from tract_trainer.data.benchmarks import load_benchmark, own_benchmark
 from tract_trainer.data.pairs import pair_records, read_pairs
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.calibration import calibration
+from tract_trainer.evaluation.comparison import compare
 from tract_trainer.evaluation.evaluate import evaluate
+from tract_trainer.evaluation.page import listing
 from tract_trainer.hub.results import model_index
 from tract_trainer.judging.judge import Judge
 from tract_trainer.metrics import agreement
@@ -278,6 +280,41 @@ def test_pairs_have_accuracies(tmp_path, drawn):
     assert result["benchmark"]["records"] == 4
     assert (tmp_path / "r-accuracy.png").stat().st_size > 1000 and (tmp_path / "r-rationales.png").is_file()
     assert "| subset a | .500 [.09, .91] |" in (tmp_path / "r.md").read_text()
+
+
+SEVERAL = [
+    {"instruction": "Q", "chosen": ["worth 4"], "rejected": ["worth 2", "worth 3"], "subset": "a"},
+    {"instruction": "R", "chosen": ["worth 2", "worth 1"], "rejected": ["worth 3", "worth 1"], "subset": "a"},
+    {"instruction": "S", "chosen": ["worth 4"], "rejected": ["worth 4"], "subset": "b"},
+]
+
+
+def test_several_responses_are_judged_once_each(tmp_path, drawn):
+    judge, pairs = fake_judge(of_response), read_pairs(SEVERAL)
+    result = evaluate(judge, pairs, "mine", tmp_path / "r.json", 1)
+    figures = result["methods"]["RAIL"]
+    assert figures["accuracy"] == pytest.approx((1 + 0 + 1 / 2) / 3)
+    assert figures["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3)
+    rows = [(row["pair"], row["side"][0], row["score"]) for row in result["judgments"]]
+    assert rows[:3] == [(0, "c", 4), (0, "r", 2), (0, "r", 3)]
+    assert rows[3:7] == [(1, "c", 2), (1, "c", 1), (1, "r", 3), (1, "r", 1)]
+    assert rows[7:] == [(2, "c", 4), (2, "r", 4)]
+    assert "Guessing has .444." in (tmp_path / "r.md").read_text()
+    same = compare(result, result)["figures"]["accuracy"]
+    assert same["a"] == figures["accuracy"] and same["difference"] == 0
+    # How far a pair is the wrong way round: the best rejected response less the best chosen one.
+    errors = [row["error"] for row in listing(result)["judgments"]]
+    assert errors == [-1] * 3 + [1] * 4 + [0] * 2
+
+
+def test_the_compared_responses_are_part_of_a_result(tmp_path):
+    pairs = [{**pair, "compared": [[0, 1]]} for pair in read_pairs(SEVERAL)]
+    result = evaluate(fake_judge(of_response), pairs, "mine", tmp_path / "r.json", 1)
+    assert result["methods"]["RAIL"]["accuracy"] == pytest.approx((1 + 1 + 1 / 2) / 3)  # 4 > 2, 2 > 1, 4 = 4
+    assert result["methods"]["RAIL"]["best_of_k"] == pytest.approx(1.5 / 3)
+    assert result["judgments"][0]["compared"] == [[0, 1]] and "compared" not in result["judgments"][0]["record"]
+    other = evaluate(fake_judge(of_response), read_pairs(SEVERAL), "mine", tmp_path / "s.json", 1)
+    assert other["benchmark"]["digest"] != result["benchmark"]["digest"]
 
 
 def test_pairs_are_asked_with_the_general_rubric(tmp_path):

@@ -59,3 +59,9 @@ def test_a_problem_of_reward_bench_in_several_languages_is_one_problem():
     hep = [pair(f"hep-{language}", f"{language} {i}", id=i) for language in ("go", "js") for i in range(2)]
     assert pair_groups([*hep, pair("donotanswer", "Hi", id=0)]) == [0, 1, 0, 1, 4]
     assert pair_groups([{**one, "id": None} for one in hep]) == [0, 1, 2, 3]
+
+
+def test_both_prompts_of_a_problem_of_ties_are_one_problem():
+    ties = [pair("Ties", f"{kind} {i}", id=f"{kind}:{i}") for kind in ("ref", "tied") for i in range(2)]
+    several = {**pair("Math", "Hi"), "chosen": [{"instruction": "Hi", "response": "x"}]}
+    assert pair_groups([*ties, several, pair("Math", "Hi")]) == [0, 1, 0, 1, 4, 4]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from tract_trainer.data.pairs import read_pairs
 from tract_trainer.evaluation.evaluate import evaluate
+from tract_trainer.evaluation.methods import METHODS
 from tract_trainer.evaluation.pictures import (
     METHOD_COLORS,
     as_svg,
@@ -65,7 +66,9 @@ def test_a_method_has_one_colour_in_every_picture(result):
     for ax, method in zip(drawn["predictions"].axes, ("decoded", "RAIL"), strict=False):
         assert to_hex(ax.collections[0].get_facecolor()) == METHOD_COLORS[method].lower()
     lines = drawn["rationales"].axes[0].get_legend_handles_labels()
-    assert {label: line.lines[0].get_color() for line, label in zip(*lines, strict=True)} == METHOD_COLORS
+    assert {label: line.lines[0].get_color() for line, label in zip(*lines, strict=True)} == {
+        method: METHOD_COLORS[method] for method in METHODS
+    }
 
 
 def test_the_confusion_matrix_has_gold_along_x_and_frames_the_diagonal(result):

@@ -90,6 +90,16 @@ def test_a_pushed_adapter_is_loaded_by_name_on_its_base_and_scores_the_same(worl
     assert "--lora-modules judge=tester/adapter" in text and "vllm serve tester/seed" in text
 
 
+def test_a_pushed_judge_is_reinforced_by_name_and_pushed(world):
+    found = seen(world, "reinforced")
+    assert found["there"] == pytest.approx(found["here"], abs=1e-6) and found["config"]
+    assert found["there"] != pytest.approx(found["start"], abs=1e-4)
+    metadata, text = card_of(world[0], "tester/reinforced")
+    assert metadata["base_model"] == "tester/seed" and "grpo" in metadata["tags"]
+    assert "reinforcement learning on the error of the expected score (REAL)" in text and "zhang2026real" in text
+    assert "zhang2026real" not in card_of(world[0], "tester/adapter")[1]
+
+
 def test_a_revision_is_loaded_by_its_name(world):
     found = seen(world, "revision")
     assert found["first"] == pytest.approx(found["seed"], abs=1e-6)

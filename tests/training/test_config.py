@@ -1,8 +1,11 @@
 """The training arguments that are read in a way of their own."""
 
-import pytest
+from dataclasses import fields
 
-from tract_trainer import RegressionAwareSFTConfig
+import pytest
+from trl import GRPOConfig, SFTConfig
+
+from tract_trainer import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
 from tract_trainer.errors import InputError
 
 
@@ -31,3 +34,13 @@ def test_chat_template_kwargs_are_a_mapping_or_json():
     for wrong in ("[1]", "{", 3):
         with pytest.raises(InputError, match="chat_template_kwargs must be a mapping or JSON"):
             config(chat_template_kwargs=wrong)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(RegressionAwareSFTConfig, SFTConfig), (RegressionAwareGRPOConfig, GRPOConfig)]
+)
+def test_defaults_are_those_of_trl(ours, theirs):
+    known = {field.name: field for field in fields(ours)}
+    for field in fields(theirs):
+        found = known[field.name]
+        assert (found.default, found.default_factory) == (field.default, field.default_factory), field.name

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from tract_trainer import RegressionAwareSFTConfig, RegressionAwareSFTTrainer
+from tract_trainer.errors import InputError
 from tract_trainer.losses import SCORE_LOSSES
 
 TOKENIZER = make_tokenizer("qwen")
@@ -430,6 +431,7 @@ WEIGHT_0_SETTINGS = {
     "padding_free": {"padding_free": True},
     "bf16": {"bf16": True},
     "checkpointed": {"gradient_checkpointing": True},
+    "labels of several tokens": {"score_labels": [str(i) for i in range(1, 11)], "neftune_noise_alpha": 5.0},
 }
 
 
@@ -443,7 +445,8 @@ def test_with_weight_0_training_is_sfts_bit_for_bit(make_trainer, settings):
             "optim": "adamw_torch",
             "max_grad_norm": 1.0,
         }
-        trainer = make_trainer(build(), rows, cls=cls, **{**common, **settings}, **own)
+        given = {name: value for name, value in settings.items() if own or name != "score_labels"}
+        trainer = make_trainer(build(), rows, cls=cls, **{**common, **given}, **own)
         trainer.train()
         return dict(trainer.model.named_parameters()), [log.get("loss") for log in trainer.state.log_history[:-1]]
 
@@ -454,6 +457,26 @@ def test_with_weight_0_training_is_sfts_bit_for_bit(make_trainer, settings):
     assert not torch.equal(parameters["lm_head.weight"], start["lm_head.weight"])
     for name, value in sft_parameters.items():
         assert torch.equal(parameters[name], value), name
+
+
+def test_with_weight_0_labels_of_several_tokens_cost_nothing_and_any_attention_will_do(make_trainer):
+    scale = {"score_labels": [str(i) for i in range(1, 11)], "padding_free": True, "per_device_train_batch_size": 2}
+    trainer = make_trainer(build(), make_rows(), score_loss_weight=0.0, max_steps=2, **scale)
+    read: list[int] = []
+    trainer.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    trainer.train()
+    lengths = list(map(len, trainer.train_dataset["input_ids"]))
+    pairs = {one + other for one, other in product(lengths, lengths)}
+    assert len(read) == 2 and pairs.issuperset(read)
+    assert "score_loss" not in trainer.state.log_history[0]
+    other = build()
+    other.config._attn_implementation = "flash_attention_2"  # which takes no mask
+    make_trainer(other, make_rows(), score_loss_weight=0.0, **scale)
+    for refused in ({}, {"score_loss_weight": 0.0, "eval_dataset": Dataset.from_list(make_rows())}):
+        with pytest.raises(InputError, match="is 2 tokens"):
+            make_trainer(other, make_rows(), **scale, **refused)
 
 
 def test_with_weight_0_a_score_loss_that_is_not_finite_does_no_harm(make_trainer, monkeypatch):

@@ -247,10 +247,41 @@ class EvaluateArguments(JudgeArguments):
             "help": "Folder for the results, or, for one benchmark, a .json file. Tables and pictures go beside it."
         },
     )
+    by: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns to break the figures down by, e.g. the model that wrote the response."},
+    )
     fail_under: list[str] | None = field(
         default=None,
         metadata={
             "help": "Exit with code 1 if a figure of RAIL is worse than its limit, e.g. pearson=0.6 rmse=0.9, for CI."
+        },
+    )
+
+
+@dataclass
+class AgreeArguments(OutputArguments):
+    _argument_group_name = "agreement"
+
+    gold: str = field(
+        default="score", metadata={"help": "Column of the gold scores: numbers, or lists of several raters' scores."}
+    )
+    prediction: list[str] | None = field(
+        default=None, metadata={"help": "Columns of predicted scores. The first is compared with each of the others."}
+    )
+    by: list[str] | None = field(default=None, metadata={"help": "Columns to break the figures down by."})
+    score_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Scale of the gold scores, e.g. 1 2 3 4 5, for figures of rounded scores. --scale 1:5 is "
+            "short for it."
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for a result of each column and the comparisons, or, for one column, a .json file. "
+            "Tables and pictures go beside them."
         },
     )
 

@@ -19,6 +19,7 @@ from trl import ModelConfig
 from tract_trainer._distributed import file_lock, process_state
 from tract_trainer.cli import pipeline
 from tract_trainer.cli.arguments import (
+    AgreeArguments,
     CompareArguments,
     DataArguments,
     DemoArguments,
@@ -43,15 +44,24 @@ from tract_trainer.data.store import MARK, refuse_foreign, replacing
 from tract_trainer.engines.checkpoints import SavedJudge
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation import comparison
-from tract_trainer.evaluation.evaluate import check_output, load_result
+from tract_trainer.evaluation.breakdown import broken_down, check_columns
+from tract_trainer.evaluation.columns import column_results
+from tract_trainer.evaluation.evaluate import check_output, load_result, save, short_columns
 from tract_trainer.evaluation.evaluate import evaluate as evaluate_judge
 from tract_trainer.evaluation.page import write_page
-from tract_trainer.evaluation.tables import comparison_markdown, comparison_table, results_table, summary_table
-from tract_trainer.hub.results import FIGURES, ceiling_remark, model_index, verdict, with_ceiling
+from tract_trainer.evaluation.tables import (
+    comparison_markdown,
+    comparison_table,
+    results_table,
+    summary_table,
+    tables_below,
+)
+from tract_trainer.hub.results import FIGURES, GIVEN, main_method, model_index, remarks, verdict, with_ceiling
 from tract_trainer.judging.judge import Judge
 from tract_trainer.metrics import ERRORS
 from tract_trainer.rationales.generation import generate_cot_dataset
-from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.scale import ScoreScale
+from tract_trainer.training.config import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
 from tract_trainer.training.inspection import inspect_dataset, view
 
 WEEK = 7 * 24 * 3600  # seconds
@@ -68,9 +78,18 @@ def _positional(argv: Sequence[str]) -> list[str]:
 
 
 def sft(argv: Sequence[str]) -> None:
-    data, args, output, model = parse(
-        "sft", argv, TrainingDataArguments, RegressionAwareSFTConfig, OutputArguments, ModelConfig
-    )
+    kinds = (TrainingDataArguments, RegressionAwareSFTConfig, OutputArguments, ModelConfig)
+    _train(*parse("sft", argv, *kinds))
+
+
+def grpo(argv: Sequence[str]) -> None:
+    kinds = (TrainingDataArguments, RegressionAwareGRPOConfig, OutputArguments, ModelConfig)
+    _train(*parse("grpo", argv, *kinds))
+
+
+def _train(
+    data: TrainingDataArguments, args: pipeline.TrainingConfig, output: OutputArguments, model: ModelConfig
+) -> None:
     pipeline.check_seed(model)
     first = args.process_index == 0
     if first:
@@ -78,7 +97,7 @@ def sft(argv: Sequence[str]) -> None:
     train_dataset = pipeline.training_data(data.rows(), args, model, data.data)
     held_out = data.eval_rows()
     eval_dataset = None if held_out is None else pipeline.training_data(held_out, args, model)
-    with file_lock(Path(args.output_dir), "_training.lock") if first else nullcontext():
+    with file_lock(Path(str(args.output_dir)), "_training.lock") if first else nullcontext():
         if first:
             pipeline.begin_training(model, args, train_dataset)
         pipeline.train(model, args, train_dataset, eval_dataset)
@@ -148,8 +167,10 @@ def _print_judgment(judge: Judge, record: dict[str, Any], num_cots: int, setting
 
 def evaluate(argv: Sequence[str]) -> None:
     data, args, draw = parse("evaluate", argv, DataArguments, EvaluateArguments, SamplingArguments)
-    limits = _limits(args.fail_under or [])
+    limits, by = _limits(args.fail_under or []), args.by or []
     records = _scored_records(data, args)
+    for scored in records.values():
+        check_columns([] if "chosen" in scored[0] else short_columns(scored), by)
     paths = _result_paths(args.output, list(records))
     for path in paths.values():
         check_output(path, args.overwrite)
@@ -161,6 +182,10 @@ def evaluate(argv: Sequence[str]) -> None:
         path: evaluate_judge(judge, records[name], name, path, draw.num_cots, **named, **settings)
         for name, path in paths.items()
     }
+    if by:
+        results = {path: broken_down(result, by) for path, result in results.items()}
+        for path, result in results.items() if process_state().is_main_process else ():
+            save(result, path)
     _show(results)
     if missed := [text for result in results.values() for text in _missed(result, limits)]:
         sys.exit(f"tract evaluate: {'; '.join(missed)}")  # with exit code 1
@@ -198,20 +223,18 @@ def _scored_records(data: DataArguments, args: EvaluateArguments) -> dict[str, l
         raise InputError("Give either --benchmark NAME (with --path), or --data FILE with your own scored records.")
     if data.data is not None:
         return {data.data: own_benchmark(data.data, split=data.split, **data.format)[: data.max_records]}
-    if any(data.format.values()):
-        raise InputError("--columns and --rubric are for --data. Leave them out with --benchmark.")
+    if data.columns:
+        raise InputError("--columns is for --data. Leave it out with --benchmark.")
     if len(names) > 1 and args.path is not None and not Path(args.path).is_dir():
         raise InputError(f"--path must be the folder of the {len(names)} benchmarks, found {args.path!r}.")
-    return {name: load_benchmark(name, args.path)[: data.max_records] for name in names}
+    return {name: load_benchmark(name, args.path, data.format["rubric"])[: data.max_records] for name in names}
 
 
 def _result_paths(output: str, names: Sequence[str]) -> dict[str, Path]:
     """The JSON file of each benchmark's result: `output` itself, or one in it, named after the benchmark."""
     if output.endswith(".json"):
         if len(names) > 1:
-            raise InputError(
-                f"--output {output} is one file, and {len(names)} benchmarks have one each. Give a folder."
-            )
+            raise InputError(f"--output {output} is one file, and {len(names)} results have one each. Give a folder.")
         return {names[0]: Path(output)}
     stems = {name: re.sub(r"[^\w.-]+", "-", Path(name).name.removesuffix(Path(name).suffix)) for name in names}
     return {name: Path(output) / f"{stem.strip('.-')[:100] or 'data'}.json" for name, stem in stems.items()}
@@ -236,8 +259,10 @@ def _show(results: dict[Path, dict[str, Any]]) -> None:
     for path, (name, result) in zip(results, named.items(), strict=True):
         console.print(f"{name}: {verdict(result)}", markup=False, highlight=False, soft_wrap=True)
         console.print(results_table(with_ceiling(result), name))
-        if remark := ceiling_remark(result):
+        for remark in remarks(result):
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
+        for table in tables_below(result):
+            console.print("", table)
         text = f"Judgments and figures are in {path}, the table and the pictures beside it.\n"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     if len(scored := [result for result in named.values() if result.get("calibration")]) > 1:
@@ -245,8 +270,7 @@ def _show(results: dict[Path, dict[str, Any]]) -> None:
     entries = yaml.safe_dump({"model-index": model_index(list(named.values()))}, sort_keys=False, allow_unicode=True)
     with replacing(_entries_path(list(results))) as part:
         part.write_text(f"# {MARK}: {next(iter(named.values()))[MARK]}\n{entries}", encoding="utf-8")
-    rails = {name: result["methods"]["RAIL"] for name, result in named.items()}
-    if empty := [name for name, rail in rails.items() if rail["unscored"] == rail["n"]]:
+    if empty := [name for name, result in named.items() if _is_empty(result)]:
         raise InputError(f"No record of {', '.join(empty)} has a score.")
 
 
@@ -257,14 +281,88 @@ def compare(argv: Sequence[str]) -> None:
         raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
     a, b = map(load_result, files)
     found, folder = comparison.compare(a, b, args.method), Path(args.output)
-    table, picture = folder / "comparison.md", folder / "comparison.png"
-    refuse_foreign([table, picture], args.overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(table) as part:
-        part.write_text(f"<!-- {MARK}: {a[MARK]} -->\n{comparison_markdown(found)}", encoding="utf-8")
-    comparison.draw_comparison(found, a, b, picture)
+    table = folder / "comparison.md"
+    refuse_foreign([table, table.with_suffix(".png")], args.overwrite)
+    _save_comparison(found, a, b, table)
     Console().print(comparison_table(found))
     print(f"The table and a picture are in {folder}.")
+
+
+def _save_comparison(found: dict[str, Any], a: dict[str, Any], b: dict[str, Any], table: Path) -> None:
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(table) as part:
+        part.write_text(f"<!-- {MARK}: {a[MARK]} -->\n{comparison_markdown(found)}", encoding="utf-8")
+    comparison.draw_comparison(found, a, b, table.with_suffix(".png"))
+
+
+def agree(argv: Sequence[str]) -> None:
+    if _positional(argv):
+        argv = ["--data", *argv]
+    data, args = parse("agree", argv, DataArguments, AgreeArguments, positional="DATA ")
+    rows, names = data.rows(), args.prediction or []
+    if not names:
+        raise InputError("--prediction is missing: columns of predicted scores, e.g. --prediction gpt4 human.")
+    paths = {} if args.output is None else _column_paths(args.output, names, args.overwrite)
+    scale = None if args.score_labels is None else ScoreScale(args.score_labels)
+    results = column_results(rows, args.gold, names, name=Path(str(data.data)).name, scale=scale)
+    results = {name: broken_down(result, args.by or []) for name, result in results.items()}
+    first = results[names[0]]
+    compared = {name: comparison.compare(first, results[name]) for name in names[1:]}
+    _show_columns(results, compared)
+    for name, path in paths.items():
+        save(results[name], path)
+    for name, found in compared.items() if paths else ():
+        _save_comparison(found, first, results[name], _difference_path(paths[names[0]], paths[name]))
+    if paths:
+        print(f"Results, tables and pictures are in {args.output}.")
+    if empty := [name for name, result in results.items() if _is_empty(result)]:
+        raise InputError(f"No record has a score in {', '.join(map(repr, empty))}.")
+
+
+def _is_empty(result: dict[str, Any]) -> bool:
+    """Whether no record of a result has a score."""
+    figures = result["methods"][main_method(result)]
+    return bool(figures["unscored"] == figures["n"])
+
+
+def _difference_path(a: Path, b: Path) -> Path:
+    """The table of result `a` minus `b`; its picture is beside it."""
+    return a.with_name(f"{a.stem}-minus-{b.stem}.md")
+
+
+def _column_paths(output: str, names: Sequence[str], overwrite: bool) -> dict[str, Path]:
+    """The JSON file of each column's result, after an InputError if something else would be replaced."""
+    paths = dict(zip(names, _result_paths(output, [f"{name}.json" for name in names]).values(), strict=True))
+    if len(set(paths.values())) < len(names):
+        raise InputError(f"The columns {list(names)} have the same names as files. Rename them with --columns.")
+    for path in paths.values():
+        check_output(path, overwrite)
+        if path.exists() and not overwrite and GIVEN not in load_result(path)["methods"]:
+            raise InputError(f"{path} has judgments of a judge. Give another output, or use --overwrite true.")
+    tables = [_difference_path(paths[names[0]], paths[name]) for name in names[1:]]
+    refuse_foreign([path.with_suffix(end) for path in tables for end in (".md", ".png")], overwrite)
+    return paths
+
+
+def _show_columns(results: dict[str, dict[str, Any]], compared: dict[str, dict[str, Any]]) -> None:
+    """Prints results of the same rows together, and the comparisons with the first of them."""
+    console, (first, *_) = Console(), results.values()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for name, result in results.items():
+        say(f"{name}: {verdict(result)}")
+    methods = {name: result["methods"][GIVEN] for name, result in results.items()}
+    console.print(results_table(with_ceiling({**first, "methods": methods}), first["benchmark"]["name"]))
+    for remark in dict.fromkeys(remark for result in results.values() for remark in remarks(result)):
+        say(remark)
+    for name, result in results.items():
+        for table in tables_below(result):
+            say(f"\n{name}")
+            console.print(table)
+    for found in compared.values():
+        console.print("", comparison_table(found))
 
 
 def run(argv: Sequence[str]) -> None:
@@ -272,16 +370,16 @@ def run(argv: Sequence[str]) -> None:
     # A process may write long rationales while the others wait.
     data, args, model, draw, settings = parse("run", argv, *kinds, ddp_timeout=WEEK)
     results = run_pipeline(data, args, model, draw, settings)
-    path, result = results.popitem()
-    _show({path: result})
-    if results and PartialState().is_main_process:
-        (untrained,) = results.values()
+    *_, last = results
+    _show({last: results[last]})
+    if len(results) > 1 and PartialState().is_main_process:
+        names = {"baseline": "untrained", "evaluation": "stage 2", "stage3": "stage 3"}
         table = {
-            f"{method}, {name}": figures
-            for name, found in (("untrained", untrained), ("trained", result))
+            f"{method}, {names[path.stem]}": figures
+            for path, found in results.items()
             for method, figures in found["methods"].items()
         }
-        Console().print(results_table(table, "The seed model before training, and the judge"))
+        Console().print(results_table(table, "The judges of this run"))
 
 
 def report(argv: Sequence[str]) -> None:

@@ -20,9 +20,11 @@ LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingfa
 COMMANDS = {
     "inspect": "show what would be trained on: tokens, scores, rows that would be lost",
     "sft": "train one stage on records or on a TRL dataset, and save the judge",
+    "grpo": "train a judge further by reinforcement learning on the error of its expected score",
     "generate": "let a judge write its own rationales for a dataset: the data of stage 2",
     "judge": "judge one record, or a file of records",
     "evaluate": "compare a judge with gold scores: agreement and confidence intervals",
+    "agree": "compare scores of any scorer, in columns of a file, with gold scores",
     "compare": "compare two judges on the same records: differences, intervals, p-values",
     "run": "train both stages and evaluate the judge",
     "report": "write one HTML page of a run or a result: metrics, curves, judgments to browse",
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         more = "TRACT_TRACEBACK=1 before the command shows where."
         return _failed(command, f"{str(error).strip()} ({type(error).__name__}; {more})")
     except KeyboardInterrupt:
-        again = "the same command with --resume_from_checkpoint true" if command == "sft" else "the same command"
+        again = "the same command" + " with --resume_from_checkpoint true" * (command in ("sft", "grpo"))
         print(f"tract {command}: stopped. Finished work is on disk; {again} resumes.", file=sys.stderr)
         return 130
     return 0

@@ -9,18 +9,17 @@ import difflib
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from trl import ModelConfig, SFTConfig, TrlParser
+from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from tract_trainer.cli.main import COMMANDS
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreScale
-from tract_trainer.training.config import RegressionAwareSFTConfig
 
 # Settings that name a model, data or an output. They come first in `--help`.
 PLACES = (
@@ -35,22 +34,39 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("max_records", "max_cot_records", "max_eval_records", "batch_size"), (1, LARGEST)),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, LARGEST)),
     **dict.fromkeys(("gradient_accumulation_steps", "max_length", "lora_r", "lora_alpha"), (1, LARGEST)),
+    "max_completion_length": (1, LARGEST),
+    "num_generations": (2, LARGEST),
     **dict.fromkeys(("num_cots", "max_retries", "rows"), (0, LARGEST)),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), (0, LARGEST)),
     **dict.fromkeys(("num_train_epochs", "save_steps", "logging_steps", "eval_steps"), (0, LARGEST)),
     **dict.fromkeys(("lora_dropout", "eval_fraction", "adam_beta1", "adam_beta2"), (0, 1)),
 }
 
-OF_TRL = {field.name for kind in (SFTConfig, ModelConfig) for field in fields(kind)}
-OF_SCORE = {field.name for field in fields(RegressionAwareSFTConfig)} - OF_TRL
+CONFIGS = (SFTConfig, GRPOConfig, ModelConfig)  # of TRL
 
 # TRL's settings that `--help` shows; `--help-all` shows them all.
 MAIN = {
     "model_name_or_path", "output_dir", "num_train_epochs", "max_steps", "learning_rate", "max_length",
     "per_device_train_batch_size", "gradient_accumulation_steps", "eval_strategy", "save_steps",
     "resume_from_checkpoint", "use_peft", "lora_r", "lora_alpha", "load_in_4bit", "dtype", "push_to_hub",
-    "hub_model_id", "seed",
+    "hub_model_id", "seed", "num_generations", "max_completion_length", "temperature", "top_p", "use_vllm",
 }  # fmt: skip
+
+
+def configs_of_trl(kinds: Sequence[Any]) -> list[Any]:
+    """TRL's configs whose settings are among those of `kinds`."""
+    return [config for config in CONFIGS if any(issubclass(kind, config) for kind in kinds)]
+
+
+def names_of_trl(kinds: Sequence[Any]) -> set[str]:
+    """Names of those settings of `kinds` that are TRL's."""
+    return {field.name for config in configs_of_trl(kinds) for field in fields(config)}
+
+
+def names_of_score(kinds: Sequence[Any]) -> list[str]:
+    """Names of the settings that our configs add to TRL's."""
+    ours = [field.name for kind in kinds if configs_of_trl([kind]) for field in fields(kind)]
+    return [name for name in ours if name not in names_of_trl(kinds)]
 
 
 def importance(setting: str) -> int:
@@ -58,8 +74,15 @@ def importance(setting: str) -> int:
     return PLACES.index(setting) if setting in PLACES else len(PLACES)
 
 
-def parse(command: str, argv: Sequence[str], *kinds: Any, positional: str = "", **defaults: Any) -> tuple[Any, ...]:
-    """The command's settings, one dataclass for each of the `kinds`."""
+def parse(
+    command: str,
+    argv: Sequence[str],
+    *kinds: Any,
+    positional: str = "",
+    given: Mapping[str, Any] | None = None,
+    **defaults: Any,
+) -> tuple[Any, ...]:
+    """The command's settings, one dataclass for each of the `kinds`. Those `given` are checked as a YAML file's are."""
     purpose = COMMANDS[command]
     parser = _Parser(
         kinds,
@@ -69,9 +92,9 @@ def parse(command: str, argv: Sequence[str], *kinds: Any, positional: str = "", 
         formatter_class=_Formatter,
     )
     parser.set_defaults(**defaults)
-    argv = _with_labels(argv)
+    argv = [*_with_labels(argv), *parser.set_defaults_with_config(**given or {})]
     argv = list(itertools.chain(*(word.split("=", 1) if word.startswith("--config=") else [word] for word in argv)))
-    parser.arrange_help(ModelConfig in kinds, "--help-all" in argv)
+    parser.arrange_help(kinds, "--help-all" in argv)
     argv = ["--help" if word == "--help-all" else word for word in argv]
     if argv and argv[-1] == "--config":
         raise InputError("--config needs a YAML file.")
@@ -118,17 +141,18 @@ class _Parser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')}. {self.prog} --help lists the settings.")
 
-    def arrange_help(self, trains: bool, all_of_trl: bool) -> None:
+    def arrange_help(self, kinds: Sequence[Any], all_of_trl: bool) -> None:
         """Groups the settings, those of the command before those of the score and of TRL."""
-        actions = self._optionals._group_actions
-        if trains:
-            for title, names in (("score", OF_SCORE), ("training (settings of TRL)", OF_TRL)):
+        actions, of_score, of_trl = self._optionals._group_actions, names_of_score(kinds), names_of_trl(kinds)
+        if of_trl:
+            for title, names in (("score", of_score), ("training (settings of TRL)", of_trl)):
                 self.add_argument_group(title)._group_actions = [a for a in actions if a.dest in names]
-            actions[:] = [action for action in actions if action.dest not in OF_SCORE | OF_TRL]
+            actions[:] = [action for action in actions if action.dest not in {*of_score, *of_trl}]
             if not all_of_trl:
-                self.epilog = "--help-all shows all settings of TRL's SFTConfig and ModelConfig as well."
+                configs = " and ".join(config.__name__ for config in configs_of_trl(kinds))
+                self.epilog = f"--help-all shows all settings of TRL's {configs} as well."
         for action in self._actions:
-            hidden = trains and not all_of_trl and action.dest in OF_TRL - MAIN
+            hidden = not all_of_trl and action.dest in of_trl - MAIN
             if hidden or any(option.startswith("--no_") for option in action.option_strings):
                 action.help = argparse.SUPPRESS
         for group in self._action_groups:

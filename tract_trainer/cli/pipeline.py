@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from accelerate.logging import get_logger
 from datasets import Dataset
@@ -18,6 +18,7 @@ from tract_trainer.data.datasets import as_dataset, is_trl_format
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.reading import Rows
 from tract_trainer.data.records import Record, annotated_rationales, as_messages, check_prompts, gold_score
+from tract_trainer.data.rendering import RecordRows, template_kwargs
 from tract_trainer.data.settings import begin, check_settings
 from tract_trainer.data.store import (
     contents,
@@ -31,14 +32,19 @@ from tract_trainer.data.store import (
 )
 from tract_trainer.engines.base import checked
 from tract_trainer.engines.checkpoints import SavedJudge, check_files, load_tokenizer
-from tract_trainer.errors import InputError
+from tract_trainer.errors import InputError, numbered
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
 from tract_trainer.judging.judgment import Judgment
-from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.scale import ScoreTokens
+from tract_trainer.training.config import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
+from tract_trainer.training.grpo import RegressionAwareGRPOTrainer
 from tract_trainer.training.rows import training_rows
 from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
 logger = get_logger(__name__)
+
+TrainingConfig: TypeAlias = RegressionAwareSFTConfig | RegressionAwareGRPOConfig
 
 
 def check_seed(model_args: ModelConfig) -> None:
@@ -48,11 +54,11 @@ def check_seed(model_args: ModelConfig) -> None:
     check_files(Path(model_args.model_name_or_path))
 
 
-def training_data(
-    rows: Rows, args: RegressionAwareSFTConfig, model_args: ModelConfig, source: str | None = None
-) -> Dataset:
-    """A dataset for the trainer, from records or TRL rows. The model card names it after its `source`."""
-    if is_trl_format(rows.column_names if isinstance(rows, Dataset) else list(rows[0])):
+def training_data(rows: Rows, args: TrainingConfig, model_args: ModelConfig, source: str | None = None) -> Dataset:
+    """A dataset for the trainer of `args`, from records or TRL rows. The model card names it after its `source`."""
+    if isinstance(args, RegressionAwareGRPOConfig):
+        dataset = grpo_rows(rows, _asked(model_args, args))
+    elif is_trl_format(rows.column_names if isinstance(rows, Dataset) else list(rows[0])):
         dataset = as_dataset(rows)
     else:
         dataset = training_rows(rows, args, seed_tokenizer(model_args, args))
@@ -69,6 +75,41 @@ def seed_tokenizer(model_args: ModelConfig, args: RegressionAwareSFTConfig) -> A
         file = Path(path)
         tokenizer.chat_template = file.read_text() if file.is_file() else load_tokenizer(path).chat_template
     return tokenizer
+
+
+def _asked(model_args: ModelConfig, args: RegressionAwareGRPOConfig) -> RecordRows:
+    """Prompts as the judge to train is asked with."""
+    name, revision = str(model_args.model_name_or_path), model_args.model_revision
+    config, tokenizer = JudgeConfig.load(name, revision), load_tokenizer(name, revision, args.trust_remote_code)
+    return RecordRows(ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer), config)
+
+
+def grpo_rows(rows: Rows, asked: RecordRows) -> Dataset:
+    """
+    `prompt` and `score` of records or TRL rows. Rows with the same prompt and score are one: what they differ in is
+    their rationale, and the trainer samples its own.
+
+    Raises:
+        InputError: a row has no score on the scale, no prompt, or one that the judge is not asked with.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    config = asked.config
+    for number, row in enumerate(rows):
+        with numbered("Record", number):
+            if template_kwargs(row, config.chat_template_kwargs) != config.chat_template_kwargs:
+                raise InputError(
+                    "it has `tools` or `chat_template_kwargs` of its own. Reinforcement learning renders all prompts "
+                    f"as judge_config.json says, with {config.chat_template_kwargs}. Remove the columns."
+                )
+            prompt, score, scale = asked.prompt(row), gold_score(row), config.scale
+            if score is None or not scale.covers(score):
+                raise InputError(
+                    f"its score is {score}; training takes one on the scale of {scale.low:g} to {scale.high:g}. Fill "
+                    "in the column `score`, or leave such rows out."
+                )
+        example = {"prompt": as_messages(prompt) if config.conversational else prompt, "score": score}
+        found.setdefault(digest(example), example)
+    return as_dataset(list(found.values()))
 
 
 def prompts_of(rows: Rows, judge: Judge) -> Dataset:
@@ -90,14 +131,12 @@ def prompts_of(rows: Rows, judge: Judge) -> Dataset:
 
 
 def train(
-    model_args: ModelConfig,
-    args: RegressionAwareSFTConfig,
-    train_dataset: Dataset,
-    eval_dataset: Dataset | None = None,
+    model_args: ModelConfig, args: TrainingConfig, train_dataset: Dataset, eval_dataset: Dataset | None = None
 ) -> None:
     """
-    Trains one stage and saves it to `args.output_dir`. Training resumes from `args.resume_from_checkpoint`: a folder,
-    or `"true"` for the last complete checkpoint in `args.output_dir`, if there is one.
+    Trains one stage with the trainer of `args`, and saves it to `args.output_dir`. Training resumes from
+    `args.resume_from_checkpoint`: a folder, or `"true"` for the last complete checkpoint in `args.output_dir`, if there
+    is one.
     """
     args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -113,7 +152,11 @@ def train(
         raise InputError(
             "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy='epoch' or 'steps'."
         )
-    trainer = RegressionAwareSFTTrainer(
+    kind: Any = RegressionAwareSFTTrainer
+    if isinstance(args, RegressionAwareGRPOConfig):
+        refuse_second_adapter(model_args)
+        kind = RegressionAwareGRPOTrainer
+    trainer = kind(
         model=str(model_args.model_name_or_path),
         args=args,
         train_dataset=train_dataset,
@@ -130,38 +173,60 @@ def train(
     trainer.accelerator.wait_for_everyone()  # the first process saves, and all may load
 
 
-# Training arguments that must not change when a training resumes.
-OBJECTIVE = (
-    "score_labels", "score_values", "score_prefix", "score_loss_type", "score_loss_weight", "ce_loss_weight",
-    "renormalize_scores", "score_token_in_ce", "missing_score", "loss_type", "completion_only_loss",
-    "assistant_only_loss", "max_length", "truncation_mode", "packing", "packing_strategy", "seed",
-)  # fmt: skip
+def refuse_second_adapter(model_args: ModelConfig) -> None:
+    """Raises an InputError where the judge to train is an adapter, and another is asked for."""
+    name = str(model_args.model_name_or_path)
+    if model_args.use_peft and SavedJudge.find(name, model_args.model_revision, weights=False).peft_type is not None:
+        raise InputError(
+            f"{name} is an adapter, and use_peft=True asks for a new one. Leave out use_peft to train the adapter that "
+            "is there; or merge it into its base model for a new one."
+        )
+
+
+# Training arguments that must not change when a training resumes, by its command.
+OBJECTIVE = {
+    "sft": (
+        "score_labels", "score_values", "score_prefix", "score_loss_type", "score_loss_weight", "ce_loss_weight",
+        "renormalize_scores", "score_token_in_ce", "missing_score", "loss_type", "completion_only_loss",
+        "assistant_only_loss", "max_length", "truncation_mode", "packing", "packing_strategy", "seed",
+    ),
+    "grpo": (
+        "score_loss_type", "score_loss_weight", "score_likelihood_weight", "advantage_clip", "loss_type", "beta",
+        "epsilon", "epsilon_high", "delta", "scale_rewards", "importance_sampling_level", "num_iterations",
+        "num_generations", "max_completion_length", "mask_truncated_completions", "temperature", "top_p", "top_k",
+        "min_p", "repetition_penalty", "seed",
+    ),
+}  # fmt: skip
 
 SETTINGS = "_training.json"  # names that begin with "_" are not uploaded
 
 
-def check_output_dir(model_args: ModelConfig, args: RegressionAwareSFTConfig, overwrite: bool = False) -> None:
+def check_output_dir(model_args: ModelConfig, args: TrainingConfig, overwrite: bool = False) -> None:
     """Raises an InputError where training would replace something in `args.output_dir` that it must not."""
     folder, seed = Path(str(args.output_dir)), Path(str(model_args.model_name_or_path))
     if seed.is_dir() and folder.exists() and folder.samefile(seed):
         raise InputError(f"output_dir is {folder}, the folder of the model to train. Give another output_dir.")
     if contents(folder) and is_ours(folder / SETTINGS) and not (overwrite or _resumed(args)):
         raise InputError(
-            f"{folder} holds a training of tract sft. Resume it with --resume_from_checkpoint true, give another "
-            "output_dir, or start over with --overwrite."
+            f"{folder} holds a training. Resume it with --resume_from_checkpoint true, give another output_dir, or "
+            "start over with --overwrite."
         )
     refuse_foreign([], overwrite, folders=[folder], signs=[folder / SETTINGS])
 
 
-def begin_training(model_args: ModelConfig, args: RegressionAwareSFTConfig, dataset: Dataset) -> None:
+def begin_training(model_args: ModelConfig, args: TrainingConfig, dataset: Dataset) -> None:
     """
     Writes the settings of the training to `args.output_dir`. Call [`check_output_dir`] before.
 
     Raises:
         InputError: training resumes with another model, other data or another objective.
     """
-    folder = Path(str(args.output_dir))
-    settings, found = folder / SETTINGS, asdict(model_args) | {name: getattr(args, name) for name in OBJECTIVE}
+    folder, command = Path(str(args.output_dir)), "sft"
+    settings, found = folder / SETTINGS, asdict(model_args)
+    if isinstance(args, RegressionAwareGRPOConfig):
+        command, judge = "grpo", JudgeConfig.load(str(model_args.model_name_or_path), model_args.model_revision)
+        found |= asdict(judge)
+    found |= {"command": f"tract {command}", **{name: getattr(args, name) for name in OBJECTIVE[command]}}
     found |= {"seed_model": seed_identity(model_args), "rows": digest([digest(row) for row in dataset])}
     trained_with = json.loads(json.dumps(found, default=str))
     if _resumed(args):
@@ -176,7 +241,7 @@ def begin_training(model_args: ModelConfig, args: RegressionAwareSFTConfig, data
     check_settings(settings, trained_with)
 
 
-def _resumed(args: RegressionAwareSFTConfig) -> bool:
+def _resumed(args: TrainingConfig) -> bool:
     return str(args.resume_from_checkpoint).lower() not in ("none", "false")
 
 

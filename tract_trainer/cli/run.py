@@ -32,6 +32,7 @@ from tract_trainer.data.store import refuse_foreign
 from tract_trainer.engines.base import engine_class
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import evaluate
+from tract_trainer.evaluation.groups import record_groups
 from tract_trainer.hub.card import add_results
 from tract_trainer.hub.pushing import push_judge
 from tract_trainer.judge_config import JudgeConfig
@@ -280,18 +281,21 @@ def _without_token(settings: dict[str, Any]) -> dict[str, Any]:
 def split(
     rows: list[Record], eval_rows: Any, eval_fraction: float, seed: int
 ) -> tuple[list[dict[str, Any]], list[Record]]:
-    """Held-out records with their gold scores, and the others. Copies of a record are on the same side."""
+    """Held-out records with their gold scores, and the others. Records of the same question are on the same side."""
     if eval_rows is not None:
         return scored_records(eval_rows), rows
     if not 0 < eval_fraction < 1:
         raise InputError(f"eval_fraction must be between 0 and 1, got {eval_fraction}; or give eval_data.")
-    copies: dict[str, list[int]] = {}
+    groups, first, questions = record_groups(rows), dict[str, int](), dict[int, list[int]]()
     for number, row in enumerate(rows):
-        copies.setdefault(digest(row), []).append(number)
-    order = list(copies.values())
+        same = first.setdefault(digest(row), number)  # a copy of a record that names no question
+        questions.setdefault(groups[same], []).append(number)
+    order = list(questions.values())
     random.Random(seed).shuffle(order)
     count = max(1, round(eval_fraction * len(order)))
     if count >= len(order):
-        raise InputError(f"{len(order)} records are too few to hold {count} out for the evaluation. Give eval_data.")
+        raise InputError(
+            f"Records of {len(order)} questions are too few to hold {count} out for the evaluation. Give eval_data."
+        )
     held_out, training = (sorted(itertools.chain(*part)) for part in (order[:count], order[count:]))
     return scored_records([rows[i] for i in held_out]), [rows[i] for i in training]

@@ -1,6 +1,7 @@
 """Pairs of responses in public formats, and the records to judge for them.
 
-A pair is a mapping with the records `chosen`, the better one, and `rejected`, and the name of its `subset`.
+A pair is a mapping with the records `chosen`, the better one, and `rejected`, and the name of its `subset`. With more
+than two responses, `chosen` and `rejected` are lists of records.
 """
 
 import logging
@@ -54,7 +55,8 @@ def read_pairs(rows: Sequence[Record]) -> list[dict[str, Any]]:
         rows (`Sequence[Mapping]`): rows in one of these formats. The subset is `subset` or `source`, or else `"all"`.
 
             * `instruction` (or `prompt`), `chosen` and `rejected`, and optionally `rubric`, `reference` and
-              `system_prompt`. `chosen` and `rejected` may be messages, as in TRL's preference data sets;
+              `system_prompt`. `chosen` and `rejected` may be messages, as in TRL's preference data sets, or lists of
+              responses;
             * `prompt`, `response 1`, `response 2` and `label`: 0 if the first is better, 1 if the second is, 2 for
               a tie (Auto-J);
             * `input` and `targets` (HHH);
@@ -78,7 +80,7 @@ def read_pairs(rows: Sequence[Record]) -> list[dict[str, Any]]:
     return pairs
 
 
-def _sides(row: Record, number: int) -> dict[str, dict[str, Any]] | None:
+def _sides(row: Record, number: int) -> dict[str, Any] | None:
     """The records `chosen` and `rejected` of a row in any of the formats; `None` for a tie."""
     if {"chosen_instruction", "rejected_instruction"} <= row.keys():
         if str(row.get("tie") or 0) != "0":
@@ -95,7 +97,7 @@ def _sides(row: Record, number: int) -> dict[str, dict[str, Any]] | None:
         if better == "2":
             return None
         return {"chosen": first, "rejected": second} if better == "0" else {"chosen": second, "rejected": first}
-    messages = isinstance(row.get("chosen"), list)
+    messages = all(isinstance(response, list) for response in _each(row.get("chosen")))
     if not {"chosen", "rejected"} <= row.keys() or (instruction is None and not messages):
         raise InputError(
             f"Pair {number} has none of the formats of pairs: `instruction` (or `prompt`), `chosen` and `rejected`; "
@@ -107,10 +109,18 @@ def _sides(row: Record, number: int) -> dict[str, dict[str, Any]] | None:
             f"Pair {number} has `chosen` and `rejected`, and the `label` {row['label']!r}. If the label says which "
             "response is better, name the responses `response 1` and `response 2`; otherwise rename the label."
         )
-    chosen, rejected = ({**shared, **_asked(row, instruction, side, number)} for side in SIDES)
-    if chosen["instruction"] != rejected["instruction"]:
-        raise InputError(f"The messages of pair {number} differ before the last turn. Give two answers to one prompt.")
-    return {"chosen": chosen, "rejected": rejected}
+    sides = {
+        side: [{**shared, **_asked({**row, side: one}, instruction, side, number)} for one in _each(row[side])]
+        for side in SIDES
+    }
+    if len({record["instruction"] for records in sides.values() for record in records}) > 1:
+        raise InputError(f"The messages of pair {number} differ before the last turn. Give answers to one prompt.")
+    return sides if any(_each(row[side]) is row[side] for side in SIDES) else {side: sides[side][0] for side in SIDES}
+
+
+def _each(found: Any) -> list[Any]:
+    """The responses on one side of a row: a list of several, or a single one, which may be a list of messages."""
+    return found if isinstance(found, list) and found and not isinstance(found[0], Mapping) else [found]
 
 
 def _label(row: Record, number: int) -> str:
@@ -171,13 +181,25 @@ def _text(row: Record, name: str, number: int) -> str:
     return found
 
 
+def is_pair(record: Record) -> bool:
+    """Whether a mapping is a pair of [`read_pairs`], and no scored record or row of messages."""
+    chosen = record.get("chosen")
+    first = chosen[0] if isinstance(chosen, list) and chosen else chosen
+    return isinstance(first, Mapping) and "role" not in first
+
+
+def side_records(pair: Record, side: str) -> list[dict[str, Any]]:
+    """The records on one side of a pair, `chosen` or `rejected`."""
+    return pair[side] if isinstance(pair[side], list) else [pair[side]]
+
+
 def pair_records(pairs: Sequence[Record], scale: ScoreScale) -> list[dict[str, Any]]:
     """
-    The records to judge, two per pair: chosen, rejected, chosen, rejected, ... Those without a rubric get
+    The records to judge, of one pair after the other, the chosen ones first. Those without a rubric get
     [`general_rubric`], except ready prompts.
     """
     shared = {"rubric": general_rubric(scale)}
-    sides = [pair[side] for pair in pairs for side in SIDES]
+    sides = [record for pair in pairs for side in SIDES for record in side_records(pair, side)]
     return [dict(side) if "prompt" in side else {**shared, **side} for side in sides]
 
 
@@ -217,3 +239,6 @@ REWARD_BENCH_SECTIONS = {
 }
 
 REWARD_BENCH_SUBSETS = {subset for weights in REWARD_BENCH_SECTIONS.values() for subset in weights}
+
+REWARD_BENCH_2_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
+RM_BENCH_DOMAINS = ("chat", "code", "math", "safety")

@@ -163,5 +163,5 @@ def engine_class(name: str) -> Any:
         return getattr(import_module(f"tract_trainer.engines.{name}"), ENGINES[name])
     except ModuleNotFoundError as error:
         raise InputError(
-            f"engine={name!r} needs {error.name}, which is not installed: pip install 'tract-trainer[{name}]'."
+            f"engine={name!r} needs {error.name}, which is not installed: pip install {error.name}."
         ) from error

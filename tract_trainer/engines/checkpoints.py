@@ -202,12 +202,15 @@ def load_tokenizer(name_or_path: str | Path, revision: str | None = None, trust_
         ) from error
 
 
-def load_judge_model(name_or_path: str | Path, revision: str | None, **model_kwargs: Any) -> Any:
+def load_judge_model(
+    name_or_path: str | Path, revision: str | None, trainable: bool = False, **model_kwargs: Any
+) -> Any:
     """
     A judge's model, or its adapter on the base model.
 
     Args:
         revision (`str`, *optional*): Hub revision of the judge. That of a base model is in the adapter's config.
+        trainable (`bool`, *optional*, defaults to `False`): whether an adapter's weights can be trained.
         **model_kwargs: arguments of `from_pretrained` for the full model or the base model.
 
     Raises:
@@ -226,7 +229,7 @@ def load_judge_model(name_or_path: str | Path, revision: str | None, **model_kwa
     for kind in _model_classes(saved.base, **kwargs):
         base = _complete_model(kind, saved.base, **kwargs)
         try:
-            return _adapted(base, folder)
+            return _adapted(base, folder, trainable)
         except (IndexError, RuntimeError, UserWarning, ValueError) as error:
             misfit = misfit or str(error)
     raise InputError(
@@ -286,7 +289,7 @@ def _refuse_missing(name_or_path: str | Path, found: dict[str, Any]) -> None:
         )
 
 
-def _adapted(base: Any, folder: Path) -> PeftModel:
+def _adapted(base: Any, folder: Path, trainable: bool) -> PeftModel:
     """
     `base` with the adapter in `folder`. PEFT loads it: Transformers' own loader leaves parts of some kinds of adapters
     at their initial values, e.g. the magnitudes of DoRA.
@@ -296,7 +299,7 @@ def _adapted(base: Any, folder: Path) -> PeftModel:
         base.resize_token_embeddings(rows, mean_resizing=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", MISSING_ADAPTER_KEYS)
-        return PeftModel.from_pretrained(base, folder, torch_device="cpu")
+        return PeftModel.from_pretrained(base, folder, is_trainable=trainable, torch_device="cpu")
 
 
 MISSING_ADAPTER_KEYS = "Found missing adapter keys"

@@ -10,7 +10,9 @@ import numpy as np
 from tract_trainer.metrics import Groups, agreement
 
 
-def ceiling(ratings: Sequence[Sequence[float]], values: Sequence[float], groups: Groups) -> dict[str, Any] | None:
+def ceiling(
+    ratings: Sequence[Sequence[float]], values: Sequence[float] | None, groups: Groups
+) -> dict[str, Any] | None:
     """
     Agreement of one rater with the mean of the others, over the records with several ratings.
 

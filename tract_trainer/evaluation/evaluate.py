@@ -1,7 +1,7 @@
 """Evaluation of a judge on scored records or pairs: judgments, and the figures of every method with intervals.
 
-docs/evaluation.md describes a result key by key. A row is one of its `judgments`; of a pair there are two, the chosen
-response first.
+docs/evaluation.md describes a result key by key. A row is one of its `judgments`; of a pair there are two or more, the
+chosen responses first.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from tract_trainer._distributed import process_state
 from tract_trainer.data.benchmarks import check_scale
 from tract_trainer.data.hashing import digest
-from tract_trainer.data.pairs import pair_records
+from tract_trainer.data.pairs import SIDES, is_pair, pair_records, side_records
 from tract_trainer.data.records import RATIONALE_COLUMNS, SCORE_COLUMNS, Prompt, Record, check_prompts, turn_text
 from tract_trainer.data.settings import begin, differences
 from tract_trainer.data.store import (
@@ -35,8 +35,9 @@ from tract_trainer.evaluation.calibration import calibration
 from tract_trainer.evaluation.ceiling import ceiling
 from tract_trainer.evaluation.groups import pair_groups, record_groups
 from tract_trainer.evaluation.methods import mean_mass, scores_by_method
-from tract_trainer.evaluation.pairwise import pair_figures
+from tract_trainer.evaluation.pairwise import layout_of_rows, pair_figures
 from tract_trainer.evaluation.pictures import PICTURES, draw
+from tract_trainer.evaluation.references import references, response_length
 from tract_trainer.hub.results import markdown
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
@@ -53,7 +54,7 @@ ASKED = (
 # Columns that a judgment has under another name, or that are long.
 NOT_KEPT = {
     *(*ASKED, *SCORE_COLUMNS, *RATIONALE_COLUMNS, "completion", "group", "input", "targets"),
-    *("chosen_instruction", "rejected_instruction"),
+    *("chosen_instruction", "rejected_instruction", "compared"),
 }
 LONGEST = 300  # characters of JSON in a column that judgments keep
 
@@ -103,7 +104,7 @@ def evaluate(
     """
     if not len(records):
         raise InputError("There are no records to evaluate on. Give at least one.")
-    pairs = isinstance(records[0].get("chosen"), Mapping)
+    pairs = is_pair(records[0])
     if not pairs:
         check_scale(records, judge.config.scale)
     path = Path(path)
@@ -121,7 +122,7 @@ def evaluate(
         return finished
     every = pair_records(records, judge.config.scale) if pairs else records
     check_prompts(every, judge.rows.prompt_ids)  # all of them, before any is judged
-    columns = (_pair_columns if pairs else _record_columns)(records)
+    columns = (_pair_columns if pairs else record_columns)(records)
     state = process_state()
     shown = progress if state.is_main_process else False
 
@@ -203,7 +204,7 @@ def read_json(path: Path) -> Any:
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: int) -> dict[str, Any]:
-    """`methods`, `by_rationales`, `calibration` and `ceiling` of a result."""
+    """`methods`, `by_rationales`, and of scored records `calibration`, `ceiling` and [`references`]."""
     powers = {2**power for power in range(num_cots.bit_length())}
     counts = sorted(powers | {num_cots}) if num_cots else []
     methods = _figures_by_method(rows, config)
@@ -214,6 +215,8 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
     probs = np.array([row["probs"] for row in rows], dtype=np.float64)  # (n, K)
     ratings = [row.get("gold_ratings", [row["gold"]]) for row in rows]
     found["calibration"] = calibration(probs, ratings, config.score_values)
+    scores = scores_by_method(rows, config.scale, config.renormalize_scores)
+    found |= references(rows, scores, "RAIL", config.score_values)
     of_raters = ceiling(ratings, config.score_values, [row["group"] for row in rows])
     return found if of_raters is None else {**found, "ceiling": of_raters}
 
@@ -225,8 +228,8 @@ def _figures_by_method(
     scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
     mass = {"mass": mean_mass(rows, count)}
     if "gold" not in rows[0]:
-        subsets, groups = ([row[name] for row in rows[::2]] for name in ("subset", "group"))
-        return {method: pair_figures(found, subsets, groups) | mass for method, found in scores.items()}
+        layout, groups = layout_of_rows(rows)
+        return {method: pair_figures(found, layout.subsets, groups, layout) | mass for method, found in scores.items()}
     gold, groups = ([row[name] for row in rows] for name in ("gold", "group"))
     return {
         method: agreement(found, gold, values=config.score_values, groups=groups) | mass
@@ -267,30 +270,37 @@ def _asked(record: Record) -> dict[str, Any]:
 
 def _digest(records: Sequence[Record]) -> str:
     """The same for the same questions and gold scores, whatever their other columns."""
-    names = (*ASKED, "gold_ratings")
+    names = (*ASKED, "gold_ratings", "compared")
     return digest([{name: record[name] for name in names if name in record} for record in records])
 
 
-def _record_columns(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Gold score, group and kept columns of each record, and the ratings that the gold score is the mean of."""
-    return [
-        {"gold": record["score"], "group": group, "record": columns}
-        | {name: record[name] for name in ("gold_ratings",) if record.get(name)}
-        for record, group, columns in zip(records, record_groups(records), _short_columns(records), strict=True)
-    ]
+def record_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
+    """
+    Of each scored record its gold score, group and kept columns without `others`; if they are known, the ratings that
+    the gold score is the mean of, and the length of the response.
+    """
+    found = []
+    for record, group, columns in zip(records, record_groups(records), short_columns(records, *others), strict=True):
+        known = {"gold_ratings": record.get("gold_ratings") or None, "response_length": response_length(record)}
+        known = {name: value for name, value in known.items() if value is not None}
+        found.append({"gold": record["score"], "group": group, "record": columns, **known})
+    return found
 
 
 def _pair_columns(pairs: Sequence[Record]) -> list[dict[str, Any]]:
     return [
-        {"id": str(pair.get("id", number)), "subset": pair["subset"], "group": group, "side": side, "record": columns}
+        {"pair": number, "id": str(pair.get("id", number)), "subset": pair["subset"], "group": group, "side": side}
+        | {"record": columns}
+        | {name: pair[name] for name in ("compared",) if name in pair}
         for number, (pair, group, columns) in enumerate(
-            zip(pairs, pair_groups(pairs), _short_columns(pairs, "id", "subset"), strict=True)
+            zip(pairs, pair_groups(pairs), short_columns(pairs, "id", "subset"), strict=True)
         )
-        for side in ("chosen", "rejected")
+        for side in SIDES
+        for _ in side_records(pair, side)
     ]
 
 
-def _short_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
+def short_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any]]:
     """Of each record the columns to break figures down by: those that are short in every record, without `others`."""
     found = [
         {name: json.dumps(value, default=str) for name, value in record.items() if name not in {*NOT_KEPT, *others}}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tract_trainer.data.hashing import digest
+from tract_trainer.data.pairs import side_records
 from tract_trainer.data.records import Record
 
 PROMETHEUS_INSTRUCTION = re.compile(r"###The instruction to evaluate:\n(.*?)\n\s*###Response to evaluate:", re.DOTALL)
@@ -29,7 +30,8 @@ def pair_groups(pairs: Sequence[Record]) -> list[int]:
     The group of each pair: the number of the first pair of the same question.
 
     The question is the value of the column `group`, or the instruction. A problem of RewardBench's `hep` subsets occurs
-    in six programming languages under the same `id`, and is one question; without `id`, each language is another.
+    in six programming languages under the same `id`, and is one question; without `id`, each language is another. So
+    are `ref:7` and `tied:7` of RewardBench 2's Ties.
     """
     return _numbered([_problem(pair) for pair in pairs])
 
@@ -50,7 +52,9 @@ def _question(record: Record, by_idx: bool = False) -> Any:
 def _problem(pair: Record) -> Any:
     if not _given(pair, "group") and str(pair["subset"]).startswith("hep-") and _given(pair, "id"):
         return {"hep": str(pair["id"])}
-    return _question({**pair["chosen"], "group": pair.get("group")})
+    if not _given(pair, "group") and pair["subset"] == "Ties" and _given(pair, "id"):
+        return {"Ties": str(pair["id"]).rpartition(":")[2]}
+    return _question({**side_records(pair, "chosen")[0], "group": pair.get("group")})
 
 
 def _given(record: Record, name: str) -> bool:

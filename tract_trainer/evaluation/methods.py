@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tract_trainer.hub.results import GIVEN
 from tract_trainer.judging.judgment import MIN_MASS
 from tract_trainer.metrics import Floats
 from tract_trainer.scale import ScoreScale
@@ -45,7 +46,9 @@ def scores_by_method(
 
 
 def result_scores(result: Mapping[str, Any]) -> dict[str, Floats]:
-    """[`scores_by_method`] of the judgments of a result."""
+    """[`scores_by_method`] of the judgments of a result; if its scores were given, these as the one method."""
+    if GIVEN in result["methods"]:
+        return {GIVEN: np.array([row["score"] for row in result["judgments"]], dtype=np.float64)}
     config = result["judge"]["config"]
     scale = ScoreScale(config["score_labels"], config["score_values"])
     return scores_by_method(result["judgments"], scale, config["renormalize_scores"])

@@ -22,8 +22,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from tract_trainer.data.store import MARK, refuse_foreign, replacing, without_nan
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import is_result, load_result, read_json
+from tract_trainer.evaluation.pairwise import layout_of_rows
 from tract_trainer.evaluation.pictures import as_svg, result_figures, training_curves
-from tract_trainer.hub.results import calibration_remark, ceiling_remark, figure_rows, verdict, with_ceiling
+from tract_trainer.hub.results import GIVEN, figure_rows, further_tables, remarks, verdict, with_ceiling
 
 
 def write_page(run: str | Path, output: str | Path | None = None, overwrite: bool = False) -> Path:
@@ -131,7 +132,8 @@ def _view(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
         "benchmark": result["benchmark"]["name"],
         "verdict": verdict(result),
         "figures": figure_rows(with_ceiling(result)),
-        "remarks": list(filter(None, (ceiling_remark(result), calibration_remark(result)))),
+        "remarks": remarks(result),
+        "tables": further_tables(result),
         "pictures": {picture: _data_uri(figure) for picture, figure in result_figures(result).items()},
         "facts": _facts({**about, "tract-trainer": result[MARK]}),
     }
@@ -155,9 +157,9 @@ def listing(result: Mapping[str, Any]) -> dict[str, Any]:
     The judgments of a result for the page's script.
 
     Returns:
-        `dict` with `labels`, those of the scale from lowest to highest, and `judgments`. Each of these has an `error`:
-        the distance of its score from gold, or for a pair the score of the rejected response less that of the chosen
-        one; and `nearest`, the places among `labels` that are nearest to gold.
+        `dict` with `labels`, those of the scale from lowest to highest, none if the scores were given, and `judgments`.
+        Each of these has an `error`: the distance of its score from gold, or for a pair the highest score of a rejected
+        response less that of a chosen one; and `nearest`, the places among `labels` that are nearest to gold.
     """
     config, rows = result["judge"]["config"], result["judgments"]
     order = np.argsort(config["score_values"]).tolist()
@@ -165,9 +167,11 @@ def listing(result: Mapping[str, Any]) -> dict[str, Any]:
     if "gold" in rows[0]:
         errors = np.abs(scores - [row["gold"] for row in rows])
     else:
-        errors = np.repeat(scores[1::2] - scores[::2], 2)  # of a pair, both judgments have its error
+        layout, _ = layout_of_rows(rows)
+        wrong = [rejected.max() - chosen.max() for chosen, rejected in layout.sides(scores)]
+        errors = np.repeat(wrong, np.sum(layout.sizes, axis=1))  # all judgments of a pair have its error
     return {
-        "labels": [config["score_labels"][place] for place in order],
+        "labels": [] if GIVEN in result["methods"] else [config["score_labels"][place] for place in order],
         "judgments": [
             {**_listed(row, config["score_values"], order), "number": number, "error": error}
             for number, (row, error) in enumerate(zip(rows, without_nan(errors.tolist()), strict=True), start=1)

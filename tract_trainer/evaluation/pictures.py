@@ -21,11 +21,11 @@ from scipy.stats import binomtest
 
 from tract_trainer.data.store import MARK, replacing
 from tract_trainer.evaluation.methods import METHODS, result_scores
-from tract_trainer.hub.results import figure_with_interval, main_figures
+from tract_trainer.hub.results import GIVEN, figure_with_interval, main_figures, main_method
 from tract_trainer.metrics import Floats, nearest
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-METHOD_COLORS = dict(zip(METHODS, (COLORS[number] for number in (1, 4, 0, 5, 2)), strict=True))
+METHOD_COLORS = dict(zip((*METHODS, GIVEN), (COLORS[number] for number in (1, 4, 0, 5, 2, 0)), strict=True))
 MARKERS = "osD^vP"
 DOTS = 150  # per inch
 MOST_CELLS = 20  # per side of a matrix with text in its cells
@@ -44,9 +44,12 @@ CURVES = {
 def result_figures(result: Mapping[str, Any]) -> dict[str, Figure]:
     """
     The pictures of a result of [`~tract_trainer.evaluation.evaluate.evaluate`] by name: of scored records
-    `predictions`, `confusion` and `reliability`; of pairs `accuracy`; of several rationales also `rationales`.
+    `predictions`, `confusion` and `reliability`; of pairs `accuracy`; of several rationales also `rationales`. Of
+    scores that were given only `predictions` and, if their scale is known, `confusion`.
     """
     drawings = {"predictions": _predictions, "confusion": _confusion, "reliability": _reliability}
+    if GIVEN in result["methods"]:
+        drawings = {name: drawings[name] for name in ("predictions", "confusion")[: 1 + _has_scale(result)]}
     if "gold" not in result["judgments"][0]:
         drawings = {"accuracy": _accuracy}
     if len(result["by_rationales"]) > 1:
@@ -137,9 +140,10 @@ def _any_glyph() -> Iterator[None]:
 
 
 def _predictions(result: Mapping[str, Any]) -> Figure:
-    figure = _figure(result, 7.6, 4.9)
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, method in zip(axes, ("decoded", "RAIL"), strict=True):
+    methods = [GIVEN] if GIVEN in result["methods"] else ["decoded", "RAIL"]
+    figure = _figure(result, 0.8 + 3.4 * len(methods) + 1.2 * (len(methods) == 1), 4.9)
+    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for ax, method in zip(axes, methods, strict=True):
         _scatter(ax, result, method)
         ax.label_outer()
     legend_below(figure, axes[0])
@@ -147,8 +151,10 @@ def _predictions(result: Mapping[str, Any]) -> Figure:
 
 
 def _confusion(result: Mapping[str, Any]) -> Figure:
-    """Rounded RAIL scores against rounded gold scores: shares and, where there is room, numbers of records."""
-    values, gold, predicted = _scores(result, "RAIL")
+    """Rounded scores against rounded gold scores: shares and, where there is room, numbers of records."""
+    method = main_method(result)
+    name = "predicted" if method == GIVEN else method
+    values, gold, predicted = _scores(result, method)
     edges = np.append(values, np.inf)
     counts = np.histogram2d(nearest(predicted, values), nearest(gold, values), bins=(edges, edges))[0]  # (K, K)
     shares = counts / np.where(counts.sum(0) > 0, counts.sum(0), np.nan)
@@ -166,7 +172,7 @@ def _confusion(result: Mapping[str, Any]) -> Figure:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks(thinned(np.arange(len(values))), [f"{value:g}" for value in thinned(values)])
     ax.set_title("of the records with each gold score: share and number", fontsize=9)
-    ax.set(xlabel=f"gold {unit(values)}, rounded", ylabel=f"RAIL {unit(values)}, rounded")
+    ax.set(xlabel=f"gold {unit(values)}, rounded", ylabel=f"{name} {unit(values)}, rounded")
     return figure
 
 
@@ -219,7 +225,7 @@ def _accuracy(result: Mapping[str, Any]) -> Figure:
     labels = [f"{shortened(name)} (n = {part['n']:,})" for name, part in parts.items()]
     ax.set_yticks(range(len(labels)), labels, parse_math=False)
     ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.axvline(0.5, color="0.45", linestyle="--", linewidth=1.2, label="chance")
+    ax.axvline(rail.get("chance", 0.5), color="0.45", linestyle="--", linewidth=1.2, label="chance")
     ax.set(xlabel="accuracy (share of pairs), 95 % interval", xlim=(-0.02, 1.02))
     grid(ax)
     legend_below(figure, ax)
@@ -254,18 +260,31 @@ def _style(method: str) -> dict[str, Any]:
 
 def _figure(result: Mapping[str, Any], width: float, height: float) -> Figure:
     """A figure, in inches, whose title has the judge, the records and the main figures of RAIL."""
-    figure, rail = Figure(figsize=(width, height), layout="constrained"), result["methods"]["RAIL"]
+    method = main_method(result)
+    figure, rail = Figure(figsize=(width, height), layout="constrained"), result["methods"][method]
     records = f"{shortened(result['benchmark']['name'])}, n = {rail['n']:,} ({rail['unscored']:,} unscored)"
-    lines = [shortened(result["judge"]["name"]), records, f"RAIL: {main_figures(rail)}"]
+    lines = [shortened(result["judge"]["name"]), records, f"{method}: {main_figures(rail)}"]
     figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
     return figure
 
 
 def _scores(result: Mapping[str, Any], method: str) -> tuple[Floats, Floats, Floats]:
-    """Values of the scale, ascending, and gold and predicted scores of the records that have one."""
+    """[`axis_values`], and gold and predicted scores of the records that have one."""
     predicted = result_scores(result)[method]
     gold, scored = np.array([row["gold"] for row in result["judgments"]]), np.isfinite(predicted)
-    return np.sort(result["judge"]["config"]["score_values"]), gold[scored], predicted[scored]
+    return axis_values(result), gold[scored], predicted[scored]
+
+
+def axis_values(result: Mapping[str, Any]) -> Floats:
+    """Values of the scale, ascending; if it is not known, five steps from the lowest gold score to the highest."""
+    if _has_scale(result):
+        return np.sort(result["judge"]["config"]["score_values"])
+    low, *_, high = sorted([row["gold"] for row in result["judgments"]] * 2)
+    return np.linspace(low, high if high > low else low + 1, 5)
+
+
+def _has_scale(result: Mapping[str, Any]) -> bool:
+    return bool(result["judge"]["config"]["score_values"])
 
 
 def _scatter(ax: Axes, result: Mapping[str, Any], method: str) -> None:
@@ -284,8 +303,9 @@ def _scatter(ax: Axes, result: Mapping[str, Any], method: str) -> None:
     means = [predicted[near == value].mean() for value in there]
     ax.plot(there, means, "o-", color="black", markersize=5, linewidth=1.4, label="mean at each gold score")
     ax.set_title(f"{method}\n{main_figures(result['methods'][method])}", fontsize=9, parse_math=False)
-    ax.set(xlabel=f"gold {unit(values)}", ylabel=f"predicted {unit(values)}")
-    ax.set(xticks=thinned(values), yticks=thinned(values))
+    ax.set(xlabel=f"gold {unit(values)}", xticks=thinned(values), ylabel="predicted score")
+    if _has_scale(result):
+        ax.set(ylabel=f"predicted {unit(values)}", yticks=thinned(values))
     grid(ax)
 
 

@@ -8,9 +8,18 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tract_trainer.hub.results import FIGURES, counted, escaped, figure_with_interval, markdown_table, on_one_line
+from tract_trainer.hub.results import (
+    FIGURES,
+    breakdown_tables,
+    counted,
+    escaped,
+    figure_with_interval,
+    markdown_table,
+    on_one_line,
+    with_ceiling,
+)
 
-IN_TERMINAL = ("pearson", "spearman", "kendall", "kendall_rounded", "rmse", "accuracy", "average")
+IN_TERMINAL = ("pearson", "spearman", "kendall", "kendall_rounded", "rmse", "accuracy", "average", "best_of_k")
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
@@ -50,6 +59,18 @@ def summary_table(results: Sequence[Mapping[str, Any]]) -> Table:
         row = [*known, sum(known) / len(known)]
         table.add_row(Text(method), *map(figure_with_interval, row))
     return table
+
+
+def tables_below(result: Mapping[str, Any]) -> list[Table]:
+    """The tables of a result below its main one: figures against `human_score`, and by the values of columns."""
+    human = result.get("human_score")
+    found = [results_table(with_ceiling(human), "Against human_score")] if human else []
+    for title, (heads, *rows) in breakdown_tables(result).items():
+        table = _table(title, heads[1:], None)
+        for name, *cells in rows:
+            table.add_row(Text(name), *(cell.replace(" [", "\n[") for cell in cells))
+        found.append(table)
+    return found
 
 
 def comparison_table(found: Mapping[str, Any]) -> Table:

@@ -22,7 +22,14 @@ FIGURES = {
     "ccc": "Concordance",
     "accuracy": "Accuracy",
     "average": "Average",
+    "easy": "Easy",
+    "normal": "Normal",
+    "hard": "Hard",
+    "best_of_k": "Best of K",
 }
+
+GIVEN = "score"
+"""The method of a result whose scores were given, by [`~tract_trainer.evaluation.columns.column_results`]."""
 
 TAU_REMARK = (
     "Kendall's tau-b counts a tie on one side only against a judge, and whole gold scores tie often: continuous scores "
@@ -32,37 +39,47 @@ TAU_REMARK = (
 
 def verdict(result: Mapping[str, Any]) -> str:
     """
-    A few sentences of plain text: the main figures of RAIL, the baseline, the best method, and the unscored records
-    with the first reason. Empty if the result has no figures of RAIL.
+    A few sentences of plain text: the figures of the main method, the baseline, the best method, and the unscored
+    records with the first reason. Empty if the result has no figures.
     """
-    rail = result["methods"].get("RAIL")
+    method = main_method(result)
+    rail = result["methods"].get(method)
     if rail is None or not rail["n"]:
         return ""
     records, missing = "pairs" if "accuracy" in rail else "records", rail["unscored"]
     reason = next((row["reason"] for row in result.get("judgments") or () if row.get("reason")), "not known")
     if missing == rail["n"]:
         return f"No score: all {missing:,} {records} are unscored, so there are no figures. The first reason: {reason}"
-    sentences = [f"RAIL, the expected score, has {main_figures(rail)}.", _baseline(result), _best(result["methods"])]
+    name = "The score" if method == GIVEN else f"{method}, the expected score,"
+    sentences = [f"{name} has {main_figures(rail)}.", _baseline(result, rail), _best(result["methods"])]
     if missing:
         share = f"{missing:,} of {rail['n']:,} {records} are unscored ({100 * missing / rail['n']:.1f} %)"
         sentences.append(f"{share}. The first reason: {reason}")
     return " ".join(filter(None, sentences))
 
 
+def main_method(result: Mapping[str, Any]) -> str:
+    """The method whose figures stand for a result: RAIL, or the scores themselves where they were given."""
+    return GIVEN if GIVEN in result["methods"] else "RAIL"
+
+
 def main_figures(figures: Mapping[str, Any]) -> str:
     """`r = .773 [.75, .79], RMSE = .621 [.58, .66]`, or `accuracy = .812 [.78, .84]` of pairs."""
     if figures["unscored"] == figures["n"]:
         return "no score"
-    shown = {"accuracy": "accuracy"} if "accuracy" in figures else {"pearson": "r", "rmse": "RMSE"}
+    shown = {"pearson": "r", "rmse": "RMSE"}
+    if "accuracy" in figures:  # a benchmark is known by its average, if it has one
+        shown = {name: name for name in ("accuracy", "average") if name == "accuracy" or figures.get(name) is not None}
     written = (figure_with_interval(figures.get(name), figures.get(f"{name}_ci")) for name in shown)
     return ", ".join(f"{name} = {value}" for name, value in zip(shown.values(), written, strict=True))
 
 
-def _baseline(result: Mapping[str, Any]) -> str:
+def _baseline(result: Mapping[str, Any], rail: Mapping[str, Any]) -> str:
     """How good guessing is, or the mean gold score for every record."""
-    rail = result["methods"]["RAIL"]
     if "accuracy" in rail:
-        return "That is worse than guessing (.500)." if rail["accuracy"] < 0.5 else "Guessing has .500."
+        chance = rail.get("chance", 0.5)
+        shown = figure_with_interval(chance)
+        return f"That is worse than guessing ({shown})." if rail["accuracy"] < chance else f"Guessing has {shown}."
     gold = [row["gold"] for row in result.get("judgments") or () if None not in (row.get("score"), row.get("gold"))]
     if not gold or rail.get("rmse") is None:
         return ""
@@ -76,7 +93,7 @@ def _baseline(result: Mapping[str, Any]) -> str:
 def _best(methods: Mapping[str, Any]) -> str:
     """The method with the lowest RMSE, or the highest accuracy, among those that score the most records."""
     fewest = min(figures["unscored"] for figures in methods.values())
-    key, choose = ("accuracy", max) if "accuracy" in methods["RAIL"] else ("rmse", min)
+    key, choose = ("accuracy", max) if any("accuracy" in figures for figures in methods.values()) else ("rmse", min)
     known = {
         name: figures[key]
         for name, figures in methods.items()
@@ -91,25 +108,88 @@ def _best(methods: Mapping[str, Any]) -> str:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """A result of [`~tract_trainer.evaluation.evaluate.evaluate`] as a page with its verdict and one table."""
-    methods, cots = result["methods"], result["settings"]["num_cots"]
+    methods = result["methods"]
     first = next(iter(methods.values()))
-    drawn = f"{cots} rationale{'s' * (cots != 1)} per record" if cots else "no rationales"
-    mass = figure_with_interval(first["mass"])
     counts = {figures["unscored"] for figures in methods.values()}
     shown = counted(first["n"], first["unscored"]) if len(counts) == 1 else f"n = {first['n']:,}"
+    if "mass" in first:
+        cots = result["settings"]["num_cots"]
+        drawn = f"{cots} rationale{'s' * (cots != 1)} per record" if cots else "no rationales"
+        shown += f"; {drawn}; probability on the scale {figure_with_interval(first['mass'])}"
     groups = {row.get("group") for row in result.get("judgments", ())}
     of_groups = f", over {len(groups):,} groups of records" if 1 < len(groups) < first["n"] else ""
-    heads, *rows = figure_rows(with_ceiling(result))
     page = [
         f"# {escaped(result['benchmark']['name'])}: {escaped(result['judge']['name'])}",
         escaped(verdict(result)),
-        f"{shown}; {drawn}; probability on the scale {mass}. Intervals are 95 %{of_groups}.",
-        markdown_table([heads, *([escaped(name), *cells] for name, *cells in rows)]),
-        ceiling_remark(result),
-        calibration_remark(result),
+        f"{shown}. Intervals are 95 %{of_groups}.",
+        _escaped_table(figure_rows(with_ceiling(result))),
+        *map(escaped, remarks(result)),
         TAU_REMARK if "kendall" in first else "",
+        *(text for title, rows in further_tables(result).items() for text in (escaped(title), _escaped_table(rows))),
     ]
     return "\n\n".join(filter(None, page)) + "\n"
+
+
+def _escaped_table(rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table([list(map(escaped, row)) if row is rows[0] else [escaped(row[0]), *row[1:]] for row in rows])
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Sentences on the ceiling, the calibration and the length of responses, and on scores that cannot be used."""
+    found = (ceiling_remark(result), calibration_remark(result), length_remark(result))
+    return [*filter(None, found), *result["settings"].get("remarks", ())]
+
+
+def length_remark(result: Mapping[str, Any]) -> str:
+    """The correlation of scores with the length of responses, and that of gold scores; empty if there is none."""
+    found = result.get("length") or {}
+    if found.get("difference") is None:
+        return ""
+    of_score, of_gold = figure_with_interval(found["a"]), figure_with_interval(found["b"])
+    difference = figure_with_interval(found["difference"], found["difference_ci"])
+    return (
+        f"Spearman's rho with the length of the response: {of_score} for {result['judge']['name']}, {of_gold} for "
+        f"gold, difference {difference}."
+    )
+
+
+def further_tables(result: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Tables below the main one, by their titles: figures against `human_score`, and those by the values of columns."""
+    tables = {}
+    if human := result.get("human_score"):
+        n = next(iter(human["methods"].values()))["n"]
+        tables[f"Against human_score, on {n:,} records."] = figure_rows(with_ceiling(human))
+    return tables | breakdown_tables(result)
+
+
+def breakdown_tables(result: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """A table for each column that the result is broken down by, by its title. Groups are in the order of gold."""
+    tables = {}
+    for column, found in result.get("breakdowns", {}).items():
+        groups = sorted(
+            found["groups"].items(), key=lambda of: (of[1]["mean_gold"] is None, -(of[1]["mean_gold"] or 0))
+        )
+        means = [figures["mean_score"] for _, figures in groups]
+        heads = [column, "n", "unscored", "Pearson", "RMSE", "mean gold", "mean score", "rank"]
+        tables[_title(column, found)] = [heads] + [
+            [
+                *(name, f"{figures['n']:,}", f"{figures['unscored']:,}"),
+                *(_cell(figures, "pearson"), _cell(figures, "rmse")),
+                *(figure_with_interval(figures["mean_gold"]), figure_with_interval(mean)),
+                "-" if mean is None else str(1 + sum(other > mean for other in means if other is not None)),
+            ]
+            for (name, figures), mean in zip(groups, means, strict=True)
+        ]
+    return tables
+
+
+def _title(column: str, found: Mapping[str, Any]) -> str:
+    known = sum(figures["mean_score"] is not None for figures in found["groups"].values())
+    tau, rho = (figure_with_interval(found[name]) for name in ("kendall", "spearman"))
+    return (
+        f"By {column}, the highest mean gold score first. Mean scores against mean gold scores of {known:,} groups: "
+        f"Kendall's tau {tau}, Spearman's rho {rho}."
+    )
 
 
 def calibration_remark(result: Mapping[str, Any]) -> str:
@@ -133,7 +213,7 @@ def ceiling_remark(result: Mapping[str, Any]) -> str:
     if not found:
         return ""
     alpha = figure_with_interval(found["alpha"])
-    known = alpha if alpha != "-" else "not computed (pip install 'tract-trainer[raters]')"
+    known = alpha if alpha != "-" else "not computed (pip install krippendorff)"
     return (
         f"One rater is compared with the mean of the others, on {found['n']:,} records with several ratings: a ceiling "
         f"for judges. Krippendorff's alpha of the raters: {known}."

@@ -10,6 +10,15 @@ PRIVATE = {
     ),
     "trl.SFTTrainer._set_signature_columns_if_needed": ("self", "names the columns that reach the collator"),
     "trl.SFTTrainer._save_checkpoint": ("self model trial", "calls create_model_card at every checkpoint"),
+    "trl.GRPOTrainer._get_train_sampler": ("self dataset", "is told the epoch that a resumed run begins with"),
+    "trl.GRPOTrainer._tokenize_prompts": ("self prompts", "asks as a judge is asked"),
+    "trl.GRPOTrainer._generate": ("self prompts", "samples rationales, whose scores are masked and read"),
+    "trl.GRPOTrainer._calculate_rewards": (
+        "self inputs prompts completions completion_ids_list",
+        "gives the rewards, of which those of rationales without a score are taken out",
+    ),
+    "trl.GRPOTrainer._generate_and_score_completions": ("self inputs", "gives the advantages, which are clipped"),
+    "trl.GRPOTrainer._compute_loss": ("self model inputs", "runs the forward that the score loss is read from"),
     "transformers.Trainer._inner_training_loop": (
         "self batch_size args resume_from_checkpoint trial ignore_keys_for_eval",
         "is run again after a batch that was too large, where sums begin anew",

@@ -1,15 +1,12 @@
-"""Turns what a trained model does not say of itself into `judge_config.json`, and back.
-
-A saved judge is a plain model with this file beside it.
-"""
+"""Arguments of the two trainers: TRL's, and those of the score."""
 
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from transformers import TrainingArguments
-from trl import SFTConfig
+from trl import GRPOConfig, SFTConfig
 
 from tract_trainer.data.templates import template_text
 from tract_trainer.errors import InputError
@@ -28,12 +25,46 @@ class HubToken(str):
         return self
 
 
+TOKEN_MEANS = ("dapo", "cispo", "vespo")
+"""Values of [`~trl.GRPOConfig`]'s `loss_type` that divide by the number of tokens of a step."""
+
 ERRORS = ("rmse", "mae")
 """Ends of the names of metrics of which less is better."""
 
 
+class _JudgeArguments(TrainingArguments):
+    """What both configurations do alike. A base class after TRL's config, whose defaults it would replace before it."""
+
+    def __post_init__(self) -> None:
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith(ERRORS):
+            self.greater_is_better = False  # Transformers knows it of names that end in "loss" alone
+        super().__post_init__()
+        self.hub_token = self.hub_token and HubToken(self.hub_token)
+        kwargs: Any = getattr(self, "model_init_kwargs", None)
+        if isinstance(kwargs, dict) and isinstance(kwargs.get("token"), str):
+            vars(self)["model_init_kwargs"] = {**kwargs, "token": HubToken(kwargs["token"])}
+
+    def _check_choice(self, name: str, choices: list[str]) -> None:
+        if getattr(self, name) not in choices:
+            raise InputError(f"{name}={getattr(self, name)!r} is not one of {choices}.")
+
+    def _check_weight(self, name: str) -> None:
+        if not 0 <= getattr(self, name) < float("inf"):
+            raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+
+    @classmethod
+    def from_training_arguments(cls, args: TrainingArguments) -> Self:
+        """`args` with the defaults of this class. `to_dict` would hide tokens, so the fields are read one by one."""
+        names = {f.name for f in dataclasses.fields(cls) if f.init}
+        names.discard("generation_batch_size")  # which TRL derives from `steps_per_generation`, and refuses beside it
+        values: dict[str, Any] = {
+            f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name in names and f.init
+        }
+        return cls(**values)
+
+
 @dataclass
-class RegressionAwareSFTConfig(SFTConfig):
+class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
     r"""
     Configuration of the [`RegressionAwareSFTTrainer`]. Only the parameters below are its own; all others, and their
     defaults, are those of [`~trl.SFTConfig`].
@@ -44,10 +75,11 @@ class RegressionAwareSFTConfig(SFTConfig):
         score_values (`list[float]`, *optional*):
             Value of each label. If `None`, the labels read as numbers.
         score_prefix (`str`, *optional*, defaults to `"So the overall score is "`):
-            The text right before the label. Its last occurrence in a row marks the score.
+            The text right before the label. Its last occurrence that a label follows marks the score of a row.
         score_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the score loss: lambda of TRACT, eq. 4. The score loss is a mean over the scores of an optimizer
-            step on all processes. With `0.0`, `score_token_in_ce=True` and no dropped row, training is
+            step on all processes, on a scale stretched to the width of 1 to 5, so that a weight means the same on
+            every scale. With `0.0`, `score_token_in_ce=True` and no dropped row, training is
             [`~trl.SFTTrainer`]'s, number for number.
         ce_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of [`~trl.SFTTrainer`]'s own loss. `0.0` trains on the score loss alone (RAFT).
@@ -68,8 +100,9 @@ class RegressionAwareSFTConfig(SFTConfig):
             Further arguments of the chat template, e.g. `{"enable_thinking": False}`, in training and for the judge. A
             dataset's own column `chat_template_kwargs` takes precedence.
         prompt_template (`str`, *optional*):
-            Jinja template that [`Judge`] renders records with, or the file of one, saved in `judge_config.json`. If
-            `None`, the built-in one. Training reads the dataset's own prompts and does not use it.
+            Jinja template that records are rendered with, or the file of one: by [`Judge`], `training_rows`, `tract sft`
+            and `tract run`. It is saved in `judge_config.json`. If `None`, the built-in one. The trainer itself reads
+            the dataset's own prompts.
     """
 
     score_labels: list[str] = field(
@@ -84,7 +117,11 @@ class RegressionAwareSFTConfig(SFTConfig):
         metadata={"help": "Text right before the label; its last occurrence in a row marks the score."},
     )
     score_loss_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the score loss (lambda of TRACT, eq. 4)."}
+        default=1.0,
+        metadata={
+            "help": "Weight of the score loss (lambda of TRACT, eq. 4). The loss is that of a scale as wide as 1 to 5, "
+            "whatever the units."
+        },
     )
     ce_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of SFTTrainer's own loss. 0.0 trains on the score loss alone (RAFT)."}
@@ -125,19 +162,12 @@ class RegressionAwareSFTConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.greater_is_better is None and str(self.metric_for_best_model).endswith(ERRORS):
-            self.greater_is_better = False  # Transformers knows it of names that end in "loss" alone
         super().__post_init__()
-        self.hub_token = self.hub_token and HubToken(self.hub_token)
-        if isinstance(self.model_init_kwargs, dict) and isinstance(self.model_init_kwargs.get("token"), str):
-            self.model_init_kwargs = {**self.model_init_kwargs, "token": HubToken(self.model_init_kwargs["token"])}
         self.score_labels = list(self.scale.labels)  # as text: YAML reads [1, 2] as integers
-        for name, choices in (("score_loss_type", list(SCORE_LOSSES)), ("missing_score", ["error", "drop", "keep"])):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name}={getattr(self, name)!r} is not one of {choices}.")
-        for name in ("score_loss_weight", "ce_loss_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+        self._check_choice("score_loss_type", list(SCORE_LOSSES))
+        self._check_choice("missing_score", ["error", "drop", "keep"])
+        self._check_weight("score_loss_weight")
+        self._check_weight("ce_loss_weight")
         if not self.score_prefix:
             raise InputError("score_prefix is empty. Give the text right before the score, e.g. 'Score: '.")
         self.chat_template_kwargs = _mapping("chat_template_kwargs", self.chat_template_kwargs)
@@ -173,14 +203,60 @@ class RegressionAwareSFTConfig(SFTConfig):
             **kwargs,
         )
 
-    @classmethod
-    def from_training_arguments(cls, args: TrainingArguments) -> "RegressionAwareSFTConfig":
-        """`args` with the defaults above. `to_dict` would hide tokens, so the fields are read one by one."""
-        names = {f.name for f in dataclasses.fields(cls) if f.init}
-        values: dict[str, Any] = {
-            f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name in names and f.init
-        }
-        return cls(**values)
+
+@dataclass
+class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
+    r"""
+    Configuration of the [`RegressionAwareGRPOTrainer`]. Only the parameters below are its own; all others, and their
+    defaults, are those of [`~trl.GRPOConfig`]. Scale, prefix and template are the judge's, see [`JudgeConfig`].
+
+    Parameters:
+        score_loss_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the score loss on the sampled rationales: beta of REAL, the second part of its gradient. `1.0` is
+            the exact ratio of the two parts, `0.0` trains on the reward alone. [`~trl.GRPOConfig`]'s own `beta` is the
+            weight of the KL divergence.
+        score_likelihood_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the log-probability of the gold label in the reward, and in the score loss: lambda of REAL. Of a
+            gold score between two labels, both count, in proportion to their nearness.
+        score_loss_type (`str`, *optional*, defaults to `"squared_error"`):
+            The loss whose negative is the reward: `"squared_error"` (the paper's), `"crps"`, which rewards the whole
+            distribution, or another of [`tract_trainer.losses`].
+        advantage_clip (`float`, *optional*, defaults to `1.0`):
+            Largest absolute advantage. `None` leaves it as it is.
+    """
+
+    score_loss_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the score loss on sampled rationales (beta of REAL). 0.0: the reward alone."},
+    )
+    score_likelihood_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the gold label's log-probability in reward and score loss (lambda of REAL)."},
+    )
+    score_loss_type: str = field(
+        default="squared_error",
+        metadata={"help": "Loss whose negative is the reward.", "choices": list(SCORE_LOSSES)},
+    )
+    advantage_clip: float | None = field(
+        default=1.0, metadata={"help": "Largest absolute advantage. None leaves it as it is."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choice("score_loss_type", list(SCORE_LOSSES))
+        self._check_weight("score_loss_weight")
+        self._check_weight("score_likelihood_weight")
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature must be above 0, got {self.temperature}: the rationales of a prompt would all be alike."
+            )
+        if self.advantage_clip is not None and not self.advantage_clip > 0:
+            raise InputError(f"advantage_clip must be above 0, or None, got {self.advantage_clip}.")
+        if self.score_loss_weight and self.loss_type not in TOKEN_MEANS:
+            raise InputError(
+                f"loss_type={self.loss_type!r} does not divide by the number of tokens in a step, as the score loss "
+                f"is divided. Use one of {list(TOKEN_MEANS)}, or score_loss_weight=0."
+            )
 
 
 def _mapping(name: str, given: Any) -> dict[str, Any] | None:

@@ -53,6 +53,11 @@ def refuse_settings(
             "compute_loss_func takes the loss from a second forward, without the score term. "
             "Leave it out and override RegressionAwareSFTTrainer.compute_loss instead."
         )
+    refuse_adapter(model, peft_config)
+
+
+def refuse_adapter(model: Any, peft_config: PeftConfig | None) -> None:
+    """Raises `InputError` for an adapter that no judge can be loaded with."""
     if isinstance(model, PeftModel) and model.active_adapters != ["default"]:
         raise InputError(
             f"The adapter to train is {model.active_adapters}, and a judge is loaded from its folder, where PEFT saves "

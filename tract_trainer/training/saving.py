@@ -15,8 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
-from trl import SFTTrainer
-from trl.data_utils import is_conversational
+from trl.trainer.base_trainer import _BaseTrainer
 
 from tract_trainer.data.datasets import OWN_RATIONALES
 from tract_trainer.data.records import prompt_of
@@ -25,7 +24,7 @@ from tract_trainer.errors import InputError
 from tract_trainer.hub.card import fence, read_card, renew
 from tract_trainer.hub.pushing import upload_advice
 from tract_trainer.judge_config import JudgeConfig
-from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.training.config import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
 from tract_trainer.training.score_labels import UNTRAINED
 
 TEMPLATE = "model_card.md.jinja"
@@ -39,7 +38,8 @@ RECORD = {
 READY_PROMPT = "\n".join(RECORD.values()) + "\n"
 
 ARGUMENTS = (
-    "score_loss_type", "score_loss_weight", "ce_loss_weight", "score_token_in_ce", "missing_score", "learning_rate",
+    "score_loss_type", "score_loss_weight", "ce_loss_weight", "score_token_in_ce", "missing_score",
+    "score_likelihood_weight", "advantage_clip", "num_generations", "temperature", "top_p", "beta", "learning_rate",
     "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16", "fp16", "max_length", "packing",
     "neftune_noise_alpha",
@@ -59,9 +59,9 @@ class RowCounts(NamedTuple):
     used: int
 
 
-class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
+class JudgeSavingTrainer(_BaseTrainer):  # type: ignore[misc]
     """
-    [`~trl.SFTTrainer`] that saves judges.
+    A trainer of TRL that saves judges.
 
     Overridden are `_save` (adds the model card and `judge_config.json`), `create_model_card` (writes our card, at every
     checkpoint), `_push_from_checkpoint` (a pushed checkpoint is a judge, too), `push_to_hub` (an error holds the
@@ -69,26 +69,16 @@ class JudgeSavingTrainer(SFTTrainer):  # type: ignore[misc]
     ends the run).
     """
 
-    args: RegressionAwareSFTConfig
+    args: RegressionAwareSFTConfig | RegressionAwareGRPOConfig
     model: PreTrainedModel | PeftModel
     row_counts: dict[str, RowCounts]
-    _sample: dict[str, Any]
     _dataset_name: str | None = None
-    _score_separator: str = " "
     _diverged_at: Tensor | None = None
 
     @property
     def judge_config(self) -> JudgeConfig:
         """What [`Judge`] needs to know of this model, saved with it as `judge_config.json`."""
-        if "input_ids" in self._sample:  # its text may have been made in either way
-            conversational = self._tokenizer.chat_template is not None
-        else:
-            messages = is_conversational(self._sample) or "conversations" in self._sample
-            conversational = messages and self._formatting_func is None
-        template_kwargs = self._sample.get("chat_template_kwargs") or self.args.template_kwargs
-        return self.args.judge_config(
-            conversational, chat_template_kwargs=template_kwargs, score_separator=self._score_separator
-        )
+        raise NotImplementedError
 
     def create_model_card(  # type: ignore[override]  # TRL's arguments
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -215,10 +205,13 @@ def card_facts(
         "licence": ", ".join(str(value) for value in licence.values()),
         "seed": args.seed,
         "progress": f"{trainer.state.global_step:,} steps, {trainer.state.epoch or 0:.2f} epochs",
+        "reinforced": isinstance(args, RegressionAwareGRPOConfig),
         "adapter": "" if adapter is None else _adapter(adapter),
         "lora_rank": lora_limit(getattr(adapter, "r", 0)),
         **_data(trainer, dataset_name),
-        "hyperparameters": {name: _shown(value) for name in ARGUMENTS if (value := getattr(args, name)) is not None},
+        "hyperparameters": {
+            name: _shown(value) for name in ARGUMENTS if (value := getattr(args, name, None)) is not None
+        },
         "figures": _last_figures(trainer.state.log_history),
         "versions": {package: version(package) for package in PACKAGES},
     }
@@ -264,7 +257,7 @@ def _data(trainer: "JudgeSavingTrainer", dataset_name: str | None) -> dict[str, 
     name = dataset_name or (known if known not in UNNAMED else None)
     counts, rows = trainer.row_counts.get("train"), [("given", "not known: the data was a stream")]
     if counts is not None:
-        outcome = OUTCOMES[trainer.args.missing_score]
+        outcome = OUTCOMES[getattr(trainer.args, "missing_score", "error")]
         lost = [(f"{'dropped' if why == UNTRAINED else outcome}: {why}", n) for why, n in counts.lost.items()]
         rows = [(what, f"{n:,}") for what, n in [("given", counts.given), *lost, ("used", counts.used)]]
     return {
@@ -280,8 +273,8 @@ def _last_figures(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     found: dict[str, Mapping[str, Any]] = {}
     for entry in history:
         for key in entry:
-            if key.endswith("ce_loss"):
-                found[key.removesuffix("ce_loss")] = entry
+            if key.endswith(("ce_loss", "score_loss")):
+                found[key.removesuffix("ce_loss").removesuffix("score_loss")] = entry
     names = {prefix: prefix.removeprefix("eval_").strip("_") or ("eval" if prefix else "training") for prefix in found}
     return [
         [names[prefix], *(_shown(entry.get(name if name == "step" else f"{prefix}{name}")) for name in FIGURES)]

@@ -22,12 +22,14 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
+from trl.data_utils import is_conversational
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tract_trainer.data.datasets import unformatted
 from tract_trainer.data.records import completion_text
 from tract_trainer.data.rendering import check_reloaded, check_rows, pin_dates, separator_of
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
@@ -59,12 +61,15 @@ SAMPLED = 4  # rows that are read with the saved tokenizer before training
 Datasets: TypeAlias = Dataset | IterableDataset
 
 
-class RegressionAwareSFTTrainer(JudgeSavingTrainer):
+class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore[misc]
     """
     Trainer for TRACT (Chiang, Lee and Lukasik, ACL 2025): `SFTTrainer` whose loss is, with `y` the gold score and
     `yhat` the expected score where the row writes it (eq. 4),
 
-        `ce_loss_weight * cross-entropy + score_loss_weight * (yhat - y)^2`.
+        `ce_loss_weight * cross-entropy + score_loss_weight * (yhat - y)^2`,
+
+    where scores are measured so that the scale is as wide as 1 to 5. The second term is a mean over the scores of an
+    optimizer step; `score_loss_type` names another loss than the squared error.
 
     The arguments are those of [`~trl.SFTTrainer`]; a plain [`~trl.SFTConfig`] gets the defaults of
     [`RegressionAwareSFTConfig`]. The datasets are any of TRL's types, with an optional float column `score` as target;
@@ -87,6 +92,8 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
 
     args: RegressionAwareSFTConfig
     model: PreTrainedModel
+    _sample: dict[str, Any]
+    _score_separator: str = " "
 
     _tag_names = ["trl", "sft", "tract-trainer", "llm-as-a-judge"]
     _name = "TRACT"
@@ -151,7 +158,10 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
             self.data_collator.score_token_in_ce = args.score_token_in_ce
             self.data_collator.missing_score = args.missing_score
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        refuse_long_labels(self.score_tokens, base, self.padding_free)
+        # Labels of several tokens are read with more tokens than the row's, which nobody does for a loss of weight 0.
+        self._reads_scores = bool(args.score_loss_weight) or len(self.score_tokens.nodes) == 1
+        if self._reads_scores or eval_dataset is not None:
+            refuse_long_labels(self.score_tokens, base, self.padding_free)
         add_score_head(base, self.score_tokens)
         self._values = torch.tensor(args.scale.values)
         self._scores_in_step: Tensor | None = None
@@ -161,6 +171,18 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
     def score_tokens(self) -> ScoreTokens:
         """The scale as the tokenizer writes it after the prefix."""
         return ScoreTokens.resolve(self._score_args.scale, self._score_args.score_prefix, self._tokenizer)
+
+    @property
+    def judge_config(self) -> JudgeConfig:
+        if "input_ids" in self._sample:  # its text may have been made in either way
+            conversational = self._tokenizer.chat_template is not None
+        else:
+            messages = is_conversational(self._sample) or "conversations" in self._sample
+            conversational = messages and self._formatting_func is None
+        template_kwargs = self._sample.get("chat_template_kwargs") or self.args.template_kwargs
+        return self.args.judge_config(
+            conversational, chat_template_kwargs=template_kwargs, score_separator=self._score_separator
+        )
 
     def _whole_rows(
         self, dataset: Datasets, processing_class: Any, args: SFTConfig, formatting_func: Any, dataset_name: str
@@ -244,17 +266,20 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        due = scores_due(inputs)
+        args, targets = self.args, inputs["score_labels"][:, 1:][scores_due(inputs)]  # (N,)
+        if self.model.training and not self._reads_scores:
+            inputs, targets = {**inputs, "score_labels": None}, targets[:0]
         with first_output(model) as seen:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ce_loss, outputs = result if return_outputs else (result, None)
-        log_probs = seen[0].score_log_probs  # (N, K)
-        gold = inputs["score_labels"][:, 1:][due].to(log_probs.device)  # (N,)
-        args = self.args
+        found = getattr(seen[0], "score_log_probs", None)
+        log_probs = ce_loss.new_zeros(0, len(self._values)) if found is None else found  # (N, K)
+        gold = targets.to(log_probs.device)
         losses = score_loss(log_probs, self._values, gold, args.score_loss_type, args.renormalize_scores)  # (N,)
         accumulated = 1
         if self.model.training:
-            accumulated = self.current_gradient_accumulation_steps if self._trainer_divides(num_items_in_batch) else 1
+            if self._trainer_divides(num_items_in_batch):
+                accumulated = self.current_gradient_accumulation_steps
             count = max(len(gold), 1) if self._scores_in_step is None else self._scores_in_step.to(losses.device)
             # Data parallelism averages the gradients over the processes, and the trainer may divide by the steps.
             score_term = losses.sum() / count * self.accelerator.num_processes * accumulated

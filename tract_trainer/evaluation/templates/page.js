@@ -77,7 +77,7 @@ function row(judgment) {
   const { labels } = result();
   const cells = [judgment.gold, judgment.score, judgment.error].map((value) => element("td", "", written(value)));
   cells.push(element("td", "", written(judgment.mass, 3)), element("td", "", bars(judgment.probs, judgment, labels)));
-  const excerpt = (judgment.reason || judgment.rationale || judgment.prompt || "no text").slice(0, 300);
+  const excerpt = (judgment.reason || judgment.rationale || judgment.prompt || judgment.record || "no text").slice(0, 300);
   const summary = element("summary", "", judgment.score === null ? `unscored: ${excerpt}` : excerpt);
   summary.dir = "auto";
   const details = element("details", "", summary);
