@@ -279,7 +279,15 @@ def test_accelerate_understands_each_line_of_its_configs(path):
 
 
 def test_the_pages_name_files_that_are_there():
-    for page in ("index.md", "multi_gpu.md", "migrating.md", "performance.md", "guides/paper.md", "guides/qlora.md"):
+    for page in (
+        "index.md",
+        "multi_gpu.md",
+        "migrating.md",
+        "performance.md",
+        "guides/paper.md",
+        "guides/qlora.md",
+        "guides/reinforcement.md",
+    ):
         for name in re.findall(r"(?:examples|benchmarks)/[\w/]+\.\w+", (DOCS / page).read_text()):
             assert (ROOT / name).is_file(), f"{page}: {name}"
 

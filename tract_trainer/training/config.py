@@ -250,6 +250,11 @@ class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
             raise InputError(
                 f"temperature must be above 0, got {self.temperature}: the rationales of a prompt would all be alike."
             )
+        if self.chat_template_kwargs:
+            raise InputError(
+                f"chat_template_kwargs={self.chat_template_kwargs!r} would not be used: a judge is asked with those in "
+                "its judge_config.json. Leave them out."
+            )
         if self.advantage_clip is not None and not self.advantage_clip > 0:
             raise InputError(f"advantage_clip must be above 0, or None, got {self.advantage_clip}.")
         if self.score_loss_weight and self.loss_type not in TOKEN_MEANS:

@@ -120,6 +120,11 @@ def test_a_full_judge_gets_an_adapter_and_an_adapter_is_trained_on(grpo, judge_f
         (["--num_generations", "0"], "num_generations must be at least 2, got 0."),
         (["--num_generations", "3"], "generation_batch_size (2) must be divisible by num_generations (3)."),
         (["--temperature", "0"], "temperature must be above 0, got 0.0: the rationales of a prompt would all be alike"),
+        (
+            ["--chat_template_kwargs", '{{"enable_thinking": false}}'],
+            "would not be used: a judge is asked with those in",
+        ),
+        (["--gradient_accumulation_steps", "9"], "has 8 rows, and rationales are sampled for 9 at once (2 each), so"),
         (["--score_labels", "1", "2"], "'--score_labels' is not a setting of tract grpo."),
         (["--output_dir", "{judge}"], "the folder of the model to train. Give another output_dir."),
         (["--eval_data", "{data}"], "eval_strategy is 'no', so eval_data would never be read."),
