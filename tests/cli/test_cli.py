@@ -216,6 +216,13 @@ def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, cap
             SystemExit, match=rf"^tract evaluate: mt_bench: {limit.split('=')[0]} of RAIL is .*, the limi"
         ):
             main([str(argument) for argument in [*argv, *DRAW, "--fail_under", limit]])
+    figures = result["methods"]["RAIL"]
+    for name, side, end in (("pearson", "lower", figures["pearson_ci"][0]), ("mae", "upper", figures["mae_ci"][1])):
+        between = f"{name}={(figures[name] + end) / 2:.6f}"
+        assert main([str(argument) for argument in [*argv, *DRAW, "--fail-under", between]]) == 0
+        message = f"mt_bench: the {side} end of the 95 % interval of {name} of RAIL is {end:.3f}, the limit is "
+        with pytest.raises(SystemExit, match=f"^tract evaluate: {message}"):
+            main([str(argument) for argument in [*argv, *DRAW, "--fail-under", between, "--strict"]])
 
 
 def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_model_card(
@@ -292,6 +299,7 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
         assert f"takes figures with limits, such as pearson=0.6; found '{limit}'." in refused(
             *own, "--fail_under", limit
         )
+    assert "--strict is about the limits of --fail_under." in refused(*own, "--strict")
     for wrong in ("[1]", "{'a': 'b'}"):
         assert "columns must be a JSON object such as" in refused(*own, "--columns", wrong)
 

@@ -187,7 +187,7 @@ def evaluate(argv: Sequence[str]) -> None:
         for path, result in results.items() if process_state().is_main_process else ():
             save(result, path)
     _show(results)
-    if missed := [text for result in results.values() for text in _missed(result, limits)]:
+    if missed := [text for result in results.values() for text in _missed(result, limits, args.strict)]:
         sys.exit(f"tract evaluate: {'; '.join(missed)}")  # with exit code 1
 
 
@@ -205,14 +205,20 @@ def _limits(given: Sequence[str]) -> dict[str, float]:
     return limits
 
 
-def _missed(result: dict[str, Any], limits: dict[str, float]) -> list[str]:
-    """A text for each figure of RAIL that is worse than its limit, or not defined."""
-    missed = []
+def _missed(result: dict[str, Any], limits: dict[str, float], strict: bool) -> list[str]:
+    """
+    A text for each figure of RAIL that is worse than its limit, or not defined; if `strict`, for each whose interval
+    ends on the worse side of the limit.
+    """
+    missed, figures, end = [], result["methods"]["RAIL"], ""
     for name, limit in limits.items():
-        value = result["methods"]["RAIL"].get(name)
+        value = figures.get(name)
+        if strict:
+            end = f"the {'upper' if name in ERRORS else 'lower'} end of the 95 % interval of "
+            value = (figures.get(f"{name}_ci") or (None, None))[name in ERRORS]
         if value is None or (value > limit if name in ERRORS else value < limit):
             shown = "is not defined" if value is None else f"is {value:.3f}"
-            missed.append(f"{result['benchmark']['name']}: {name} of RAIL {shown}, the limit is {limit:g}")
+            missed.append(f"{result['benchmark']['name']}: {end}{name} of RAIL {shown}, the limit is {limit:g}")
     return missed
 
 
