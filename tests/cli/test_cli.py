@@ -511,21 +511,33 @@ def test_a_record_without_a_prompt_is_refused_before_any_is_judged(judge_folder,
     assert main([str(word) for word in argv]) == 0
 
 
-def test_judgments_made_otherwise_are_named_with_all_that_must_go(judge_folder, records_file, tmp_path, refused):
+def test_judgments_made_otherwise_are_named_with_all_that_must_go(
+    judge_folder, records_file, tmp_path, refused, capsys
+):
     output = tmp_path / "judged.jsonl"
     argv = ["judge", "--model", judge_folder, "--input", records_file, "--output", output, *DRAW]
     assert main([str(word) for word in argv]) == 0
+    made = [json.loads(line) for line in output.read_text().splitlines()]
+    for limit in (sorted(row["std"] for row in made)[5], 9):  # the judgments are the same, their marks are not
+        capsys.readouterr()
+        assert main([str(word) for word in [*argv, "--max_std", limit]]) == 0
+        above = [row["std"] > limit for row in made]
+        assert sum(above) == (2 if limit != 9 else 0)
+        assert f"{sum(above)} of 8 need review: their std is above {limit:g}," in capsys.readouterr().out
+        expected = [{**row, "needs_review": mark} for row, mark in zip(made, above, strict=True)]
+        assert [json.loads(line) for line in output.read_text().splitlines()] == expected
     message = refused(*argv, "--seed", "7")
     assert f"use --overwrite (overwrite=True) or delete {output}.settings.json and {output}." in message
 
 
 def test_an_unscored_judgment_is_json(judge_folder, tmp_path, capsys):
     (tmp_path / "r.json").write_text('{"prompt": "Rate the response from 1 to 5. The response names 0 facts.\\n"}')
-    record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2"]
+    record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2", "--max_std", "9"]
     assert main([str(word) for word in ["judge", "--model", judge_folder, *record]]) == 2
     captured = capsys.readouterr()
     shown = json.loads(captured.out, parse_constant=pytest.fail)
     assert shown["score"] is None and set(shown["probs"].values()) == {None} and "max_new_tokens" in shown["reason"]
+    assert shown["needs_review"] is True
     assert captured.err.endswith(f"tract judge: error: The record has no score. {shown['reason']}\n")
 
 

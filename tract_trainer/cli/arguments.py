@@ -233,6 +233,10 @@ class RecordArguments(JudgeArguments):
         default=None,
         metadata={"help": "JSONL file for the judgments of `input`. A stopped call resumes from OUTPUT.unfinished."},
     )
+    max_std: float | None = field(
+        default=None,
+        metadata={"help": "Add `needs_review` to each judgment: true if its std is higher, or if it has no score."},
+    )
 
 
 @dataclass
