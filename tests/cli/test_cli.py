@@ -216,6 +216,13 @@ def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, cap
             SystemExit, match=rf"^tract evaluate: mt_bench: {limit.split('=')[0]} of RAIL is .*, the limi"
         ):
             main([str(argument) for argument in [*argv, *DRAW, "--fail_under", limit]])
+    figures = result["methods"]["RAIL"]
+    for name, side, end in (("pearson", "lower", figures["pearson_ci"][0]), ("mae", "upper", figures["mae_ci"][1])):
+        between = f"{name}={(figures[name] + end) / 2:.6f}"
+        assert main([str(argument) for argument in [*argv, *DRAW, "--fail-under", between]]) == 0
+        message = f"mt_bench: the {side} end of the 95 % interval of {name} of RAIL is {end:.3f}, the limit is "
+        with pytest.raises(SystemExit, match=f"^tract evaluate: {message}"):
+            main([str(argument) for argument in [*argv, *DRAW, "--fail-under", between, "--strict"]])
 
 
 def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_model_card(
@@ -292,6 +299,7 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
         assert f"takes figures with limits, such as pearson=0.6; found '{limit}'." in refused(
             *own, "--fail_under", limit
         )
+    assert "--strict is about the limits of --fail_under." in refused(*own, "--strict")
     for wrong in ("[1]", "{'a': 'b'}"):
         assert "columns must be a JSON object such as" in refused(*own, "--columns", wrong)
 
@@ -505,21 +513,33 @@ def test_a_record_without_a_prompt_is_refused_before_any_is_judged(judge_folder,
     assert main([str(word) for word in argv]) == 0
 
 
-def test_judgments_made_otherwise_are_named_with_all_that_must_go(judge_folder, records_file, tmp_path, refused):
+def test_judgments_made_otherwise_are_named_with_all_that_must_go(
+    judge_folder, records_file, tmp_path, refused, capsys
+):
     output = tmp_path / "judged.jsonl"
     argv = ["judge", "--model", judge_folder, "--input", records_file, "--output", output, *DRAW]
     assert main([str(word) for word in argv]) == 0
+    made = [json.loads(line) for line in output.read_text().splitlines()]
+    for limit in (sorted(row["std"] for row in made)[5], 9):  # the judgments are the same, their marks are not
+        capsys.readouterr()
+        assert main([str(word) for word in [*argv, "--max_std", limit]]) == 0
+        above = [row["std"] > limit for row in made]
+        assert sum(above) == (2 if limit != 9 else 0)
+        assert f"{sum(above)} of 8 need review: their std is above {limit:g}," in capsys.readouterr().out
+        expected = [{**row, "needs_review": mark} for row, mark in zip(made, above, strict=True)]
+        assert [json.loads(line) for line in output.read_text().splitlines()] == expected
     message = refused(*argv, "--seed", "7")
     assert f"use --overwrite (overwrite=True) or delete {output}.settings.json and {output}." in message
 
 
 def test_an_unscored_judgment_is_json(judge_folder, tmp_path, capsys):
     (tmp_path / "r.json").write_text('{"prompt": "Rate the response from 1 to 5. The response names 0 facts.\\n"}')
-    record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2"]
+    record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2", "--max_std", "9"]
     assert main([str(word) for word in ["judge", "--model", judge_folder, *record]]) == 2
     captured = capsys.readouterr()
     shown = json.loads(captured.out, parse_constant=pytest.fail)
     assert shown["score"] is None and set(shown["probs"].values()) == {None} and "max_new_tokens" in shown["reason"]
+    assert shown["needs_review"] is True
     assert captured.err.endswith(f"tract judge: error: The record has no score. {shown['reason']}\n")
 
 

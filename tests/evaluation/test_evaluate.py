@@ -223,6 +223,7 @@ def test_without_rationales_the_score_is_read_after_the_prompt_and_nothing_is_wr
         "r-confusion.png",
         "r-predictions.png",
         "r-reliability.png",
+        "r-selective.png",
     ]
 
 

@@ -233,6 +233,10 @@ class RecordArguments(JudgeArguments):
         default=None,
         metadata={"help": "JSONL file for the judgments of `input`. A stopped call resumes from OUTPUT.unfinished."},
     )
+    max_std: float | None = field(
+        default=None,
+        metadata={"help": "Add `needs_review` to each judgment: true if its std is higher, or if it has no score."},
+    )
 
 
 @dataclass
@@ -257,6 +261,15 @@ class EvaluateArguments(JudgeArguments):
             "help": "Exit with code 1 if a figure of RAIL is worse than its limit, e.g. pearson=0.6 rmse=0.9, for CI."
         },
     )
+    strict: bool = field(
+        default=False,
+        metadata={"help": "Compare the worse end of the 95 % interval with the limits of --fail_under."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strict and not self.fail_under:
+            raise ValueError("--strict is about the limits of --fail_under. Give some, e.g. --fail_under pearson=0.6.")
 
 
 @dataclass

@@ -141,23 +141,28 @@ def judge(argv: Sequence[str]) -> None:
     settings = {"seed": args.seed, "unfinished": args.unfinished, **draw.sampling}
     if args.record is not None:
         record = read_record(args.record, **form.format)
-        _print_judgment(_judge(args, draw), record, draw.num_cots, settings)
+        _print_judgment(_judge(args, draw), record, draw.num_cots, settings, args.max_std)
         return
     path = Path(args.output)
     pipeline.check_judged(path, args.overwrite)
     records = read_rows(args.input, **form.format)
     pipeline.judge_file(_judge(args, draw), records, path, draw.num_cots, overwrite=args.overwrite, **settings)
-    with path.open(encoding="utf-8") as file:
-        reasons = [reason for line in file if (reason := json.loads(line)["reason"])]
+    rows = pipeline.judged_rows(path, args.max_std)
+    reasons = [row["reason"] for row in rows if row["reason"]]
     why = f" The first: {reasons[0]}" if reasons else ""
     print(f"{len(records):,} judgments are in {path}, {len(reasons):,} of them unscored.{why}")
+    if args.max_std is not None:
+        count = sum(row["needs_review"] for row in rows)
+        print(f"{count:,} of {len(rows):,} need review: their std is above {args.max_std:g}, or they are unscored.")
     if len(reasons) == len(records):
         raise InputError("No record has a score.")
 
 
-def _print_judgment(judge: Judge, record: dict[str, Any], num_cots: int, settings: dict[str, Any]) -> None:
+def _print_judgment(
+    judge: Judge, record: dict[str, Any], num_cots: int, settings: dict[str, Any], max_std: float | None
+) -> None:
     judgment = judge.score(record, num_cots, **settings)
-    shown = pipeline.as_json(judgment)
+    shown = pipeline.marked(pipeline.as_json(judgment), max_std)
     probs = [p if p is None else round(p, 4) for p in shown["probs"]]
     shown["probs"] = dict(zip(judge.config.score_labels, probs, strict=True))
     print(json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False))
@@ -176,7 +181,9 @@ def evaluate(argv: Sequence[str]) -> None:
         check_output(path, args.overwrite)
     refuse_foreign([_entries_path(list(paths.values()))], args.overwrite)
     judge = _judge(args, draw)
-    named = {"judge_name": args.model, "revision": SavedJudge.find(args.model, args.revision, weights=False).commit}
+    served = judge.engine.tokens is None  # by its name alone
+    commit = None if served else SavedJudge.find(args.model, args.revision, weights=False).commit
+    named = {"judge_name": args.model, "revision": commit}
     settings = {"seed": args.seed, "unfinished": args.unfinished, "overwrite": args.overwrite, **draw.sampling}
     results = {
         path: evaluate_judge(judge, records[name], name, path, draw.num_cots, **named, **settings)
@@ -187,7 +194,7 @@ def evaluate(argv: Sequence[str]) -> None:
         for path, result in results.items() if process_state().is_main_process else ():
             save(result, path)
     _show(results)
-    if missed := [text for result in results.values() for text in _missed(result, limits)]:
+    if missed := [text for result in results.values() for text in _missed(result, limits, args.strict)]:
         sys.exit(f"tract evaluate: {'; '.join(missed)}")  # with exit code 1
 
 
@@ -205,14 +212,20 @@ def _limits(given: Sequence[str]) -> dict[str, float]:
     return limits
 
 
-def _missed(result: dict[str, Any], limits: dict[str, float]) -> list[str]:
-    """A text for each figure of RAIL that is worse than its limit, or not defined."""
-    missed = []
+def _missed(result: dict[str, Any], limits: dict[str, float], strict: bool) -> list[str]:
+    """
+    A text for each figure of RAIL that is worse than its limit, or not defined; if `strict`, for each whose interval
+    ends on the worse side of the limit.
+    """
+    missed, figures, end = [], result["methods"]["RAIL"], ""
     for name, limit in limits.items():
-        value = result["methods"]["RAIL"].get(name)
+        value = figures.get(name)
+        if strict:
+            end = f"the {'upper' if name in ERRORS else 'lower'} end of the 95 % interval of "
+            value = (figures.get(f"{name}_ci") or (None, None))[name in ERRORS]
         if value is None or (value > limit if name in ERRORS else value < limit):
             shown = "is not defined" if value is None else f"is {value:.3f}"
-            missed.append(f"{result['benchmark']['name']}: {name} of RAIL {shown}, the limit is {limit:g}")
+            missed.append(f"{result['benchmark']['name']}: {end}{name} of RAIL {shown}, the limit is {limit:g}")
     return missed
 
 

@@ -100,9 +100,9 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
             Further arguments of the chat template, e.g. `{"enable_thinking": False}`, in training and for the judge. A
             dataset's own column `chat_template_kwargs` takes precedence.
         prompt_template (`str`, *optional*):
-            Jinja template that records are rendered with, or the file of one: by [`Judge`], `training_rows`,
-            `tract sft` and `tract run`. It is saved in `judge_config.json`. If `None`, the built-in one. The trainer
-            itself reads the dataset's own prompts.
+            Jinja template that records are rendered with, or the file of one: by [`Judge`], `training_rows` and the
+            command line. It is saved in `judge_config.json`. If `None`, the built-in one. The trainer itself reads the
+            dataset's own prompts.
     """
 
     score_labels: list[str] = field(
