@@ -63,7 +63,7 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The judge to start from. Of an adapter's folder or repository, the adapter is trained on.
-        reward_funcs (*optional*):
+        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
             Further rewards, added to `r` for rationales with a score, with `args.reward_weights`, of which `r`'s is the
             first.
         train_dataset, eval_dataset:
