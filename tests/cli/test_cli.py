@@ -1,5 +1,6 @@
 """The command line: one message and exit code 2 for a mistake, a job done otherwise."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -8,12 +9,13 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import yaml
 from tiny import PREFIX, RATIONALES
 from trl import ModelConfig
 
-from tract_trainer import RegressionAwareSFTConfig
+from tract_trainer import JudgeConfig, RegressionAwareSFTConfig
 from tract_trainer._distributed import file_lock
 from tract_trainer.cli import commands
 from tract_trainer.cli.main import COMMANDS, main
@@ -223,6 +225,35 @@ def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, cap
         message = f"mt_bench: the {side} end of the 95 % interval of {name} of RAIL is {end:.3f}, the limit is "
         with pytest.raises(SystemExit, match=f"^tract evaluate: {message}"):
             main([str(argument) for argument in [*argv, *DRAW, "--fail-under", between, "--strict"]])
+
+
+def test_a_map_is_fitted_on_a_result_saved_with_the_judge_and_applied(
+    judge_folder, records_file, tmp_path, capsys, done, refused
+):
+    judge = shutil.copytree(judge_folder, tmp_path / "judge")
+    evaluate = ["evaluate", "--model", judge, "--benchmark", "mt_bench", "--path", records_file, "--output"]
+    evaluate += [tmp_path / "r.json", *DRAW]
+    ask = ["judge", "--model", judge, "--input", records_file, "--output", tmp_path / "out.jsonl", *DRAW]
+    done(*evaluate)
+    assert "The judge has no calibration." in refused(*ask, "--calibrated")
+    assert "--model must be the folder of the judge" in refused("calibrate", tmp_path / "r.json")
+    capsys.readouterr()
+    done("calibrate", tmp_path / "r.json", "--model", judge)
+    assert "A is calibrated, B is as judged." in " ".join(capsys.readouterr().out.split())
+    result, made = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.json").stat().st_mtime_ns
+    done(*ask, "--calibrated")
+    found = JudgeConfig.load(judge).calibration
+    expected = [np.interp(row["score"], found["scores"], found["calibrated"]) for row in result["judgments"]]
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert "calibration: " in refused(*ask)  # calibrated scores and others are not mixed
+    done(*evaluate)  # the judgments of the result are as before
+    assert (tmp_path / "r.json").stat().st_mtime_ns == made
+    config = JudgeConfig.load(judge)
+    dataclasses.replace(config, score_values=[0, 1, 2, 3, 4], calibration=None).save(judge)
+    assert "score_values: [1.0, 2.0, 3.0, 4.0, 5.0] there" in refused(
+        "calibrate", tmp_path / "r.json", "--model", judge
+    )
 
 
 def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_model_card(

@@ -233,6 +233,9 @@ class RecordArguments(JudgeArguments):
         default=None,
         metadata={"help": "JSONL file for the judgments of `input`. A stopped call resumes from OUTPUT.unfinished."},
     )
+    calibrated: bool = field(
+        default=False, metadata={"help": "Map each score as tract calibrate has fitted it; `probs` stay as they are."}
+    )
     max_std: float | None = field(
         default=None,
         metadata={"help": "Add `needs_review` to each judgment: true if its std is higher, or if it has no score."},
@@ -305,6 +308,15 @@ class CompareArguments(OutputArguments):
 
     method: str = field(default="RAIL", metadata={"help": "How scores are read.", "choices": list(METHODS)})
     output: str = field(default="comparison", metadata={"help": "Folder for the table and the picture."})
+
+
+@dataclass
+class CalibrateArguments:
+    _argument_group_name = "calibration"
+
+    model: str | None = field(
+        default=None, metadata={"help": "Folder of the judge that made the result. Its judge_config.json gets the map."}
+    )
 
 
 @dataclass

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tract_trainer._distributed import file_lock, process_state
 from tract_trainer.cli import pipeline
 from tract_trainer.cli.arguments import (
     AgreeArguments,
+    CalibrateArguments,
     CompareArguments,
     DataArguments,
     DemoArguments,
@@ -45,6 +47,7 @@ from tract_trainer.engines.checkpoints import SavedJudge
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation import comparison
 from tract_trainer.evaluation.breakdown import broken_down, check_columns
+from tract_trainer.evaluation.calibration import cross_fitted_effect, fit
 from tract_trainer.evaluation.columns import column_results
 from tract_trainer.evaluation.evaluate import check_output, load_result, save, short_columns
 from tract_trainer.evaluation.evaluate import evaluate as evaluate_judge
@@ -57,6 +60,7 @@ from tract_trainer.evaluation.tables import (
     tables_below,
 )
 from tract_trainer.hub.results import FIGURES, GIVEN, main_method, model_index, remarks, verdict, with_ceiling
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
 from tract_trainer.metrics import ERRORS
 from tract_trainer.rationales.generation import generate_cot_dataset
@@ -138,7 +142,7 @@ def judge(argv: Sequence[str]) -> None:
     args, form, draw = parse("judge", argv, RecordArguments, RecordFormat, SamplingArguments)
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
-    settings = {"seed": args.seed, "unfinished": args.unfinished, **draw.sampling}
+    settings = {"seed": args.seed, "unfinished": args.unfinished, "calibrated": args.calibrated, **draw.sampling}
     if args.record is not None:
         record = read_record(args.record, **form.format)
         _print_judgment(_judge(args, draw), record, draw.num_cots, settings, args.max_std)
@@ -285,6 +289,24 @@ def _show(results: dict[Path, dict[str, Any]]) -> None:
         part.write_text(f"# {MARK}: {next(iter(named.values()))[MARK]}\n{entries}", encoding="utf-8")
     if empty := [name for name, result in named.items() if _is_empty(result)]:
         raise InputError(f"No record of {', '.join(empty)} has a score.")
+
+
+def calibrate(argv: Sequence[str]) -> None:
+    files = _positional(argv)
+    (args,) = parse("calibrate", argv[len(files) :], CalibrateArguments, positional="RESULT.json ")
+    if len(files) != 1:
+        raise InputError(f"Expected a result of tract evaluate, RESULT.json, got {files}.")
+    if args.model is None or not Path(args.model).is_dir():
+        raise InputError(f"--model must be the folder of the judge, to save the map in it; found {args.model!r}.")
+    result, config = load_result(files[0]), JudgeConfig.load(args.model)
+    found = fit(result, config, SavedJudge.find(args.model).identity)
+    Console().print(comparison_table(cross_fitted_effect(result)))
+    replace(config, calibration=found).save(args.model)
+    print(
+        "Each record's score in A is mapped by a fit on records of other groups.\n"
+        f"The map, fitted on all records, is in {Path(args.model) / 'judge_config.json'}. Apply it with tract judge "
+        "--calibrated, or judge.score(..., calibrated=True)."
+    )
 
 
 def compare(argv: Sequence[str]) -> None:

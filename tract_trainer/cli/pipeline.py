@@ -225,7 +225,7 @@ def begin_training(model_args: ModelConfig, args: TrainingConfig, dataset: Datas
     settings, found = folder / SETTINGS, asdict(model_args)
     if isinstance(args, RegressionAwareGRPOConfig):
         command, judge = "grpo", JudgeConfig.load(str(model_args.model_name_or_path), model_args.model_revision)
-        found |= asdict(judge)
+        found |= judge.settings
     found |= {"command": f"tract {command}", **{name: getattr(args, name) for name in OBJECTIVE[command]}}
     found |= {"seed_model": seed_identity(model_args), "rows": digest([digest(row) for row in dataset])}
     trained_with = json.loads(json.dumps(found, default=str))
@@ -289,6 +289,7 @@ def judge_file(
     *,
     seed: int = 42,
     unfinished: str = "unscored",
+    calibrated: bool = False,
     overwrite: bool = False,
     **sampling: Any,
 ) -> None:
@@ -303,6 +304,9 @@ def judge_file(
     settings = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
     keys = [digest(record) for record in records]
     made_with = {"judge": judge.identity, "num_cots": num_cots, **settings, "records": digest(keys)}
+    if calibrated:
+        made_with["calibration"] = digest(judge.calibration(num_cots))
+        settings["calibrated"] = True
     settings_path, folder = check_judged(path, overwrite)
     check_prompts(records, judge.rows.prompt_ids)
     state = process_state()

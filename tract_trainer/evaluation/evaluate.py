@@ -111,11 +111,11 @@ def evaluate(
     path = Path(path)
     check_output(path, overwrite)
     drawn = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
-    identity = {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(judge.config)}
+    asked = {"identity": judge.identity, "weights": judge.weights, "config": judge.config.settings}
     head = {
         "schema_version": SCHEMA_VERSION,
         MARK: version("tract-trainer"),
-        "judge": identity,
+        "judge": {"name": judge_name, "revision": revision, **asked},
         "benchmark": {"name": name, "records": len(records), "digest": _digest(records)},
         "settings": {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__},
     }

@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,8 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         given: Any = args.model_init_kwargs  # a mapping by now
         loading: dict[str, Any] = dict(given or {})
         revision = loading.get("revision") if isinstance(model, str) else None
-        self._judge_config = judge_config or JudgeConfig.load(name, revision)
+        # A calibration is of the weights that it was fitted on.
+        self._judge_config = replace(judge_config or JudgeConfig.load(name, revision), calibration=None)
         for kind, dataset in _named_datasets(train_dataset, eval_dataset):
             _check_rows(dataset, kind, self._judge_config.scale)
         if isinstance(train_dataset, Dataset):
