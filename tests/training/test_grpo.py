@@ -382,6 +382,17 @@ def test_a_plain_config_gets_the_defaults_of_ours(tmp_path, judge_folder):
     assert b"hf_secret" not in pickle.dumps(args)
 
 
+def test_a_calibration_is_not_passed_on_to_other_weights(tmp_path, judge_folder):
+    config = JudgeConfig.load(judge_folder)
+    trainer = RegressionAwareGRPOTrainer(
+        str(judge_folder),
+        args=RegressionAwareGRPOConfig(**settings(tmp_path)),
+        train_dataset=Dataset.from_list(ROWS),
+        judge_config=replace(config, calibration={"scores": [1, 5], "calibrated": [2, 4]}),
+    )
+    assert trainer.judge_config == config
+
+
 def test_evaluation_logs_the_same_figures(tmp_path, soft):
     trainer = make_trainer(tmp_path, soft[0], make_tokenizer("qwen"), per_device_eval_batch_size=2 * GROUP, **SOFT)
     found = trainer.evaluate(Dataset.from_list(ROWS))
