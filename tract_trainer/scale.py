@@ -125,9 +125,26 @@ class ScoreScale:
         """Whether `label` is a nearest label to `score`. Both neighbours of a score half-way between them are."""
         return abs(self.value(label) - score) <= abs(self.value(self.nearest_label(score)) - score) + 1e-6
 
+    def is_whole(self, label: str, after: str) -> bool:
+        """Whether `label`, with the text `after` behind it, is not only a part of another label, word or number."""
+        if GOES_ON.match(after) or (label[-1:].isalpha() and after[:1] in ("+", "-")):
+            return False
+        share = re.match(r"\s*/\s*(\d+)", after)  # 4/5 is a 4 where 5 is the top, and 4/10 is none
+        return share is None or float(share[1]) == self.high
+
+    def find_all(self, text: str, prefix: str) -> "list[FoundScore]":
+        """The places in `text` where the prefix is followed by a label, and the longest label at each."""
+        found = []
+        for match in re.finditer(re.escape(prefix), text):
+            start = match.end()
+            label = max((label for label in self.labels if text.startswith(label, start)), key=len, default=None)
+            if label is not None and self.is_whole(label, text[start + len(label) :]):
+                found.append(FoundScore(start, label, start + len(label)))
+        return found
+
 
 class FoundScore(NamedTuple):
-    """The label in a tokenised row, the place of its first token, and the place after its last one."""
+    """The label in a tokenised row, the place of its first token, and the place after its last one; or in a text."""
 
     position: int
     label: str
@@ -277,10 +294,7 @@ class ScoreTokens:
         if not decode(self.tokenizer, ids[max(0, end - self.window) : end]).endswith(self.prefix + label):
             return False
         after = _text_behind(self.tokenizer, tuple(ids[position : end - 1 + BEHIND_LABEL]), end - position)
-        if GOES_ON.match(after) or (label[-1:].isalpha() and after[:1] in ("+", "-")):
-            return False
-        share = re.match(r"\s*/\s*(\d+)", after)  # 4/5 is a 4 where 5 is the top, and 4/10 is none
-        return share is None or float(share[1]) == self.scale.high
+        return self.scale.is_whole(label, after)
 
 
 def _root(tokenizer: "PreTrainedTokenizerBase", scale: ScoreScale, rows: list[list[int]], prefix: str) -> int:

@@ -335,7 +335,7 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
         assert "columns must be a JSON object such as" in refused(*own, "--columns", wrong)
 
 
-def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
+def test_all_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     seed_folder, records_file, tmp_path, capsys, monkeypatch
 ):
     settings = {
@@ -353,6 +353,7 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
         "max_retries": 0,
         "unfinished": "force",
         "max_cot_records": 10,
+        "grpo": {"num_generations": 2, "max_steps": 1},
     }
     config = tmp_path / "run.yaml"
     config.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
@@ -364,7 +365,8 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     assert first["methods"]["RAIL"]["n"] == 2
     assert json.loads((folder / "cots" / "report.json").read_text())["rationales"] == 10
     saved = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert {path.parent.name for path in saved} >= {"stage1", "stage2"}
+    assert {path.parent.name for path in saved} >= {"stage1", "stage2", "stage3"}
+    assert json.loads((folder / "stage3.json").read_text())["judge"]["name"] == str(folder / "stage3")
 
     assert main(["run", "--config", str(config)]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == saved

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from peft import LoraConfig
@@ -20,7 +22,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by default it takes
 from attacks import check_attacks
 from tiny import RATIONALES, judge_model, make_dataset, make_rows, make_tokenizer, train_judge
 
-from tract_trainer import Judge, generate_cot_dataset
+from tract_trainer import Judge, JudgeConfig, ScoreScale, generate_cot_dataset
 from tract_trainer.engines.base import Sampling
 from tract_trainer.errors import InputError
 
@@ -123,6 +125,27 @@ def test_the_same_fifty_rationales_have_the_same_scores_and_averages(transformer
         )
         assert mine.score == pytest.approx(theirs.score, abs=1e-3)
         assert mine.std == pytest.approx(theirs.std, abs=1e-3)
+
+
+@pytest.mark.parametrize("scale", ["1:10", "1:5:0.5"])
+def test_labels_of_several_tokens_have_the_same_probabilities(folder, url, tmp_path, scale):
+    other = shutil.copytree(folder, tmp_path / "judge")
+    labels = list(ScoreScale.parse(scale).labels)
+    replace(JudgeConfig.load(folder), score_labels=labels, score_values=None).save(other)
+    kwargs = {"transformers": {}, "vllm": LLM, "server": {"base_url": url}}
+    judges = [Judge.from_pretrained(other, engine, model_kwargs=given) for engine, given in kwargs.items()]
+    assert len(judges[0].rows.tokens.nodes) > 1
+    for ask in (
+        lambda judge: judge.rescore(RECORDS, RATIONALES[:8]),
+        lambda judge: judge.score(RECORDS, unfinished="force", **GREEDY),
+        lambda judge: judge.score(RECORDS, num_cots=0),
+    ):
+        expected, *found = (ask(judge) for judge in judges)
+        assert max(min(judgment.probs[label] for label in labels) for judgment in expected) > 0
+        for judgments in found:
+            for mine, theirs in zip(judgments, expected, strict=True):
+                assert mine.probs == pytest.approx(theirs.probs, abs=1e-3)
+                assert mine.score == pytest.approx(theirs.score, abs=1e-3)
 
 
 def test_the_likeliest_rationale_and_its_score_are_the_same(transformers, other):

@@ -369,8 +369,9 @@ def test_what_cannot_be_trained_is_refused(tmp_path, judge_folder, rows, kwargs,
 
 
 def test_a_model_that_is_no_judge_is_refused(tmp_path, seed_folder):
+    args = RegressionAwareGRPOConfig(**settings(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"holds no judge_config\.json"):
-        RegressionAwareGRPOTrainer(str(seed_folder), args=None, train_dataset=Dataset.from_list(ROWS))
+        RegressionAwareGRPOTrainer(str(seed_folder), args=args, train_dataset=Dataset.from_list(ROWS))
 
 
 def test_a_plain_config_gets_the_defaults_of_ours(tmp_path, judge_folder):

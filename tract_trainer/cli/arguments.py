@@ -366,3 +366,21 @@ class RunArguments(CotArguments):
         default=None, metadata={"help": "Generate rationales for only the first N training rows."}
     )
     max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on only the first N records."})
+    grpo: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Train a stage 3 by reinforcement learning, and evaluate it, too: true, or settings of tract grpo "
+            "as JSON, e.g. '{\"num_generations\": 16}'. Unless given, its learning rate is a tenth of that of the "
+            "other stages, and rationales are sampled with temperature, top_p and max_new_tokens."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        switch: dict[str, dict[str, Any] | None] = {"true": {}, "false": None}
+        given = str(self.grpo).lower()
+        self.grpo = switch[given] if given in switch else json_object("grpo", self.grpo, '{"num_generations": 16}')
+        if fixed := sorted(
+            {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id"} & set(self.grpo or ())
+        ):
+            raise ValueError(f"grpo must not hold {', '.join(fixed)}, which tract run sets for all stages.")

@@ -185,7 +185,9 @@ def evaluate(argv: Sequence[str]) -> None:
         check_output(path, args.overwrite)
     refuse_foreign([_entries_path(list(paths.values()))], args.overwrite)
     judge = _judge(args, draw)
-    named = {"judge_name": args.model, "revision": SavedJudge.find(args.model, args.revision, weights=False).commit}
+    served = judge.engine.tokens is None  # by its name alone
+    commit = None if served else SavedJudge.find(args.model, args.revision, weights=False).commit
+    named = {"judge_name": args.model, "revision": commit}
     settings = {"seed": args.seed, "unfinished": args.unfinished, "overwrite": args.overwrite, **draw.sampling}
     results = {
         path: evaluate_judge(judge, records[name], name, path, draw.num_cots, **named, **settings)

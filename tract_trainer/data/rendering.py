@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tract_trainer.data.records import Prompt, Record, as_messages, close, default_separator, prompt_of
 from tract_trainer.data.templates import ControlTokens
@@ -30,6 +30,11 @@ DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 OPENED = r"<think>|<thinking>|\[THINK\]|<\|channel\|>analysis<\|message\|>"
 CLOSED = r"</think>|</thinking>|\[/THINK\]|<\|channel\|>final<\|message\|>"
 """What begins and ends a think block, as families of models write it."""
+
+NO_PREFILL = (
+    "With logprobs='top', a score is read only where the served model writes it: a chat does not go on from a given "
+    "rationale. Leave out num_cots=0 and unfinished='force', or use another engine."
+)
 
 
 def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,6 +259,31 @@ def separator_of(texts: Sequence[str], prefix: str) -> str:
     before = [text.rpartition(prefix)[0] for text in texts]
     found = Counter(text[len(text.rstrip()) :] for text in before if text.strip())
     return found.most_common(1)[0][0] if found else default_separator(prefix)
+
+
+class MessageRows:
+    """Prompts of a judge on a server that renders and tokenises them itself, with the methods of [`RecordRows`]."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self.config = config
+
+    def prompt(self, record: Record) -> Prompt:
+        """The prompt. The control tokens of the served model are not known, so none are escaped."""
+        config = self.config
+        return prompt_of(record, config.scale, config.score_prefix, config.prompt_template)
+
+    def prompt_ids(self, record: Record) -> Any:
+        """The prompt as the server takes it, in place of its tokens: messages, or text for a judge without turns."""
+        if template_kwargs(record, self.config.chat_template_kwargs) != self.config.chat_template_kwargs:
+            raise InputError(
+                "A record has `tools` or `chat_template_kwargs` of its own, which a server read with logprobs='top' "
+                "does not take. Leave them out, or use another engine."
+            )
+        prompt = self.prompt(record)
+        return as_messages(prompt) if self.config.conversational else prompt
+
+    def scored_ids(self, record: Record, rationale: str) -> NoReturn:
+        raise InputError(NO_PREFILL)
 
 
 class RecordRows:

@@ -73,6 +73,8 @@ class Rationale(NamedTuple):
         forced (`bool`): whether the model wrote no score, and the score was read after its text and the prefix.
         truncated (`bool`): whether the model reached its token limit without ending its turn.
         error (`str`): why the engine could not generate; empty if it did.
+        score_interval (`tuple[float, float]`, *optional*):
+            Lowest and highest expected score that the server's log-probabilities allow; `None` where they are complete.
     """
 
     text: str
@@ -82,6 +84,7 @@ class Rationale(NamedTuple):
     forced: bool = False
     truncated: bool = False
     error: str = ""
+    score_interval: tuple[float, float] | None = None
 
 
 class Engine(Protocol):
@@ -89,22 +92,25 @@ class Engine(Protocol):
     A model that writes rationales. Results are in the order of the prompts.
 
     Attributes:
-        tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as the model's tokenizer writes it.
+        tokens ([`~tract_trainer.scale.ScoreTokens`], *optional*):
+            The scale as the model's tokenizer writes it; `None` if the engine takes messages in place of token ids.
         batch_size (`int`): number of rationales that the engine generates together.
         calls (`int`): number of calls of `generate` and `score` that may run at the same time, in threads.
         max_length (`int`, *optional*): maximum tokens of a prompt with its rationale; `None` if unknown.
     """
 
-    tokens: ScoreTokens
     batch_size: int
     calls: int
     max_length: int | None
 
     @property
+    def tokens(self) -> ScoreTokens | None: ...
+
+    @property
     def identity(self) -> str:
         """Identifies the weights: two engines with the same identity sample from the same distribution."""
 
-    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
+    def generate(self, prompts: Sequence[Any], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
         """
         Generates one rationale for each prompt, sampled with the prompt's seed. Every prompt is shorter than
         `max_length`. Equal prompts should be neighbours: an engine may then process the prompt once.
@@ -161,12 +167,20 @@ def refusing_unknown(model_kwargs: Mapping[str, Any], engine: str) -> Iterator[N
         raise
 
 
-def engine_class(name: str) -> Any:
-    """The class of an engine, imported when it is needed: vLLM and the OpenAI client are optional."""
+def engine_class(name: str, logprobs: str | None = None) -> Any:
+    """
+    The class of an engine, imported when it is needed: vLLM and the OpenAI client are optional.
+
+    Args:
+        logprobs (`str`, *optional*): `"top"` for the server engine that reads `top_logprobs`.
+    """
     if name not in ENGINES:
         raise InputError(f"engine={name!r} is not known; known are {sorted(ENGINES)}.")
+    if logprobs is not None and (name, logprobs) != ("server", "top"):
+        raise InputError(f"engine={name!r} does not take logprobs={logprobs!r}; only engine='server' takes 'top'.")
+    module, kind = (name, ENGINES[name]) if logprobs is None else ("top_logprobs", "TopLogprobsEngine")
     try:
-        return getattr(import_module(f"tract_trainer.engines.{name}"), ENGINES[name])
+        return getattr(import_module(f"tract_trainer.engines.{module}"), kind)
     except ModuleNotFoundError as error:
         raise InputError(
             f"engine={name!r} needs {error.name}, which is not installed: pip install {error.name}."

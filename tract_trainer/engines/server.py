@@ -13,13 +13,14 @@ import random
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from asyncio import sleep
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import openai
 
@@ -42,6 +43,8 @@ from tract_trainer.scale import ScoreTokens
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+Prompt = TypeVar("Prompt")
+Reply = TypeVar("Reply")
 
 CONNECT = 5.0
 """Seconds within which a server must accept a connection."""
@@ -61,7 +64,69 @@ class RefusedError(InputError):
     """A server does not complete one prompt. It may complete others."""
 
 
-class ServerEngine:
+class Completer(ABC, Generic[Prompt, Reply]):
+    """
+    Asks servers to complete prompts, many at the same time.
+
+    Args:
+        clients (`Sequence[openai.AsyncOpenAI]`): servers of the same model.
+        concurrency (`int`): number of requests at the same time.
+        max_retries (`int`): number of retries of a request that no server answers.
+        timeout (`float`): seconds within which a server must answer a request.
+
+    Attributes:
+        probe: a prompt that a server completes, unless it refuses the settings.
+    """
+
+    probe: Prompt
+
+    def __init__(
+        self, clients: Sequence[openai.AsyncOpenAI], concurrency: int, max_retries: int, timeout: float
+    ) -> None:
+        if concurrency < 1 or max_retries < 0 or timeout <= 0:
+            raise InputError(
+                f"Expected concurrency >= 1, max_retries >= 0 and timeout > 0, got {concurrency}, {max_retries} and "
+                f"{timeout}."
+            )
+        self.servers, self.calls = Servers(clients, max_retries, timeout), concurrency
+        self.slots = asyncio.Semaphore(concurrency)
+        self.accepted: set[Sampling] = set()  # settings with which the servers have completed a prompt
+
+    @abstractmethod
+    async def complete(self, prompt: Prompt, seed: int, sampling: Sampling) -> Reply:
+        """The completion of one prompt, or a `RefusedError`."""
+
+    def complete_all(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling) -> "list[Reply | str]":
+        """The completion of each prompt, or why the servers do not complete it."""
+
+        async def together() -> list[Reply | str]:
+            tasks = [asyncio.ensure_future(self._try(*one, sampling)) for one in zip(prompts, seeds, strict=True)]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:  # after an error or an interruption
+                    task.cancel()
+
+        return run(together())
+
+    async def _try(self, prompt: Prompt, seed: int, sampling: Sampling) -> "Reply | str":
+        """The completion, or why the servers do not complete this prompt although they complete others."""
+        async with self.slots:
+            try:
+                completion = await self.complete(prompt, seed, sampling)
+            except RefusedError as error:
+                # Is it the prompt, or the settings? With new settings this asks for as many tokens, else for one.
+                settings = replace(sampling, max_new_tokens=1) if sampling in self.accepted else sampling
+                try:
+                    await self.complete(self.probe, seed, settings)
+                except RefusedError:
+                    raise error from None
+                return str(error)
+        self.accepted.add(sampling)
+        return completion
+
+
+class ServerEngine(Completer[list[int], "Completion"]):
     """
     Args:
         clients (`Sequence[openai.AsyncOpenAI]`):
@@ -95,22 +160,16 @@ class ServerEngine:
         timeout: float = 600.0,
         max_model_len: int | None = None,
     ) -> None:
-        if concurrency < 1 or max_retries < 0 or timeout <= 0:
-            raise InputError(
-                f"Expected concurrency >= 1, max_retries >= 0 and timeout > 0, got {concurrency}, {max_retries} and "
-                f"{timeout}."
-            )
-        self.servers = Servers(clients, max_retries, timeout)
-        self.saved, self.tokens, self.calls = saved, tokens, concurrency
-        self.slots = asyncio.Semaphore(concurrency)
-        self.accepted: set[Sampling] = set()  # settings with which the servers have completed a prompt
+        super().__init__(clients, concurrency, max_retries, timeout)
+        self.saved, self.tokens = saved, tokens
         self.refused = False  # whether they have refused to score a row
         self.stop_ids, self.lead = stop_ids(saved.generation_config, tokens, config), lead(tokens, config)
         served = self._served(model)
         self.model, self.root = next(iter(served.values()))[:2]
         limits = [max_model_len, *(limit for *_, limit in served.values())]
         self.max_length = min((limit - tokens.depth for limit in limits if limit), default=None)
-        _run(self._complete([self.stop_ids[0]], 0, NEXT_TOKEN, reads=1))
+        self.probe = [self.stop_ids[0]]
+        run(self.complete(self.probe, 0, NEXT_TOKEN, reads=1))
         self.accepted.add(NEXT_TOKEN)
 
     @classmethod
@@ -138,17 +197,8 @@ class ServerEngine:
         """
         if batch_size is not None:
             raise InputError("The server batches requests itself: set concurrency instead of batch_size.")
-        clients = [
-            openai.AsyncOpenAI(
-                base_url=url,
-                api_key=os.environ.get("OPENAI_API_KEY", "none"),
-                timeout=openai.Timeout(None, connect=min(timeout, CONNECT)),
-                max_retries=0,  # Servers retries on the next server
-            )
-            for url in _urls(base_url)
-        ]
         saved = SavedJudge.find(name_or_path, revision, weights=False)
-        return cls(clients, served_model, saved, tokens, config, timeout=timeout, **kwargs)
+        return cls(clients_of(base_url, timeout), served_model, saved, tokens, config, timeout=timeout, **kwargs)
 
     @property
     def identity(self) -> str:
@@ -156,7 +206,7 @@ class ServerEngine:
         return f"server-{digest(self.model, self.root)[:8]}-{self.saved.identity}"
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
-        replies, places = self._complete_all(prompts, seeds, sampling), Places()
+        replies, places = self.complete_all(prompts, seeds, sampling), Places()
 
         def read(number: int, prompt: list[int], reply: Completion | str) -> Rationale:
             if isinstance(reply, str):
@@ -172,7 +222,7 @@ class ServerEngine:
         return rationales
 
     def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
-        replies = self._complete_all(rows, [0] * len(rows), NEXT_TOKEN)
+        replies = self.complete_all(rows, [0] * len(rows), NEXT_TOKEN)
         for refused in (reply for reply in replies if isinstance(reply, str)):  # its caller gets NaN, and no reason
             logger.log(logging.INFO if self.refused else logging.WARNING, "A record remains unscored: %s", refused)
             self.refused = True
@@ -193,7 +243,7 @@ class ServerEngine:
         ]
         while due := [(i, node) for i, at in enumerate(known) if at for node in places_due(self.tokens, at)]:
             asked = [[*rows[i], *node] for i, node in due]
-            for (i, node), reply in zip(due, self._complete_all(asked, [0] * len(due), NEXT_TOKEN), strict=True):
+            for (i, node), reply in zip(due, self.complete_all(asked, [0] * len(due), NEXT_TOKEN), strict=True):
                 at = known[i]
                 if at is None or isinstance(reply, str):
                     known[i] = None
@@ -204,7 +254,7 @@ class ServerEngine:
 
     def _served(self, model: str | None) -> dict[str, tuple[str, str, int | None]]:
         """By server, the name of the model, the last part of its path there, and its maximum length."""
-        replies = _run(self.servers.ask_all(lambda client: client.models.list()))
+        replies = run(self.servers.ask_all(lambda client: client.models.list()))
         served = {url: self._found(url, getattr(reply, "data", None), model) for url, reply in replies.items()}
         if len({found[:2] for found in served.values()}) > 1:
             told = "; ".join(f"{url} has {name!r} from {root!r}" for url, (name, root, _) in served.items())
@@ -237,36 +287,7 @@ class ServerEngine:
     def _parent(entry: Any) -> str:
         return getattr(entry, "parent", None) or ""
 
-    def _complete_all(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling
-    ) -> "list[Completion | str]":
-        async def together() -> list[Completion | str]:
-            tasks = [asyncio.ensure_future(self._try(*one, sampling)) for one in zip(prompts, seeds, strict=True)]
-            try:
-                return await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:  # after an error or an interruption
-                    task.cancel()
-
-        return _run(together())
-
-    async def _try(self, prompt: list[int], seed: int, sampling: Sampling) -> "Completion | str":
-        """The completion, or why the servers do not complete this prompt although they complete others."""
-        async with self.slots:
-            try:
-                completion = await self._complete(prompt, seed, sampling)
-            except RefusedError as error:
-                # Is it the prompt, or the settings? With new settings this asks for as many tokens, else for one.
-                settings = replace(sampling, max_new_tokens=1) if sampling in self.accepted else sampling
-                try:
-                    await self._complete([self.stop_ids[0]], seed, settings)
-                except RefusedError:
-                    raise error from None
-                return str(error)
-        self.accepted.add(sampling)
-        return completion
-
-    async def _complete(self, prompt: list[int], seed: int, sampling: Sampling, reads: int = READS) -> "Completion":
+    async def complete(self, prompt: list[int], seed: int, sampling: Sampling, reads: int = READS) -> "Completion":
         limit = sampling.max_new_tokens if self.max_length is None else self.max_length - len(prompt)
         extra = {
             "repetition_penalty": sampling.repetition_penalty,
@@ -301,7 +322,7 @@ class ServerEngine:
         raise RefusedError(
             f"{self.servers} does not return the log-probabilities of the scale {list(self.tokens.scale.labels)}. "
             "It must take `logprob_token_ids` and `return_tokens_as_token_ids` on /completions, as vllm serve "
-            "does. Serve the judge with it, or use another engine."
+            "does. Serve the judge with it, use another engine, or read what it returns with logprobs='top'."
         ) from failure
 
     def _read(self, reply: Any) -> "Completion":
@@ -319,7 +340,7 @@ Completion = tuple[list[int], list[tuple[float, ...]]]
 """Tokens written after a prompt, `(S,)`, and the log-probabilities of the scale at each, `(S, K)`."""
 
 
-def _run(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
+def run(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
     """What `coroutine` returns. If the caller is interrupted, so is the request."""
     future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
     try:
@@ -334,6 +355,19 @@ def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="tract-trainer-requests", daemon=True).start()
     return loop
+
+
+def clients_of(base_url: Any, timeout: float) -> list[openai.AsyncOpenAI]:
+    """A client for each address. It accepts no connection later than `CONNECT` seconds, and never retries."""
+    return [
+        openai.AsyncOpenAI(
+            base_url=url,
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
+            timeout=openai.Timeout(None, connect=min(timeout, CONNECT)),
+            max_retries=0,  # Servers retries on the next server
+        )
+        for url in _urls(base_url)
+    ]
 
 
 def _urls(base_url: Any) -> list[str]:

@@ -318,6 +318,7 @@ def short_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any
 def _row(judgment: Judgment, prompt: Prompt) -> dict[str, Any]:
     found = {
         **{name: getattr(judgment, name) for name in ("score", "probs", "std", "mass", "label", "rationale", "reason")},
+        **({} if judgment.score_interval is None else {"score_interval": judgment.score_interval}),
         "prompt": prompt if isinstance(prompt, str) else "\n\n".join(map(turn_text, prompt)),
         "rationales": [
             {

@@ -37,10 +37,12 @@ ORDERS = {
 }
 CURVES = {
     "ce_loss": ("Cross-entropy", "nats per token"),
+    "reward": ("Reward", "minus the score loss"),
     "score_loss": ("Score loss", "mean over scores"),
     "score_mae": ("Absolute error of the score", "scale units"),
     "score_rmse": ("Root mean squared error of the score", "scale units"),
     "score_mass": ("Probability on the scale", "mass"),
+    "unscored": ("Rationales without a score", "share"),
     "score_pearson": ("Correlation with gold", "Pearson's r"),
     "score_spearman": ("Rank correlation with gold", "Spearman's rho"),
 }

@@ -1,9 +1,11 @@
 """Turns records into judgments."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from tract_trainer.data.hashing import derive_seed, digest
 from tract_trainer.data.records import Record, check_prompts, default_separator
-from tract_trainer.data.rendering import RecordRows, pin_dates
+from tract_trainer.data.rendering import NO_PREFILL, MessageRows, RecordRows, pin_dates
 from tract_trainer.data.settings import differences
 from tract_trainer.data.templates import template_text
 from tract_trainer.engines.base import (
@@ -28,7 +30,7 @@ from tract_trainer.engines.base import (
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import DEFAULT_PREFIX, JudgeConfig
 from tract_trainer.judging.batching import in_order, in_pieces
-from tract_trainer.judging.judgment import Comparison, Judgment, comparison, judgment
+from tract_trainer.judging.judgment import Comparison, Judgment, comparison, is_wide, judgment
 from tract_trainer.judging.reward import reward_func
 from tract_trainer.scale import ScoreScale, ScoreTokens
 
@@ -58,13 +60,15 @@ class Judge:
 
     def __init__(self, engine: Engine, config: JudgeConfig) -> None:
         self.engine, self.config = engine, config
-        self.rows = RecordRows(engine.tokens, config)
+        tokens = engine.tokens
+        self.rows: RecordRows | MessageRows = MessageRows(config) if tokens is None else RecordRows(tokens, config)
         self.saved: SavedJudge | None = None
 
     @property
     def identity(self) -> str:
         """A fingerprint of the weights and of how they are asked."""
-        template = self.engine.tokens.tokenizer.chat_template
+        tokens = self.engine.tokens
+        template = None if tokens is None else tokens.tokenizer.chat_template
         return f"{self.engine.identity}-{digest(self.config.settings, template)[:16]}"
 
     @property
@@ -93,12 +97,14 @@ class Judge:
         Args:
             name_or_path (`str`): folder or Hub repository of the judge or model.
             engine (`str`, *optional*, defaults to `"transformers"`): what runs it. `"vllm"` runs in this process,
-                `"server"` asks a running `vllm serve`, or what speaks its protocol.
+                `"server"` asks a running `vllm serve`, or what speaks its protocol; with `logprobs="top"` in
+                `model_kwargs`, any server that returns `top_logprobs`.
             revision (`str`, *optional*): Hub revision.
             batch_size (`int`, *optional*): rationales generated together; by default 16, and 512 with vLLM.
             model_kwargs (`dict`, *optional*):
                 Arguments of the model's `from_pretrained` (an adapter's base model's), of `vllm.LLM`, or of
-                [`~tract_trainer.engines.server.ServerEngine.from_pretrained`].
+                [`~tract_trainer.engines.server.ServerEngine.from_pretrained`]. With `logprobs="top"`, of
+                [`~tract_trainer.engines.top_logprobs.TopLogprobsEngine.from_pretrained`].
             scale ([`ScoreScale`], *optional*): scale of a model without a `judge_config.json`, as are the next three.
             score_prefix (`str`, *optional*): the text right before the score.
             prompt_template (`str`, *optional*): Jinja template that renders a record, or its file.
@@ -110,8 +116,9 @@ class Judge:
         """
         from tract_trainer.engines.checkpoints import SavedJudge, load_tokenizer
 
-        kind = engine_class(engine)
         kwargs = dict(model_kwargs or {})
+        logprobs = kwargs.pop("logprobs", None)
+        kind = engine_class(engine, logprobs)
         trust = kwargs.get("trust_remote_code", False)
         given = {
             "score_prefix": score_prefix,
@@ -119,12 +126,14 @@ class Judge:
             "chat_template_kwargs": None if chat_template_kwargs is None else dict(chat_template_kwargs),
         }
         config = _config(name_or_path, revision, scale, {name: v for name, v in given.items() if v is not None})
-        tokenizer = load_tokenizer(name_or_path, revision, trust)
-        if scale is not None:
-            config = replace(config, conversational=tokenizer.chat_template is not None)
-            if warning := pin_dates(tokenizer):  # of a trained judge, training has pinned it
-                logger.warning(warning)
-        tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
+        tokens = None
+        if logprobs is None:
+            tokenizer = load_tokenizer(name_or_path, revision, trust)
+            if scale is not None:
+                config = replace(config, conversational=tokenizer.chat_template is not None)
+                if warning := pin_dates(tokenizer):  # of a trained judge, training has pinned it
+                    logger.warning(warning)
+            tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
         with refusing_unknown(kwargs, engine):
             found = kind.from_pretrained(
                 name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs
@@ -195,6 +204,25 @@ class Judge:
             return next(self.as_finished([records], num_cots, progress=False, **settings))[1]
         return list(self.stream(records, num_cots, progress=progress, **settings))
 
+    @overload
+    async def ascore(self, records: Record, num_cots: int = ..., **settings: Any) -> Judgment: ...
+    @overload
+    async def ascore(
+        self, records: "Iterable[Record] | Dataset", num_cots: int = ..., **settings: Any
+    ) -> list[Judgment]: ...
+
+    async def ascore(self, records: Any, num_cots: int = 1, **settings: Any) -> Judgment | list[Judgment]:
+        """
+        [`score`] in a thread, so that the caller's event loop goes on. Several calls at once share a server; an engine
+        in this process takes one after the other. A call that is cancelled goes on in its thread.
+        """
+        loop, call = asyncio.get_running_loop(), partial(self.score, records, num_cots, **settings)
+        return await loop.run_in_executor(self._threads, call)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.engine.calls, thread_name_prefix="tract-trainer-judge")
+
     def stream(self, records: "Iterable[Record] | Dataset", num_cots: int = 1, **settings: Any) -> Iterator[Judgment]:
         """Like [`score`], one judgment after the other as they are ready, in the order of the records."""
         records = _listed(records)
@@ -220,6 +248,8 @@ class Judge:
         num_cots, seed = as_int("num_cots", num_cots), as_int("seed", seed)
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
         asked = _listed(records)
+        if self.engine.tokens is None and (force or num_cots == 0):
+            raise InputError(NO_PREFILL)
         size = at_once(self.engine, max(1, num_cots))
         judged: Any = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
         if num_cots == 0:
@@ -228,8 +258,8 @@ class Judge:
         found = in_pieces(judged, asked, size, self.engine.calls, "Judging", shown)
         if calibrated:
             points = self.calibration(num_cots)
-            found = ((i, replace(one, score=float(np.interp(one.score, *points)))) for i, one in found)
-        return _reported(found, range(len(asked)) if numbers is None else numbers)
+            found = ((i, _mapped(one, points)) for i, one in found)
+        return _reported(found, range(len(asked)) if numbers is None else numbers, self.config.scale)
 
     def _judged(
         self, records: Sequence[Record], num_cots: int, seed: int, sampling: Sampling, force: bool
@@ -370,13 +400,29 @@ def _config(
     )
 
 
-def _reported(found: Iterator[tuple[int, Judgment]], numbers: Sequence[int]) -> Iterator[tuple[int, Judgment]]:
-    """`found`, with a warning that names the first record for which the engine generated nothing."""
-    level = logging.WARNING
+def _mapped(judged: Judgment, points: Sequence[Any]) -> Judgment:
+    """`judged` with its score, and the interval of it, on the map of `points`."""
+    low, high = judged.score_interval or (judged.score, judged.score)
+    score, low, high = (float(np.interp(value, *points)) for value in (judged.score, low, high))
+    return replace(judged, score=score, score_interval=None if judged.score_interval is None else (low, high))
+
+
+def _reported(
+    found: Iterator[tuple[int, Judgment]], numbers: Sequence[int], scale: ScoreScale
+) -> Iterator[tuple[int, Judgment]]:
+    """
+    `found`, with a warning that names the first record for which the engine generated nothing, and the first one whose
+    score is uncertain.
+    """
+    level = wide = logging.WARNING
     for place, judged in found:
         if judged.reason and any(rationale.error for rationale in judged.rationales):
             logger.log(level, "Record %d remains unscored: %s", numbers[place], judged.reason)
             level = logging.INFO
+        if judged.score_interval is not None and is_wide(judged.score_interval, scale):
+            text = "The score of record %d lies between %.3g and %.3g: the server returned too few log-probabilities."
+            logger.log(wide, text, numbers[place], *judged.score_interval)
+            wide = logging.INFO
         yield place, judged
 
 

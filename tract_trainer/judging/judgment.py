@@ -14,10 +14,13 @@ from tract_trainer.engines.base import Rationale
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.losses import expected_score
+from tract_trainer.scale import ScoreScale
 
 MIN_MASS = 0.01
 """Probability on the scale below which a rationale is unscored: its expected score would be off the scale, near 0."""
 SLACK = 1e-2  # above 1, for the rounding of bfloat16
+WIDE = 0.05
+"""Share of the scale above which the interval of a score is wide."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Judgment:
         rationale (`str`): the first finished rationale, as it was written, white space at its ends included.
         reason (`str`): why there is no score; empty if there is one.
         rationales (`tuple[Rationale, ...]`): every rationale with its own label and log-probabilities.
+        score_interval (`tuple[float, float]`, *optional*):
+            Lowest and highest score that the log-probabilities of a server allow which returns only those of the most
+            likely tokens, in units of the scale; `None` where the score is exact. Probabilities that were not returned
+            are missing in `probs`.
     """
 
     score: float
@@ -46,6 +53,7 @@ class Judgment:
     rationale: str
     reason: str
     rationales: tuple[Rationale, ...]
+    score_interval: tuple[float, float] | None = None
 
 
 def judgment(
@@ -85,12 +93,12 @@ def judgment(
         return unscored(reason, config, rationales)
     values = torch.tensor(config.scale.values)  # (K,)
     log_probs = torch.tensor([rationale.log_probs for rationale in finished])  # (finished, K)
-    score = expected_score(log_probs, values, config.renormalize_scores).mean()
+    scores = expected_score(log_probs, values, config.renormalize_scores)  # (finished,)
     probs = log_probs.exp().mean(0)  # (K,)
     share = probs / probs.sum()
     variance = share @ values.square() - (share @ values).square()
     return Judgment(
-        score=float(score),
+        score=float(scores.mean()),
         probs=tuple(probs.tolist()),
         std=math.sqrt(max(0.0, float(variance))),
         mass=float(probs.sum()),
@@ -98,7 +106,22 @@ def judgment(
         rationale=finished[0].text,
         reason="",
         rationales=tuple(rationales),
+        score_interval=_interval(finished, scores.tolist()),
     )
+
+
+def _interval(finished: Sequence[Rationale], scores: Sequence[float]) -> tuple[float, float] | None:
+    """The mean of the rationales' intervals. An exact score is an interval of no width."""
+    if all(rationale.score_interval is None for rationale in finished):
+        return None
+    ends = [rationale.score_interval or (score, score) for rationale, score in zip(finished, scores, strict=True)]
+    low, high = np.mean(ends, axis=0).tolist()
+    return low, high
+
+
+def is_wide(interval: tuple[float, float], scale: ScoreScale) -> bool:
+    """Whether the interval of a score is so wide that two records may not be told apart by it."""
+    return interval[1] - interval[0] > WIDE * (scale.high - scale.low)
 
 
 def _flaw(rationale: Rationale) -> str:

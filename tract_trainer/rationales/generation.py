@@ -146,6 +146,12 @@ class _Work:
     def __init__(
         self, judge: Judge, dataset: Dataset, num_cots: int, sampling: Sampling, seed: int, max_retries: int
     ) -> None:
+        if judge.engine.tokens is None:
+            raise InputError(
+                "Rationales for stage 2 need the judge's tokenizer, which logprobs='top' does without. Serve the judge "
+                "with vllm serve, or use an engine in this process."
+            )
+        self.tokens = judge.engine.tokens
         self.judge, self.dataset, self.num_cots = judge, dataset, num_cots
         self.sampling, self.seed, self.max_retries = sampling, seed, max_retries
         self.annotated: set[str] = set()
@@ -184,7 +190,7 @@ class _Work:
 
     def prompt_ids(self, request: Request) -> list[int]:
         """Tokens of the prompt, `(T,)`."""
-        config, tokenizer = self.judge.config, self.judge.engine.tokens.tokenizer
+        config, tokenizer = self.judge.config, self.tokens.tokenizer
         return prompt_ids(request.prompt, tokenizer, config.conversational, **request.template_kwargs)
 
     def _rendered(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +203,7 @@ class _Work:
         config = self.judge.config
         score = gold_score(values)
         if score is None and "score" not in values:
-            tokens = self.judge.engine.tokens  # the rule that training finds it with
+            tokens = self.tokens  # the rule that training finds it with
             found = tokens.find(tokens.tokenizer(completion_text(values), add_special_tokens=False)["input_ids"])
             score = None if found is None else config.scale.value(found.label)
         if score is None or not config.scale.covers(score):

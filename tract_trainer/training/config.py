@@ -100,9 +100,9 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
             Further arguments of the chat template, e.g. `{"enable_thinking": False}`, in training and for the judge. A
             dataset's own column `chat_template_kwargs` takes precedence.
         prompt_template (`str`, *optional*):
-            Jinja template that records are rendered with, or the file of one: by [`Judge`], `training_rows`, `tract sft`
-            and `tract run`. It is saved in `judge_config.json`. If `None`, the built-in one. The trainer itself reads
-            the dataset's own prompts.
+            Jinja template that records are rendered with, or the file of one: by [`Judge`], `training_rows` and the
+            command line. It is saved in `judge_config.json`. If `None`, the built-in one. The trainer itself reads the
+            dataset's own prompts.
     """
 
     score_labels: list[str] = field(
@@ -249,6 +249,11 @@ class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
         if not self.temperature > 0:
             raise InputError(
                 f"temperature must be above 0, got {self.temperature}: the rationales of a prompt would all be alike."
+            )
+        if self.chat_template_kwargs:
+            raise InputError(
+                f"chat_template_kwargs={self.chat_template_kwargs!r} would not be used: a judge is asked with those in "
+                "its judge_config.json. Leave them out."
             )
         if self.advantage_clip is not None and not self.advantage_clip > 0:
             raise InputError(f"advantage_clip must be above 0, or None, got {self.advantage_clip}.")
