@@ -45,7 +45,7 @@ def answering(local, most, after_temperature=False):
             logits = logits / (asked["temperature"] or 1) if after_temperature else logits
             found = logits.log_softmax(-1)
             ended = ids[-1] == tokenizer.eos_token_id
-            top = found.topk(min(most, asked["top_logprobs"] if chat else asked["logprobs"]))
+            top = found.topk(min(most, asked["top_logprobs"] if chat else asked["logprobs"], len(found)))
             top = [{**said(int(i)), "logprob": float(p)} for p, i in zip(*top, strict=True)]
             places.append({**said(ids[-1]), "logprob": float(found[ids[-1]]), "top_logprobs": top})
         text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -97,7 +97,7 @@ def test_the_interval_covers_the_score_of_the_model(judge_folder, local, served,
 
 def test_with_every_token_returned_the_score_is_exact(judge_folder, local, served, monkeypatch):
     monkeypatch.setattr("tract_trainer.engines.top_logprobs.TOP", 1000)
-    served.complete = answering(local, 420)
+    served.complete = answering(local, 1000)
     expected = local.score(RECORDS[0], **GREEDY)
     found = connect(judge_folder, served).score(RECORDS[0], **GREEDY)
     assert found.score == pytest.approx(expected.score, abs=1e-4)
@@ -116,7 +116,10 @@ def test_a_judge_without_turns_is_asked_at_the_completions_endpoint(tmp_path, ju
     assert found.score_interval[0] <= local.score(RECORDS[0], **GREEDY).score <= found.score_interval[1]
 
 
-def test_the_command_writes_the_interval_and_warns_of_a_wide_one(judge_folder, local, served, tmp_path, caplog):
+def test_the_command_writes_the_interval_and_warns_of_a_wide_one(
+    judge_folder, local, served, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr("tract_trainer.judging.judgment.WIDE", 0.0)
     served.complete = answering(local, 1)
     records, judged = tmp_path / "records.jsonl", tmp_path / "judged.jsonl"
     records.write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:2]))

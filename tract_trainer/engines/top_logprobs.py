@@ -31,7 +31,7 @@ TOP = 20
 
 NEUTRAL = Sampling(temperature=1.0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=1)
 
-COMPARED, DRIFT = 3, 0.5
+COMPARED, DRIFT = 4, 0.5
 """Number of the most likely tokens whose log-probabilities are compared under two settings, and the largest difference
 between them that rounding makes."""
 
@@ -163,7 +163,7 @@ class TopLogprobsEngine(Completer[Any, Written]):
         greedy = sampling.temperature == 0
         if greedy in self.compared or (sampling.temperature, sampling.top_p) == (1, 1):
             return
-        sharp = replace(NEUTRAL, temperature=0.0 if greedy else 0.5, top_p=0.5)
+        sharp = replace(NEUTRAL, temperature=0.0 if greedy else 0.1, top_p=0.5)
         model, found = (run(self.complete(self.probe, 0, settings)).steps for settings in (NEUTRAL, sharp))
         if model and found:
             probs, changed = model[0].probs, found[0].probs
