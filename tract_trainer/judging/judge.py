@@ -73,7 +73,7 @@ class Judge:
 
     @property
     def weights(self) -> str | None:
-        """A fingerprint of the files of the weights, the same on every engine; `None` for a model in memory."""
+        """A fingerprint of the files of the weights, the same on every engine; `None` if they are not known."""
         return None if self.saved is None else self.saved.identity
 
     @classmethod
@@ -139,7 +139,8 @@ class Judge:
                 name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs
             )
         judge = cls(found, config)
-        judge.saved = SavedJudge.find(name_or_path, revision, weights=False)
+        if logprobs is None:  # otherwise the model may be known by its served name alone
+            judge.saved = SavedJudge.find(name_or_path, revision, weights=False)
         return judge
 
     @classmethod
