@@ -55,8 +55,12 @@ bench: $(VENV)/installed
 	  HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --rows 1 --pairs 40 --warmup 2 --repeats 0 --trainers $$order --clock cpu --threads 1 && \
 	  HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --rows 1 --pairs 20 --warmup 2 --repeats 0 --trainers $$order --clock cpu --threads 1 --vocab 128256 || exit 1; \
 	done
+	for size in "--tokens 512 --pairs 24 --warmup 2" "--tokens 2048 --pairs 10 --warmup 1"; do \
+	  HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --lora --rows 1 --trainers letters ten hundred --repeats 1 --steps 2 --clock cpu --threads 1 $$size || exit 1; \
+	done
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/train_step.py --pairs 14 --warmup 2 --clock cpu --threads 1
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/score.py --clock cpu --threads 1 --rounds 5
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/score.py --labels --clock cpu --threads 1 --rounds 5
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/growth.py score --rounds 3 --clock cpu --threads 1
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/overheads.py --clock cpu --rounds 3
 

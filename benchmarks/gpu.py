@@ -43,6 +43,10 @@ PARTS = {
         "A training step of 8 layers of a 7B model, all weights",
         "benchmarks/train_step.py --preset 7b --layers 8 --no-lora --rows 1 --pairs 10 --warmup 2 --repeats 1",
     ),
+    "reinforce": Part(
+        "A step of reinforcement learning of a 7B model, but for sampling",
+        "benchmarks/train_step.py --preset 7b --trainers grpo real --rows 8 --pairs 10 --warmup 2 --repeats 1",
+    ),
     "score": Part("Judging with a 7B model", "benchmarks/score.py --preset 7b --rounds 3"),
     "vllm_tests": Part("The engines on vLLM", "-m pytest tests/engines/test_vllm.py -q"),
     "vllm_score": Part("Judging with a 7B model on vLLM", "benchmarks/score.py --preset 7b --engine vllm --rounds 3"),
@@ -92,7 +96,8 @@ def page() -> str:
     parts = ["# On a GPU\n", "Written by `make gpu`.\n"]
     for name, part in PARTS.items():
         outcome = kept(name)
-        parts.append(f"## {part.title}\n\n    python {part.command}\n")
+        command = part.command.format(model="MODEL", data="mt_bench_eval.json")
+        parts.append(f"## {part.title}\n\n    python {command}\n")
         if outcome is None:
             parts.append("Not measured yet.\n")
             continue

@@ -3,7 +3,8 @@
     python benchmarks/overheads.py
 
 Each beside what a TRL or SciPy user runs instead, in turns in one process (imports: a process each). A ratio is one of
-medians, with the quartiles of the ratios within a round.
+medians, with the quartiles of the ratios within a round. Preparation is also compared within a run: with the same run
+without the seconds of our own code, so that what else the machine does weighs on both alike.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,6 +75,36 @@ def make_messages(count: int) -> Dataset:
     )
 
 
+class TimedTrainer(RegressionAwareSFTTrainer):
+    """Keeps the processor time of the preparation of its dataset, without that of `SFTTrainer`'s."""
+
+    own = 0.0
+
+    def _whole_rows(self, *args: Any) -> Any:  # SFTTrainer's preparation
+        started = time.process_time()
+        rows = super()._whole_rows(*args)
+        self.own -= time.process_time() - started
+        return rows
+
+    def _prepare_dataset(self, *args: Any) -> Any:
+        started = time.process_time()
+        rows = super()._prepare_dataset(*args)
+        self.own += time.process_time() - started
+        return rows
+
+
+def within_runs(make: Callable[[], TimedTrainer], rounds: int) -> dict[str, list[float]]:
+    """Processor time of each run, without that of our own code and with it."""
+    seconds: dict[str, list[float]] = {"without our own code": [], "with it": []}
+    for _ in range(rounds):
+        started = time.process_time()
+        own = make().own
+        spent = time.process_time() - started
+        seconds["without our own code"].append(spent - own)
+        seconds["with it"].append(spent)
+    return seconds
+
+
 def trainers_of(rows: Dataset, folder: str, vocab_size: int = 0) -> Ways:
     """`SFTTrainer` and ours, made over and over: most of it is the preparation of the rows."""
     tokenizer = make_tokenizer(vocab_size)
@@ -92,7 +124,7 @@ def trainers_of(rows: Dataset, folder: str, vocab_size: int = 0) -> Ways:
 
     return {
         "SFTTrainer": make(SFTTrainer, SFTConfig(folder, **shared)),
-        "RegressionAwareSFTTrainer": make(RegressionAwareSFTTrainer, RegressionAwareSFTConfig(folder, **shared)),
+        "RegressionAwareSFTTrainer": make(TimedTrainer, RegressionAwareSFTConfig(folder, **shared)),
     }
 
 
@@ -139,18 +171,20 @@ def importing(*statements: str) -> Ways:
     return {statement: run(statement) for statement in statements}
 
 
-def groups(folder: str) -> Iterator[tuple[str, Ways, bool]]:
-    """What is compared with what, and whether in this process."""
+def groups(folder: str, rounds: int, clock: str) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """What is compared, with the seconds of each round."""
     for vocab_size in (150_000, 260_000):
         for kind, rows in (("text", make_rows(2000)), ("messages", make_messages(2000))):
             name = f"a trainer with 2,000 rows of 600 words, {kind}, a vocabulary of {vocab_size:,}"
-            yield name, trainers_of(rows, folder, vocab_size), True
-    yield f"100 batches of 8 rows of {TOKENS:,} words", collators(folder), True
+            ways = trainers_of(rows, folder, vocab_size)
+            yield name, interleaved(ways, rounds, clock)
+            yield f"{name}, within a run", within_runs(ways["RegressionAwareSFTTrainer"], rounds)
+    yield f"100 batches of 8 rows of {TOKENS:,} words", interleaved(collators(folder), rounds, clock)
     for n in (500, 2000, 8000):
-        yield f"intervals, {n:,} records", intervals(n), True
-    yield "import", importing("import trl", "import tract_trainer"), False
+        yield f"intervals, {n:,} records", interleaved(intervals(n), rounds, clock)
+    yield "import", interleaved(importing("import trl", "import tract_trainer"), rounds)
     trainers = "from trl import SFTTrainer", "from tract_trainer import RegressionAwareSFTTrainer"
-    yield "import of the trainer", importing(*trainers), False
+    yield "import of the trainer", interleaved(importing(*trainers), rounds)
 
 
 def main() -> None:
@@ -163,9 +197,8 @@ def main() -> None:
     datasets.disable_progress_bars()
     print("| | | s (median) | ratio of medians | quartiles |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for title, ways, here in groups(folder):
-            found = costs(interleaved(ways, args.rounds, args.clock if here else "wall"))
-            for name, cost in found.items():
+        for title, seconds in groups(folder, args.rounds, args.clock):
+            for name, cost in costs(seconds).items():
                 spread = f"{cost.low:.3f} {cost.high:.3f}" if cost.ratio != 1 else ""
                 print(f"| {title} | {name} | {cost.seconds:.3f} | {cost.ratio:.3f} | {spread} |", flush=True)
 

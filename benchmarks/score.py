@@ -4,6 +4,7 @@ generation and then the scoring of the released TRACT code: one row at a time, w
     python benchmarks/score.py
     python benchmarks/score.py --preset 7b      # one GPU
     python benchmarks/score.py --engine vllm    # our engine on vLLM, against vLLM's own `generate`
+    python benchmarks/score.py --labels         # 1 to 10, of which 10 is two tokens, against ten letters
 
 All take turns in one process, in a new order each round; the ratio is that of the medians, its spread that of the
 ratios within a round. Every rationale has `--new_tokens` tokens: the model has random weights and never ends by itself.
@@ -17,6 +18,7 @@ import json
 import random
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, set
 from tract_trainer.engines import transformers as engine_module
 from tract_trainer.engines.base import Sampling
 from tract_trainer.engines.transformers import ScoreRecorder, TransformersEngine
+from tract_trainer.engines.trie import LabelTrie
+from tract_trainer.scale import ScoreScale, ScoreTokens
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"vocab": 32_000, "hidden": 256, "layers": 4, "heads": 4, "records": 2, "prompt_tokens": 1024,
@@ -33,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "7b": {"vocab": 32_000, "hidden": 4096, "layers": 32, "heads": 32, "records": 32, "prompt_tokens": 1024,
            "new_tokens": 256, "device": "cuda"},
 }  # fmt: skip
-SCALE = [10, 11, 12, 13, 14]
+FIRST = 10  # token of the first label
 GENERATION, UNSEEDED, BARE, OURS, FORCED, RELEASED = (
     "generation alone",
     "generation alone, no seeds",
@@ -42,6 +46,7 @@ GENERATION, UNSEEDED, BARE, OURS, FORCED, RELEASED = (
     "rationale and score, forced",
     "generation, released scoring",
 )
+LETTERS, TEN = "ten letters", "1 to 10"
 
 
 def arguments() -> argparse.Namespace:
@@ -51,19 +56,23 @@ def arguments() -> argparse.Namespace:
     for name in ("vocab", "hidden", "layers", "heads", "records", "prompt_tokens", "new_tokens"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--device", choices=["cpu", "cuda"])
+    parser.add_argument("--labels", action="store_true", help="compare labels of several tokens with those of one")
     parser.add_argument("--num_cots", type=int, default=5, help="rationales a record")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that are timed")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=42)
     parser.set_defaults(**PRESETS[parser.parse_known_args()[0].preset])
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.labels and args.engine == "vllm":
+        parser.error("--labels needs --engine transformers")
+    return args
 
 
-class Tokens:
-    """What the engine asks of a scale, without a tokenizer: these weights write no text."""
-
-    ids = tuple(SCALE)
+def scale_of(count: int, *longer: tuple[int, ...]) -> ScoreTokens:
+    """A scale of `count` labels of one token and `longer` ones. It needs no tokenizer: these weights write no text."""
+    paths = (*((FIRST + number,) for number in range(count)), *longer)
+    return ScoreTokens(ScoreScale.integers(1, len(paths)), "Score: ", None, paths, window=0)  # type: ignore[arg-type]
 
 
 def make_model(args: argparse.Namespace) -> PreTrainedModel:
@@ -100,16 +109,27 @@ class OnTransformers:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.sampling, self.rows = args, Sampling(max_new_tokens=args.new_tokens), make_rows(args)
         self.model: Any = make_model(args)
-        self.engine = object.__new__(TransformersEngine)  # its checks ask for a tokenizer
-        self.engine.model, self.engine.tokens, self.engine.stop_ids = self.model, Tokens(), [1]  # type: ignore[assignment]
-        self.engine.lead, self.engine.batch_size, self.engine.max_length = "", args.records * args.num_cots, None
+        self.engine = self.engine_of(scale_of(5))
+
+    def engine_of(self, tokens: ScoreTokens) -> TransformersEngine:
+        engine = object.__new__(TransformersEngine)  # its checks ask for a tokenizer
+        engine.model, engine.tokens, engine.stop_ids = self.model, tokens, [1]
+        engine.trie = LabelTrie(tokens) if tokens.depth else None
+        engine.lead, engine.batch_size, engine.max_length = "", self.args.records * self.args.num_cots, None
+        return engine
 
     def ways(self) -> dict[str, Callable[[], Any]]:
+        if self.args.labels:
+            return {
+                f"{way}, {name}": partial(run, self.engine_of(tokens))
+                for way, run in ((OURS, self.written), (FORCED, self.forced))
+                for name, tokens in ((LETTERS, scale_of(10)), (TEN, scale_of(9, (FIRST, FIRST + 9))))
+            }
         return {
             GENERATION: self.generation,
             BARE: self.bare,
-            OURS: self.ours,
-            FORCED: self.forced,
+            OURS: partial(self.written, self.engine),
+            FORCED: partial(self.forced, self.engine),
             RELEASED: self.released,
         }
 
@@ -126,25 +146,24 @@ class OnTransformers:
                 **drawn,
             )
 
-    def ours(self) -> list[list[int]]:
-        written: list[list[int]] = []
+    def written(self, engine: TransformersEngine) -> list[list[int]]:
+        """Rationales whose last token is read as the label."""
 
         def read(
             _tokens: Any, _prompt: Any, ids: list[int], _stop: Any, log_probs: Callable[[int], Any], _lead: Any
-        ) -> None:
+        ) -> list[int]:
             log_probs(len(ids) - 1)
-            written.append(ids)
+            return ids
 
         own, engine_module.read_written = engine_module.read_written, read  # type: ignore[assignment]
         try:
-            self.engine.generate(self.rows, range(len(self.rows)), self.sampling)
+            return engine.generate(self.rows, range(len(self.rows)), self.sampling)  # type: ignore[return-value]
         finally:
             engine_module.read_written = own
-        return written
 
     def bare(self) -> None:
         call = ScoreRecorder.__call__
-        nothing = torch.zeros(len(self.rows), len(SCALE))
+        nothing = torch.zeros(len(self.rows), len(self.engine.tokens.ids))
 
         def pass_on(recorder: ScoreRecorder, _ids: Any, scores: torch.Tensor) -> torch.Tensor:
             recorder.steps.append(nothing)
@@ -152,20 +171,19 @@ class OnTransformers:
 
         ScoreRecorder.__call__ = pass_on  # type: ignore[method-assign]
         try:
-            self.ours()
+            self.written(self.engine)
         finally:
             ScoreRecorder.__call__ = call  # type: ignore[method-assign]
 
-    def forced(self) -> None:
-        closed = [prompt + ids for prompt, ids in zip(self.rows, self.ours(), strict=True)]
-        self.engine.score(closed)
+    def forced(self, engine: TransformersEngine) -> None:
+        engine.score([prompt + ids for prompt, ids in zip(self.rows, self.written(engine), strict=True)])
 
     def released(self) -> None:
         values = torch.arange(1.0, 6.0, device=self.args.device)
         for row in self.generation():
             with torch.inference_mode():
                 logits = self.model(row[None]).logits  # (1, T, V)
-            (logits[0, -1].float().softmax(-1)[SCALE] * values).sum().item()
+            (logits[0, -1].float().softmax(-1)[list(self.engine.tokens.ids)] * values).sum().item()
 
 
 class OnVLLM:
@@ -184,7 +202,7 @@ class OnVLLM:
             length = args.prompt_tokens + args.new_tokens + 8
             self.llm = LLM(folder, skip_tokenizer_init=True, max_model_len=length, seed=args.seed)
         self.engine = object.__new__(VLLMEngine)  # its checks ask for a tokenizer
-        self.engine.llm, self.engine.tokens, self.engine.stop_ids = self.llm, Tokens(), [1]  # type: ignore[assignment]
+        self.engine.llm, self.engine.tokens, self.engine.stop_ids = self.llm, scale_of(5), [1]
         self.engine.lead, self.engine.adapter, self.engine.max_length = "", None, length
 
     def ways(self) -> dict[str, Callable[[], Any]]:
@@ -234,9 +252,13 @@ def report(args: argparse.Namespace, seconds: Mapping[str, list[float]]) -> None
         f"{args.engine} on {device}; {args.records} records of {args.prompt_tokens} tokens, {args.num_cots} rationales "
         f"of {args.new_tokens} tokens each, {args.rounds} rounds, {args.clock} time"
     )
-    print("| | s (median) | tokens/s | against generation alone | quartiles | released scoring takes |")
+    base = LETTERS if args.labels else GENERATION
+    print(f"| | s (median) | tokens/s | against {base} | quartiles | released scoring takes |")
     print("|---|---|---|---|---|---|")
     found = costs(seconds)
+    for way in (OURS, FORCED) if args.labels else ():  # forced scores are compared with forced ones
+        names = f"{way}, {LETTERS}", f"{way}, {TEN}"
+        found |= costs({name: seconds[name] for name in names})
     for name, cost in found.items():
         times = f"{found[RELEASED].seconds / cost.seconds:.2f} times as long" if RELEASED in found else ""
         print(f"| {name} | {cost.seconds:.2f} | {tokens / cost.seconds:,.0f} | {cost.ratio:.3f} | {cost.low:.3f} "

@@ -22,7 +22,9 @@ SHARED = {
 }
 """Headings of the tables of settings that several commands take, or that are too many for the command's own."""
 
-POSITIONAL = {"agree": " DATA", "compare": " A.json B.json", "report": " RUN", "inspect": " DATA"}
+POSITIONAL = {
+    "agree": " DATA", "calibrate": " RESULT.json", "compare": " A.json B.json", "report": " RUN", "inspect": " DATA",
+}  # fmt: skip
 
 
 class _Parsed(Exception):

@@ -49,7 +49,8 @@ def test_the_blocks_of_a_page_run_in_order(page, judge_folder, tmp_path, monkeyp
             block = block.replace(model, str(seed))
         on_cpu = "use_cpu=True, bf16=False, report_to='none'"
         block = block.replace("max_length=3000", on_cpu).replace("max_steps=2,", f"max_steps=2, {on_cpu},")
-        exec(compile(block.replace("max_new_tokens=256", "max_new_tokens=20"), str(page), "exec"), names)
+        block = re.sub("(max_new_tokens|max_completion_length)=[0-9]+", r"\1=20", block)
+        exec(compile(block, str(page), "exec"), names)
 
 
 def test_the_page_of_the_commands_is_up_to_date(generate):

@@ -193,6 +193,16 @@ def test_the_judge_rewards_a_policy(pipeline, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_the_judge_is_reinforced(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(pipeline.parents[1])
+    small = ["--per_device_train_batch_size", "2", "--num_generations", "2", "--max_completion_length", "30"]
+    argv = ["--max_steps", "1", "--gradient_accumulation_steps", "1", "--output_dir", tmp_path, *small, *SMALL]
+    run(monkeypatch, "8_reinforce.py", *argv, "--logging_steps", "1")
+    assert is_judge(tmp_path)
+    (first, *_) = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert {"reward", "score_mae"} <= first.keys() and first["learning_rate"] == pytest.approx(1e-6)
+
+
 # TRL's script
 
 
@@ -269,7 +279,15 @@ def test_accelerate_understands_each_line_of_its_configs(path):
 
 
 def test_the_pages_name_files_that_are_there():
-    for page in ("index.md", "multi_gpu.md", "migrating.md", "performance.md", "guides/paper.md", "guides/qlora.md"):
+    for page in (
+        "index.md",
+        "multi_gpu.md",
+        "migrating.md",
+        "performance.md",
+        "guides/paper.md",
+        "guides/qlora.md",
+        "guides/reinforcement.md",
+    ):
         for name in re.findall(r"(?:examples|benchmarks)/[\w/]+\.\w+", (DOCS / page).read_text()):
             assert (ROOT / name).is_file(), f"{page}: {name}"
 

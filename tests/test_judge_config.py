@@ -1,6 +1,7 @@
 """`judge_config.json`: what a saved judge says of itself."""
 
 import copy
+import dataclasses
 import json
 import pickle
 from importlib.metadata import version
@@ -29,6 +30,14 @@ def test_a_config_that_is_saved_is_loaded_unchanged(tmp_path, config):
     config.save(tmp_path / "new" / "folder")
     assert JudgeConfig.load(tmp_path / "new" / "folder") == config
     assert JudgeConfig.load(str(tmp_path / "new" / "folder")) == config
+
+
+def test_a_calibration_is_saved_and_without_one_older_readers_find_no_new_key(tmp_path):
+    FULL.save(tmp_path)
+    assert "calibration" not in json.loads((tmp_path / "judge_config.json").read_text(encoding="utf-8"))
+    mapped = dataclasses.replace(FULL, calibration={"scores": [0.0, 0.5], "calibrated": [0.1, 0.2]})
+    mapped.save(tmp_path)
+    assert JudgeConfig.load(tmp_path) == mapped and mapped.settings == FULL.settings
 
 
 def test_the_file_is_readable_json_with_the_version_that_wrote_it(tmp_path):

@@ -57,6 +57,7 @@ KINDS = {
     "conversational": bool,
     "renormalize_scores": bool,
     "chat_template_kwargs": dict,
+    "calibration": dict,
 }
 
 
@@ -75,6 +76,7 @@ class JudgeConfig:
         chat_template_kwargs (`dict`): further arguments of the chat template, as in training.
         score_separator (`str`): the text between a rationale and the prefix, as in the training rows.
         tract_trainer_version (`str`): version that wrote the file.
+        calibration (`dict`, *optional*): a map of expected scores, see [`~tract_trainer.evaluation.calibration.fit`].
     """
 
     score_labels: list[str]
@@ -86,6 +88,7 @@ class JudgeConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     score_separator: str = " "
     tract_trainer_version: str = field(default_factory=lambda: version("tract-trainer"))
+    calibration: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         scale = ScoreScale(self.score_labels, self.score_values)  # labels as text, values as floats, or an error
@@ -101,10 +104,19 @@ class JudgeConfig:
     def scale(self) -> ScoreScale:
         return ScoreScale(self.score_labels, self.score_values)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the judge's probabilities depend on: all but the version and the calibration."""
+        known = asdict(self)
+        return {name: known[name] for name in known if name not in ("tract_trainer_version", "calibration")}
+
     def save(self, folder: str | Path) -> None:
         """Writes `judge_config.json` into `folder`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text, temporary = json.dumps(asdict(self), indent=2, ensure_ascii=False), Path(folder) / f"_{FILE_NAME}.tmp"
+        found, temporary = asdict(self), Path(folder) / f"_{FILE_NAME}.tmp"
+        if self.calibration is None:  # older versions do not know the key
+            del found["calibration"]
+        text = json.dumps(found, indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(Path(folder) / FILE_NAME)
 

@@ -28,7 +28,7 @@ def score_mass(score_log_probs: Tensor) -> Tensor:
 def expected_score(score_log_probs: Tensor, values: Tensor, renormalize_scores: bool = False) -> Tensor:
     """
     The RAIL score `sum_k v_k p_k` (Lukasik et al., EMNLP Findings 2024): the Bayes-optimal prediction for a squared
-    error. Training and judging both call this function.
+    error if the probabilities add up to 1. Training and judging both call this function.
 
     Args:
         score_log_probs (`torch.Tensor`): log-probabilities of the labels, `(N, K)`.

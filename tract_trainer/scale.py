@@ -34,7 +34,8 @@ class ScoreScale:
 
     Args:
         labels (`Sequence[str]`):
-            Labels as they are written, e.g. `["1", "2", "3", "4", "5"]`. Non-strings are converted with `str`.
+            Labels as they are written, e.g. `["1", "2", "3", "4", "5"]`. Integers are converted; other numbers, of
+            which it is not clear how they are written, are refused.
         values (`Sequence[float]`, *optional*):
             Value of each label, in the same order. Defaults to `float(label)`.
 

@@ -94,3 +94,15 @@ def test_a_step_is_measured_from_end_to_end(monkeypatch, capsys):
     assert list(found) == ["sft", "again", "ours", "full_logits"]
     assert [len(row["peak_bytes"]) for row in found.values()] == [1, 0, 1, 1]
     assert all(row["seconds"] > 0 for row in found.values())
+
+
+@pytest.mark.parametrize("flags", [[], ["--labels"]])
+def test_every_way_of_judging_runs_and_is_compared_with_the_first_of_its_kind(monkeypatch, capsys, flags):
+    sizes = "--vocab 300 --hidden 32 --layers 1 --heads 2 --prompt_tokens 32 --new_tokens 6 --rounds 2 --num_cots 2"
+    monkeypatch.setattr(sys, "argv", ["score.py", *sizes.split(), *flags])
+    score.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert all(cost["seconds"] > 0 for cost in found.values())
+    bases = [name for name, cost in found.items() if cost["ratio"] == 1]
+    assert bases == ([name for name in found if name.endswith("ten letters")] if flags else ["generation alone"])
+    assert len(found) == (2 * len(bases) if flags else 5)

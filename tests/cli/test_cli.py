@@ -1,5 +1,6 @@
 """The command line: one message and exit code 2 for a mistake, a job done otherwise."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -8,12 +9,13 @@ import sys
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import yaml
 from tiny import PREFIX, RATIONALES
 from trl import ModelConfig
 
-from tract_trainer import RegressionAwareSFTConfig
+from tract_trainer import JudgeConfig, RegressionAwareSFTConfig
 from tract_trainer._distributed import file_lock
 from tract_trainer.cli import commands
 from tract_trainer.cli.main import COMMANDS, main
@@ -216,6 +218,42 @@ def test_a_benchmark_file_is_evaluated(judge_folder, records_file, tmp_path, cap
             SystemExit, match=rf"^tract evaluate: mt_bench: {limit.split('=')[0]} of RAIL is .*, the limi"
         ):
             main([str(argument) for argument in [*argv, *DRAW, "--fail_under", limit]])
+    figures = result["methods"]["RAIL"]
+    for name, side, end in (("pearson", "lower", figures["pearson_ci"][0]), ("mae", "upper", figures["mae_ci"][1])):
+        between = f"{name}={(figures[name] + end) / 2:.6f}"
+        assert main([str(argument) for argument in [*argv, *DRAW, "--fail-under", between]]) == 0
+        message = f"mt_bench: the {side} end of the 95 % interval of {name} of RAIL is {end:.3f}, the limit is "
+        with pytest.raises(SystemExit, match=f"^tract evaluate: {message}"):
+            main([str(argument) for argument in [*argv, *DRAW, "--fail-under", between, "--strict"]])
+
+
+def test_a_map_is_fitted_on_a_result_saved_with_the_judge_and_applied(
+    judge_folder, records_file, tmp_path, capsys, done, refused
+):
+    judge = shutil.copytree(judge_folder, tmp_path / "judge")
+    evaluate = ["evaluate", "--model", judge, "--benchmark", "mt_bench", "--path", records_file, "--output"]
+    evaluate += [tmp_path / "r.json", *DRAW]
+    ask = ["judge", "--model", judge, "--input", records_file, "--output", tmp_path / "out.jsonl", *DRAW]
+    done(*evaluate)
+    assert "The judge has no calibration." in refused(*ask, "--calibrated")
+    assert "--model must be the folder of the judge" in refused("calibrate", tmp_path / "r.json")
+    capsys.readouterr()
+    done("calibrate", tmp_path / "r.json", "--model", judge)
+    assert "A is calibrated, B is as judged." in " ".join(capsys.readouterr().out.split())
+    result, made = json.loads((tmp_path / "r.json").read_text()), (tmp_path / "r.json").stat().st_mtime_ns
+    done(*ask, "--calibrated")
+    found = JudgeConfig.load(judge).calibration
+    expected = [np.interp(row["score"], found["scores"], found["calibrated"]) for row in result["judgments"]]
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert "calibration: " in refused(*ask)  # calibrated scores and others are not mixed
+    done(*evaluate)  # the judgments of the result are as before
+    assert (tmp_path / "r.json").stat().st_mtime_ns == made
+    config = JudgeConfig.load(judge)
+    dataclasses.replace(config, score_values=[0, 1, 2, 3, 4], calibration=None).save(judge)
+    assert "score_values: [1.0, 2.0, 3.0, 4.0, 5.0] there" in refused(
+        "calibrate", tmp_path / "r.json", "--model", judge
+    )
 
 
 def test_several_benchmarks_go_into_a_folder_with_a_mean_and_entries_for_the_model_card(
@@ -292,11 +330,12 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
         assert f"takes figures with limits, such as pearson=0.6; found '{limit}'." in refused(
             *own, "--fail_under", limit
         )
+    assert "--strict is about the limits of --fail_under." in refused(*own, "--strict")
     for wrong in ("[1]", "{'a': 'b'}"):
         assert "columns must be a JSON object such as" in refused(*own, "--columns", wrong)
 
 
-def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
+def test_all_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     seed_folder, records_file, tmp_path, capsys, monkeypatch
 ):
     settings = {
@@ -314,6 +353,7 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
         "max_retries": 0,
         "unfinished": "force",
         "max_cot_records": 10,
+        "grpo": {"num_generations": 2, "max_steps": 1},
     }
     config = tmp_path / "run.yaml"
     config.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items()))
@@ -325,7 +365,8 @@ def test_both_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
     assert first["methods"]["RAIL"]["n"] == 2
     assert json.loads((folder / "cots" / "report.json").read_text())["rationales"] == 10
     saved = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert {path.parent.name for path in saved} >= {"stage1", "stage2"}
+    assert {path.parent.name for path in saved} >= {"stage1", "stage2", "stage3"}
+    assert json.loads((folder / "stage3.json").read_text())["judge"]["name"] == str(folder / "stage3")
 
     assert main(["run", "--config", str(config)]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == saved
@@ -503,21 +544,33 @@ def test_a_record_without_a_prompt_is_refused_before_any_is_judged(judge_folder,
     assert main([str(word) for word in argv]) == 0
 
 
-def test_judgments_made_otherwise_are_named_with_all_that_must_go(judge_folder, records_file, tmp_path, refused):
+def test_judgments_made_otherwise_are_named_with_all_that_must_go(
+    judge_folder, records_file, tmp_path, refused, capsys
+):
     output = tmp_path / "judged.jsonl"
     argv = ["judge", "--model", judge_folder, "--input", records_file, "--output", output, *DRAW]
     assert main([str(word) for word in argv]) == 0
+    made = [json.loads(line) for line in output.read_text().splitlines()]
+    for limit in (sorted(row["std"] for row in made)[5], 9):  # the judgments are the same, their marks are not
+        capsys.readouterr()
+        assert main([str(word) for word in [*argv, "--max_std", limit]]) == 0
+        above = [row["std"] > limit for row in made]
+        assert sum(above) == (2 if limit != 9 else 0)
+        assert f"{sum(above)} of 8 need review: their std is above {limit:g}," in capsys.readouterr().out
+        expected = [{**row, "needs_review": mark} for row, mark in zip(made, above, strict=True)]
+        assert [json.loads(line) for line in output.read_text().splitlines()] == expected
     message = refused(*argv, "--seed", "7")
     assert f"use --overwrite (overwrite=True) or delete {output}.settings.json and {output}." in message
 
 
 def test_an_unscored_judgment_is_json(judge_folder, tmp_path, capsys):
     (tmp_path / "r.json").write_text('{"prompt": "Rate the response from 1 to 5. The response names 0 facts.\\n"}')
-    record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2"]
+    record = ["--record", tmp_path / "r.json", "--max_new_tokens", "2", "--max_std", "9"]
     assert main([str(word) for word in ["judge", "--model", judge_folder, *record]]) == 2
     captured = capsys.readouterr()
     shown = json.loads(captured.out, parse_constant=pytest.fail)
     assert shown["score"] is None and set(shown["probs"].values()) == {None} and "max_new_tokens" in shown["reason"]
+    assert shown["needs_review"] is True
     assert captured.err.endswith(f"tract judge: error: The record has no score. {shown['reason']}\n")
 
 

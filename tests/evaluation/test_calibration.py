@@ -1,13 +1,18 @@
-"""Reliability and calibration error, against naive loops and hand arithmetic, and what chance adds to the error."""
+"""
+Reliability and calibration error, against naive loops and hand arithmetic, and what chance adds to the error. The map
+of expected scores, by hand, and that its effect is not that on the records it was fitted on.
+"""
 
 import json
 import math
 
 import numpy as np
 import pytest
+from fake import FIVE
 
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.calibration import calibration
+from tract_trainer.evaluation.calibration import calibration, cross_fitted_effect, fit
+from tract_trainer.judge_config import JudgeConfig
 
 SCALE = [1, 2, 3, 4, 5]
 LISTS = ["thresholds", "predicted", "observed", "counts"]
@@ -137,3 +142,66 @@ def test_the_lists_are_plain_and_of_every_threshold():
     assert list(found) == ["error", "error_by_chance", *LISTS]
     assert found["thresholds"] == [1, 2, 3, 4] and np.shape(found["predicted"]) == (4, 10)
     assert sum(map(sum, found["counts"])) == 4 * 50 and type(found["counts"][0][0]) is int
+
+
+# The map of expected scores
+
+
+def judged(scores, gold, groups=None, **judge):
+    """A result with these expected scores: the rest of the probability is on 1."""
+
+    def row(score, gold, group):
+        share = (score - 1) / 4
+        probs = None if math.isnan(score) else [1 - share, 0, 0, 0, share]
+        return {"gold": gold, "group": group, "rationales": [{"label": "1", "probs": probs}]}
+
+    judge = {"name": "a judge", "weights": "w", "config": FIVE.settings, **judge}
+    rows = list(map(row, scores, gold, groups or range(len(gold))))
+    return {"judge": judge, "methods": {}, "settings": {"num_cots": 3}, "judgments": rows, "benchmark": {"name": "b"}}
+
+
+def test_the_map_by_hand():
+    # Score 2 has gold 2 and 4, mean 3, and score 3 has 1.5: pooled, (2 * 3 + 1.5) / 3 = 2.5. Score 3.5 joins with 2.5.
+    found = fit(judged([4, 2, 3, 1, 2, 3.5, math.nan], [5, 2, 1.5, 1, 4, 2.5, 1]), FIVE, "w")
+    assert found == {
+        "weights": "w",
+        "score_values": [1, 2, 3, 4, 5],
+        "num_cots": 3,
+        "scores": [1, 2, 3.5, 4],
+        "calibrated": [1, 2.5, 2.5, 5],
+    }
+
+
+def test_a_result_of_another_judge_is_refused():
+    few = judged([1, 2, 3], [1, 2, 3])
+    with pytest.raises(InputError, match=r"^3 scored records in 3 groups are too few: a calibration needs at least 4"):
+        fit(few, FIVE, "w")
+    for changed, name in (({"weights": "v"}, "weights: 'v' there, 'w' now"), ({}, r"score_values: \[1.0, 2.0, 3")):
+        config = FIVE if changed else JudgeConfig(list("01234"))
+        with pytest.raises(InputError, match=rf"^The result is not of this judge:\n(  .*\n)*  {name}"):
+            fit(judged([1, 2, 3, 4], [1, 2, 3, 4], **changed), config, "w")
+    older = judged([1, 2, 3, 4], [1, 2, 3, 4])
+    del older["judge"]["weights"]
+    with pytest.raises(InputError, match="weights: None there, 'w' now"):
+        fit(older, FIVE, "w")
+    for odd in (older | {"methods": {"score": {}}}, older | {"judgments": [{"side": "chosen"}]}):
+        with pytest.raises(InputError, match=r"^A calibration is fitted on a judge's own judgments of scored records"):
+            fit(odd, FIVE, "w")
+
+
+def test_the_effect_is_that_on_other_groups():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(1, 6, 200).astype(float)
+    timid = np.append(2.5 + gold / 5 + rng.normal(0, 0.1, 200), math.nan)  # a judge that shuns the ends of the scale
+    found = cross_fitted_effect(judged(timid, [*gold, 1]))
+    assert (found["n"], found["unscored"]) == (201, 1)
+    rmse = found["figures"]["rmse"]
+    assert rmse["b"] > 1 and rmse["a"] < 0.6 and rmse["difference_ci"][1] < -0.4
+    # Scores that know nothing of gold: fitted on the same groups, a map would still correlate with gold.
+    rng, groups = np.random.default_rng(1), np.repeat(np.arange(20), 10)
+    gold, scores = (rng.uniform(1, 5, 20)[groups] for _ in range(2))
+    result = judged(scores, gold, groups.tolist())
+    mapped = fit(result, FIVE, "w")
+    assert np.corrcoef(np.interp(scores, mapped["scores"], mapped["calibrated"]), gold)[0, 1] > 0.5
+    figures = cross_fitted_effect(result)["figures"]
+    assert figures["pearson"]["a"] < 0.1 and figures["rmse"]["a"] > np.std(gold)

@@ -223,6 +223,7 @@ def test_without_rationales_the_score_is_read_after_the_prompt_and_nothing_is_wr
         "r-confusion.png",
         "r-predictions.png",
         "r-reliability.png",
+        "r-selective.png",
     ]
 
 
@@ -340,6 +341,7 @@ def test_the_result_says_what_was_done(records, tmp_path):
         "methods",
         "by_rationales",
         "calibration",
+        "selective",
         "judgments",
     ]
     assert result["schema_version"] == 1
@@ -570,7 +572,7 @@ def test_names_of_strangers_are_text_and_nothing_else(records, tmp_path, drawn):
     _, head, *_ = (tmp_path / "r.md").read_text().splitlines()
     escaped = r"a\|b \[red\]\*x\* $x^{$ \<script\> \# heading"
     assert head == f"# {escaped}: {escaped}"
-    assert len(list(tmp_path.glob("r-*.png"))) == 4
+    assert len(list(tmp_path.glob("r-*.png"))) == 5
     assert yaml.safe_load(yaml.safe_dump(model_index([result])))[0]["results"][0]["dataset"]["name"] == name
 
 

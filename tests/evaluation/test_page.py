@@ -179,7 +179,7 @@ def harmless(tmp_path_factory):
 def test_hostile_text_makes_no_element_and_no_attribute(told, harmless, tmp_path, monkeypatch):
     monkeypatch.setattr("tract_trainer.evaluation.page.as_svg", lambda figure: b"")  # takes a second
     plain, hostile = Parsed(harmless), Parsed(page_of(make_run(tmp_path / "told", told)))
-    assert len(hostile.pictures) == 5  # four of the result, and the training curves
+    assert len(hostile.pictures) == 6  # five of the result, and the training curves
     assert hostile.shape == plain.shape and not hostile.comments
     row = hostile.data[0]["judgments"][0]
     assert {row[key] for key in ("label", "rationale", "reason", "prompt")} == {told}
@@ -312,7 +312,7 @@ def test_figures_of_subsets_of_pairs_are_in_the_table(tmp_path):
 def test_the_pictures_are_drawn_from_the_result_and_the_same_each_time(tmp_path):
     made_result(tmp_path / "r.json", "judge of $x^{$ <&>")
     first, second = (Parsed(page_of(tmp_path / "r.json")).pictures for _ in range(2))
-    assert list(first) == ["predictions", "confusion", "reliability", "rationales"] and first == second
+    assert list(first) == ["predictions", "confusion", "reliability", "selective", "rationales"] and first == second
     for picture in first.values():
         assert ">judge of $x^{$ &lt;&amp;&gt;</text>" in picture and ">RAIL: r = -, RMSE = 1.500" in picture
 

@@ -16,6 +16,7 @@ from tract_trainer.evaluation.evaluate import evaluate
 from tract_trainer.evaluation.methods import METHODS
 from tract_trainer.evaluation.pictures import (
     METHOD_COLORS,
+    ORDERS,
     as_svg,
     legend_below,
     predictions,
@@ -89,6 +90,14 @@ def test_the_reliability_plot_has_wilson_intervals_and_says_what_is_observed(res
     # Wilson, z = 1.96: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) of 0 of 2 and of 3 of 5.
     reach = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert np.allclose(reach, [[0, 0.6576], [0.2307, 0.8824]], atol=1e-3)
+
+
+def test_the_selective_picture_has_a_curve_for_each_order_and_ends_at_all_records(result):
+    errors, absolute = result_figures(result)["selective"].axes
+    drawn = {line.get_label(): line.get_xydata()[-1].tolist() for line in errors.lines}
+    assert list(drawn) == [*ORDERS.values(), "random order"]  # two rationales each
+    assert all(point == pytest.approx([1, (5 / 7) ** 0.5]) for point in drawn.values())
+    assert absolute.lines[0].get_xydata()[-1].tolist() == pytest.approx([1, 5 / 7])
 
 
 def test_several_judges_and_methods_stand_side_by_side_with_their_figures(result):
@@ -179,4 +188,4 @@ def test_every_scale_can_be_drawn(labels, values, tmp_path):
         save_png(figure, tmp_path / "again.png")
         assert (tmp_path / "again.png").read_bytes() == (tmp_path / f"r-{name}.png").read_bytes()
         assert matplotlib.image.imread(tmp_path / "again.png").std() > 0.01
-    assert len(list(tmp_path.glob("r-*.png"))) == 4
+    assert len(list(tmp_path.glob("r-*.png"))) == 5

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from fake import fake_judge, sure
+from fake import FIVE, fake_judge, sure
 from peft import LoraConfig
 from tiny import PREFIX, make_dataset, make_model, make_rows, make_tokenizer, train_judge
 from transformers import AutoModelForCausalLM
@@ -491,3 +491,47 @@ def test_a_model_without_any_end_token_is_refused(trainer):
     config = dataclasses.replace(trainer.judge_config, conversational=False)
     with pytest.raises(ValueError, match=r"^Neither the model nor the tokenizer has an end-of-sequence token\."):
         Judge.from_model(model, tokenizer, config)
+
+
+# Calibration
+
+
+def mapped_judge(**changes):
+    calibration = {
+        "weights": None,
+        "score_values": [1, 2, 3, 4, 5],
+        "num_cots": 2,
+        "scores": [1, 5],
+        "calibrated": [2, 4],
+    }
+    config = dataclasses.replace(FIVE, calibration=None if changes == {"none": True} else calibration | changes)
+    return fake_judge(lambda prompt: [None] * 2 if "none" in prompt else [sure(4), sure(5)], config)
+
+
+def test_calibrated_scores_are_those_of_the_map_and_nothing_else_changes():
+    judge, records = mapped_judge(), [{"prompt": "one"}, {"prompt": "none"}]
+    plain, _ = judge.score(records, 2)
+    mapped, unscored = judge.score(records, 2, calibrated=True)
+    assert plain.score == 4.5 and mapped.score == pytest.approx(3.75)  # from 1 to 5 as 2 to 4
+    assert dataclasses.replace(mapped, score=4.5) == plain and math.isnan(unscored.score) and unscored.reason
+    assert judge.score(records[0], 2, calibrated=True).score == mapped.score
+    assert judge.compare(*records[:1] * 2, 2, calibrated=True).a.score == mapped.score
+    (reward,) = judge.as_reward_func("R", 2, calibrated=True)(["p"], ["c"])
+    assert reward == mapped.score
+    assert judge.identity == fake_judge(lambda prompt: [sure(4)]).identity  # so results are found again
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"none": True}, "The judge has no calibration. Fit one: tract calibrate RESULT.json --model FOLDER."),
+        ({"weights": "w"}, "fitted on other judgments than these:\n  weights: 'w' there, None now\n"),
+        ({"score_values": [0, 1]}, "  score_values: [0, 1] there, [1.0, 2.0, 3.0, 4.0, 5.0] now\n"),
+        ({"num_cots": 5}, "  num_cots: 5 there, 2 now\nJudge with the same num_cots, or run tract calibrate"),
+    ],
+)
+def test_a_map_of_other_judgments_is_refused_before_any_is_made(changes, message):
+    judge = mapped_judge(**changes)
+    with pytest.raises(InputError, match=re.escape(message)):
+        judge.score([{"prompt": "one"}], 2, calibrated=True)
+    assert judge.engine.generated == 0

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -369,8 +370,9 @@ def test_what_cannot_be_trained_is_refused(tmp_path, judge_folder, rows, kwargs,
 
 
 def test_a_model_that_is_no_judge_is_refused(tmp_path, seed_folder):
+    args = RegressionAwareGRPOConfig(**settings(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"holds no judge_config\.json"):
-        RegressionAwareGRPOTrainer(str(seed_folder), args=None, train_dataset=Dataset.from_list(ROWS))
+        RegressionAwareGRPOTrainer(str(seed_folder), args=args, train_dataset=Dataset.from_list(ROWS))
 
 
 def test_a_plain_config_gets_the_defaults_of_ours(tmp_path, judge_folder):
@@ -380,6 +382,17 @@ def test_a_plain_config_gets_the_defaults_of_ours(tmp_path, judge_folder):
     assert (args.score_loss_weight, args.advantage_clip, args.steps_per_generation) == (1.0, 1.0, 2)
     assert args.generation_batch_size == plain.generation_batch_size and args.max_completion_length == 24
     assert b"hf_secret" not in pickle.dumps(args)
+
+
+def test_a_calibration_is_not_passed_on_to_other_weights(tmp_path, judge_folder):
+    config = JudgeConfig.load(judge_folder)
+    trainer = RegressionAwareGRPOTrainer(
+        str(judge_folder),
+        args=RegressionAwareGRPOConfig(**settings(tmp_path)),
+        train_dataset=Dataset.from_list(ROWS),
+        judge_config=replace(config, calibration={"scores": [1, 5], "calibrated": [2, 4]}),
+    )
+    assert trainer.judge_config == config
 
 
 def test_evaluation_logs_the_same_figures(tmp_path, soft):

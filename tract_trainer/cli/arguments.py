@@ -233,6 +233,13 @@ class RecordArguments(JudgeArguments):
         default=None,
         metadata={"help": "JSONL file for the judgments of `input`. A stopped call resumes from OUTPUT.unfinished."},
     )
+    calibrated: bool = field(
+        default=False, metadata={"help": "Map each score as tract calibrate has fitted it; `probs` stay as they are."}
+    )
+    max_std: float | None = field(
+        default=None,
+        metadata={"help": "Add `needs_review` to each judgment: true if its std is higher, or if it has no score."},
+    )
 
 
 @dataclass
@@ -257,6 +264,15 @@ class EvaluateArguments(JudgeArguments):
             "help": "Exit with code 1 if a figure of RAIL is worse than its limit, e.g. pearson=0.6 rmse=0.9, for CI."
         },
     )
+    strict: bool = field(
+        default=False,
+        metadata={"help": "Compare the worse end of the 95 % interval with the limits of --fail_under."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strict and not self.fail_under:
+            raise ValueError("--strict is about the limits of --fail_under. Give some, e.g. --fail_under pearson=0.6.")
 
 
 @dataclass
@@ -292,6 +308,15 @@ class CompareArguments(OutputArguments):
 
     method: str = field(default="RAIL", metadata={"help": "How scores are read.", "choices": list(METHODS)})
     output: str = field(default="comparison", metadata={"help": "Folder for the table and the picture."})
+
+
+@dataclass
+class CalibrateArguments:
+    _argument_group_name = "calibration"
+
+    model: str | None = field(
+        default=None, metadata={"help": "Folder of the judge that made the result. Its judge_config.json gets the map."}
+    )
 
 
 @dataclass
@@ -341,3 +366,21 @@ class RunArguments(CotArguments):
         default=None, metadata={"help": "Generate rationales for only the first N training rows."}
     )
     max_eval_records: int | None = field(default=None, metadata={"help": "Evaluate on only the first N records."})
+    grpo: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Train a stage 3 by reinforcement learning, and evaluate it, too: true, or settings of tract grpo "
+            "as JSON, e.g. '{\"num_generations\": 16}'. Unless given, its learning rate is a tenth of that of the "
+            "other stages, and rationales are sampled with temperature, top_p and max_new_tokens."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        switch: dict[str, dict[str, Any] | None] = {"true": {}, "false": None}
+        given = str(self.grpo).lower()
+        self.grpo = switch[given] if given in switch else json_object("grpo", self.grpo, '{"num_generations": 16}')
+        if fixed := sorted(
+            {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id"} & set(self.grpo or ())
+        ):
+            raise ValueError(f"grpo must not hold {', '.join(fixed)}, which tract run sets for all stages.")

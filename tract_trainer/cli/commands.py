@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tract_trainer._distributed import file_lock, process_state
 from tract_trainer.cli import pipeline
 from tract_trainer.cli.arguments import (
     AgreeArguments,
+    CalibrateArguments,
     CompareArguments,
     DataArguments,
     DemoArguments,
@@ -45,6 +47,7 @@ from tract_trainer.engines.checkpoints import SavedJudge
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation import comparison
 from tract_trainer.evaluation.breakdown import broken_down, check_columns
+from tract_trainer.evaluation.calibration import cross_fitted_effect, fit
 from tract_trainer.evaluation.columns import column_results
 from tract_trainer.evaluation.evaluate import check_output, load_result, save, short_columns
 from tract_trainer.evaluation.evaluate import evaluate as evaluate_judge
@@ -57,6 +60,7 @@ from tract_trainer.evaluation.tables import (
     tables_below,
 )
 from tract_trainer.hub.results import FIGURES, GIVEN, main_method, model_index, remarks, verdict, with_ceiling
+from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
 from tract_trainer.metrics import ERRORS
 from tract_trainer.rationales.generation import generate_cot_dataset
@@ -138,26 +142,31 @@ def judge(argv: Sequence[str]) -> None:
     args, form, draw = parse("judge", argv, RecordArguments, RecordFormat, SamplingArguments)
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
-    settings = {"seed": args.seed, "unfinished": args.unfinished, **draw.sampling}
+    settings = {"seed": args.seed, "unfinished": args.unfinished, "calibrated": args.calibrated, **draw.sampling}
     if args.record is not None:
         record = read_record(args.record, **form.format)
-        _print_judgment(_judge(args, draw), record, draw.num_cots, settings)
+        _print_judgment(_judge(args, draw), record, draw.num_cots, settings, args.max_std)
         return
     path = Path(args.output)
     pipeline.check_judged(path, args.overwrite)
     records = read_rows(args.input, **form.format)
     pipeline.judge_file(_judge(args, draw), records, path, draw.num_cots, overwrite=args.overwrite, **settings)
-    with path.open(encoding="utf-8") as file:
-        reasons = [reason for line in file if (reason := json.loads(line)["reason"])]
+    rows = pipeline.judged_rows(path, args.max_std)
+    reasons = [row["reason"] for row in rows if row["reason"]]
     why = f" The first: {reasons[0]}" if reasons else ""
     print(f"{len(records):,} judgments are in {path}, {len(reasons):,} of them unscored.{why}")
+    if args.max_std is not None:
+        count = sum(row["needs_review"] for row in rows)
+        print(f"{count:,} of {len(rows):,} need review: their std is above {args.max_std:g}, or they are unscored.")
     if len(reasons) == len(records):
         raise InputError("No record has a score.")
 
 
-def _print_judgment(judge: Judge, record: dict[str, Any], num_cots: int, settings: dict[str, Any]) -> None:
+def _print_judgment(
+    judge: Judge, record: dict[str, Any], num_cots: int, settings: dict[str, Any], max_std: float | None
+) -> None:
     judgment = judge.score(record, num_cots, **settings)
-    shown = pipeline.as_json(judgment)
+    shown = pipeline.marked(pipeline.as_json(judgment), max_std)
     probs = [p if p is None else round(p, 4) for p in shown["probs"]]
     shown["probs"] = dict(zip(judge.config.score_labels, probs, strict=True))
     print(json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False))
@@ -189,7 +198,7 @@ def evaluate(argv: Sequence[str]) -> None:
         for path, result in results.items() if process_state().is_main_process else ():
             save(result, path)
     _show(results)
-    if missed := [text for result in results.values() for text in _missed(result, limits)]:
+    if missed := [text for result in results.values() for text in _missed(result, limits, args.strict)]:
         sys.exit(f"tract evaluate: {'; '.join(missed)}")  # with exit code 1
 
 
@@ -207,14 +216,20 @@ def _limits(given: Sequence[str]) -> dict[str, float]:
     return limits
 
 
-def _missed(result: dict[str, Any], limits: dict[str, float]) -> list[str]:
-    """A text for each figure of RAIL that is worse than its limit, or not defined."""
-    missed = []
+def _missed(result: dict[str, Any], limits: dict[str, float], strict: bool) -> list[str]:
+    """
+    A text for each figure of RAIL that is worse than its limit, or not defined; if `strict`, for each whose interval
+    ends on the worse side of the limit.
+    """
+    missed, figures, end = [], result["methods"]["RAIL"], ""
     for name, limit in limits.items():
-        value = result["methods"]["RAIL"].get(name)
+        value = figures.get(name)
+        if strict:
+            end = f"the {'upper' if name in ERRORS else 'lower'} end of the 95 % interval of "
+            value = (figures.get(f"{name}_ci") or (None, None))[name in ERRORS]
         if value is None or (value > limit if name in ERRORS else value < limit):
             shown = "is not defined" if value is None else f"is {value:.3f}"
-            missed.append(f"{result['benchmark']['name']}: {name} of RAIL {shown}, the limit is {limit:g}")
+            missed.append(f"{result['benchmark']['name']}: {end}{name} of RAIL {shown}, the limit is {limit:g}")
     return missed
 
 
@@ -274,6 +289,24 @@ def _show(results: dict[Path, dict[str, Any]]) -> None:
         part.write_text(f"# {MARK}: {next(iter(named.values()))[MARK]}\n{entries}", encoding="utf-8")
     if empty := [name for name, result in named.items() if _is_empty(result)]:
         raise InputError(f"No record of {', '.join(empty)} has a score.")
+
+
+def calibrate(argv: Sequence[str]) -> None:
+    files = _positional(argv)
+    (args,) = parse("calibrate", argv[len(files) :], CalibrateArguments, positional="RESULT.json ")
+    if len(files) != 1:
+        raise InputError(f"Expected a result of tract evaluate, RESULT.json, got {files}.")
+    if args.model is None or not Path(args.model).is_dir():
+        raise InputError(f"--model must be the folder of the judge, to save the map in it; found {args.model!r}.")
+    result, config = load_result(files[0]), JudgeConfig.load(args.model)
+    found = fit(result, config, SavedJudge.find(args.model).identity)
+    Console().print(comparison_table(cross_fitted_effect(result)))
+    replace(config, calibration=found).save(args.model)
+    print(
+        "Each record's score in A is mapped by a fit on records of other groups.\n"
+        f"The map, fitted on all records, is in {Path(args.model) / 'judge_config.json'}. Apply it with tract judge "
+        "--calibrated, or judge.score(..., calibrated=True)."
+    )
 
 
 def compare(argv: Sequence[str]) -> None:

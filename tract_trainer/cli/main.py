@@ -25,6 +25,7 @@ COMMANDS = {
     "judge": "judge one record, or a file of records",
     "evaluate": "compare a judge with gold scores: agreement and confidence intervals",
     "agree": "compare scores of any scorer, in columns of a file, with gold scores",
+    "calibrate": "fit a map from a judge's expected scores to gold scores, and save it with the judge",
     "compare": "compare two judges on the same records: differences, intervals, p-values",
     "run": "train both stages and evaluate the judge",
     "report": "write one HTML page of a run or a result: metrics, curves, judgments to browse",

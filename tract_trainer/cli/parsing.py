@@ -36,7 +36,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("gradient_accumulation_steps", "max_length", "lora_r", "lora_alpha"), (1, LARGEST)),
     "max_completion_length": (1, LARGEST),
     "num_generations": (2, LARGEST),
-    **dict.fromkeys(("num_cots", "max_retries", "rows"), (0, LARGEST)),
+    **dict.fromkeys(("num_cots", "max_retries", "rows", "max_std"), (0, LARGEST)),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), (0, LARGEST)),
     **dict.fromkeys(("num_train_epochs", "save_steps", "logging_steps", "eval_steps"), (0, LARGEST)),
     **dict.fromkeys(("lora_dropout", "eval_fraction", "adam_beta1", "adam_beta2"), (0, 1)),

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -225,7 +225,7 @@ def begin_training(model_args: ModelConfig, args: TrainingConfig, dataset: Datas
     settings, found = folder / SETTINGS, asdict(model_args)
     if isinstance(args, RegressionAwareGRPOConfig):
         command, judge = "grpo", JudgeConfig.load(str(model_args.model_name_or_path), model_args.model_revision)
-        found |= asdict(judge)
+        found |= judge.settings
     found |= {"command": f"tract {command}", **{name: getattr(args, name) for name in OBJECTIVE[command]}}
     found |= {"seed_model": seed_identity(model_args), "rows": digest([digest(row) for row in dataset])}
     trained_with = json.loads(json.dumps(found, default=str))
@@ -289,6 +289,7 @@ def judge_file(
     *,
     seed: int = 42,
     unfinished: str = "unscored",
+    calibrated: bool = False,
     overwrite: bool = False,
     **sampling: Any,
 ) -> None:
@@ -303,6 +304,9 @@ def judge_file(
     settings = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
     keys = [digest(record) for record in records]
     made_with = {"judge": judge.identity, "num_cots": num_cots, **settings, "records": digest(keys)}
+    if calibrated:
+        made_with["calibration"] = digest(judge.calibration(num_cots))
+        settings["calibrated"] = True
     settings_path, folder = check_judged(path, overwrite)
     check_prompts(records, judge.rows.prompt_ids)
     state = process_state()
@@ -319,10 +323,30 @@ def judge_file(
         if not path.exists():
             finish_rows(folder, keys, rows, state)
             if state.is_main_process:
-                judged = finished_rows(folder, keys)
-                with replacing(path) as part, part.open("w", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in judged)
+                _write_rows(path, finished_rows(folder, keys))
         state.wait_for_everyone()
+
+
+def judged_rows(path: Path, max_std: float | None) -> list[dict[str, Any]]:
+    """The judgments in a file of [`judge_file`], [`marked`] in the file, too, if there is a `max_std`."""
+    with path.open(encoding="utf-8") as file:
+        rows = [marked(json.loads(line), max_std) for line in file]
+    if max_std is not None and process_state().is_main_process:
+        _write_rows(path, rows)
+    return rows
+
+
+def marked(row: dict[str, Any], max_std: float | None) -> dict[str, Any]:
+    """
+    A judgment of [`as_json`] with `needs_review`, whether a person should judge: it has no score, or a higher std than
+    `max_std`. Without `max_std`, as it is.
+    """
+    return row if max_std is None else {**row, "needs_review": row["std"] is None or row["std"] > max_std}
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def as_json(judgment: Judgment) -> dict[str, Any]:

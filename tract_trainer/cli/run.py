@@ -1,4 +1,4 @@
-"""`tract run`: stage 1, its own rationales, stage 2 from the seed model, and the evaluation.
+"""`tract run`: stage 1, its own rationales, stage 2 from the seed model, the evaluation; maybe stage 3 and its own.
 
 Each step leaves a folder and is skipped when its folder is complete, so an interrupted run resumes where it stopped.
 """
@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from rich.console import Console
+from transformers import TrainingArguments
 from trl import ModelConfig, get_quantization_config
 
 from tract_trainer._distributed import file_lock
 from tract_trainer.cli import pipeline
 from tract_trainer.cli.arguments import RunArguments, SamplingArguments, TrainingDataArguments
+from tract_trainer.cli.parsing import parse
 from tract_trainer.data.benchmarks import check_scale, scored_records
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.records import Record, check_prompts
@@ -39,20 +41,23 @@ from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
 from tract_trainer.rationales.generation import generate_cot_dataset
 from tract_trainer.scale import ScoreTokens
-from tract_trainer.training.config import RegressionAwareSFTConfig
+from tract_trainer.training.config import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
 
 HELD_OUT = "held-out records"
 
 STEPS = ("baseline.json", "stage1", "cots", "stage2", "evaluation.json")
 
 # What a run leaves in its folder, beside its settings.
-MADE = (*STEPS, "stage1.done", "stage2.done", "stage2.settings.json", "baseline.unfinished", "evaluation.unfinished")
+MADE = (
+    *STEPS, "stage3", "stage3.json", "stage1.done", "stage2.done", "stage3.done", "stage2.settings.json",
+    "stage3.settings.json", "baseline.unfinished", "evaluation.unfinished", "stage3.unfinished",
+)  # fmt: skip
 
 # Parts of names of training arguments that do not change what is learned: they log, save, place or load.
 NOT_LEARNED = (
     "log", "report", "hub", "save", "eval", "project", "output_dir", "run_name", "tqdm", "use_cpu", "resume",
     "num_proc", "ddp", "fsdp", "deepspeed", "local_rank", "accelerator", "tracking", "trackio",
-    "num_workers", "pin_memory", "prefetch", "persistent",
+    "num_workers", "pin_memory", "prefetch", "persistent", "vllm_gpu", "vllm_server", "vllm_group", "sleep_mode",
 )  # fmt: skip
 
 
@@ -64,14 +69,35 @@ def run_pipeline(
     settings: RunArguments,
 ) -> dict[Path, dict[str, Any]]:
     """
-    Runs both stages and the evaluation under `args.output_dir`: `stage1/`, `cots/`, `stage2/`, `evaluation.json`, and
-    with `settings.baseline` first `baseline.json`, the evaluation of the seed model. With `args.push_to_hub`, the judge
-    of stage 2 is pushed, its card with the evaluation.
+    Runs both stages and the evaluation under `args.output_dir`: `stage1/`, `cots/`, `stage2/`, `evaluation.json`. With
+    `settings.baseline` first `baseline.json`, the evaluation of the seed model; with `settings.grpo` then `stage3/` and
+    its evaluation, `stage3.json`, in a finished run, too. With `args.push_to_hub`, the judge of the last stage is
+    pushed, its card with the evaluation.
 
     Returns:
-        `dict[Path, dict]`: results of the evaluations by their files; that of the judge is the last.
+        `dict[Path, dict]`: results of the evaluations by their files; that of the last stage is the last.
     """
-    return _Run(args, model, draw, settings, Console(quiet=not PartialState().is_main_process)).run(data)
+    console, grpo = Console(quiet=not PartialState().is_main_process), stage3_config(args, draw, settings)
+    return _Run(args, model, draw, settings, grpo, console).run(data)
+
+
+def stage3_config(
+    args: RegressionAwareSFTConfig, draw: SamplingArguments, settings: RunArguments
+) -> RegressionAwareGRPOConfig | None:
+    """
+    The config of stage 3, with `settings.grpo`. Other settings of sampling are those of the rationales, other
+    `TrainingArguments` those of the other stages, with a tenth of their learning rate. `None` without a stage 3.
+    """
+    if settings.grpo is None:
+        return None
+    names = [field.name for field in fields(TrainingArguments) if field.init]
+    shared = {name: getattr(args, name) for name in (*names, "model_init_kwargs", "trust_remote_code")}
+    shared |= {"learning_rate": args.learning_rate / 10, "temperature": draw.temperature, "top_p": draw.top_p}
+    shared |= {"max_completion_length": draw.max_new_tokens}
+    block: Any = settings.grpo  # a mapping by now
+    given = {str(name): value for name, value in block.items()}
+    (config,) = parse("grpo", [], RegressionAwareGRPOConfig, given=given, **shared)
+    return config  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -80,6 +106,7 @@ class _Run:
     model: ModelConfig
     draw: SamplingArguments
     settings: RunArguments
+    grpo: RegressionAwareGRPOConfig | None
     console: Console
 
     @property
@@ -109,27 +136,36 @@ class _Run:
     def steps(
         self, held_out: list[dict[str, Any]], eval_name: str, dataset: Dataset, seed_model: str
     ) -> dict[Path, dict[str, Any]]:
-        results, folder, say = {}, self.folder, self.console.print
+        results, folder, records = {}, self.folder, f"on {len(held_out):,} held-out records"
         if self.settings.baseline:
-            say(f"[0/4] Evaluation of the seed model on {len(held_out):,} held-out records")
+            self.say(0, f"Evaluation of the seed model {records}")
             path = folder / "baseline.json"
             name = str(self.model.model_name_or_path)
             results[path] = self.evaluate(self.seed_judge(), name, held_out, eval_name, path)
-        say(f"[1/4] Stage 1 on {len(dataset):,} annotated rationales")
-        self.train("stage1", dataset)
+        self.say(1, f"Stage 1 on {len(dataset):,} annotated rationales")
+        self.train("stage1", self.args, self.model, dataset)
         cots = self.rationales(dataset)
-        say(f"[3/4] Stage 2, from the seed model, on {len(cots):,} of them")
+        self.say(3, f"Stage 2, from the seed model, on {len(cots):,} of them")
         with PartialState().main_process_first():
             self.check_rationales(begin=True)
             self.check_seed(seed_model)
-        self.train("stage2", cots)
-        say(f"[4/4] Evaluation on {len(held_out):,} held-out records")
+        self.train("stage2", self.args, self.model, cots)
+        self.say(4, f"Evaluation {records}")
         path = folder / "evaluation.json"
-        judge, name = self.judge("stage2"), str(folder / "stage2")
-        results[path] = self.evaluate(judge, name, held_out, eval_name, path)
-        if PartialState().is_main_process:
-            self.publish(results[path])
+        results[path] = self.evaluate_stage("stage2", held_out, eval_name, path)
+        if self.grpo is not None:
+            self.reinforce(self.grpo, cots, dataset.info.dataset_name)
+            self.say(6, f"Evaluation {records}")
+            path = folder / "stage3.json"
+            results[path] = self.evaluate_stage("stage3", held_out, eval_name, path)
         return results
+
+    @property
+    def last_stage(self) -> str:
+        return "stage2" if self.grpo is None else "stage3"
+
+    def say(self, step: int, text: str) -> None:
+        self.console.print(f"[{step}/{4 if self.grpo is None else 6}] {text}")
 
     def refuse_what_a_later_step_would(self) -> None:
         """Before hours of training."""
@@ -138,8 +174,9 @@ class _Run:
             raise InputError(
                 f"num_cots must be at least 1, got {self.draw.num_cots}: stage 2 is trained on rationales."
             )
-        if find_spec(self.settings.engine) is None:
-            engine_class(self.settings.engine)  # says what to install
+        for engine in (self.settings.engine, *(["vllm"] if self.grpo is not None and self.grpo.use_vllm else [])):
+            if find_spec(engine) is None:
+                engine_class(engine)  # says what to install
         if by := [name for name in ("deepspeed", "fsdp") if getattr(self.args, name)]:
             raise InputError(
                 f"tract run writes rationales with the full model in each process, and {by[0]} shards it. Take the "
@@ -165,6 +202,12 @@ class _Run:
                 "records, or rows with `prompt` and `completion` or `messages`; `tract sft` trains a single stage on "
                 "these."
             )
+        kwargs = dataset["chat_template_kwargs"] if "chat_template_kwargs" in dataset.column_names else []
+        if self.grpo is not None and ("tools" in dataset.column_names or len(set(map(digest, kwargs))) > 1):
+            raise InputError(
+                "Stage 3 renders all prompts alike, and the rows have `tools`, or `chat_template_kwargs` that differ. "
+                "Remove the column, or leave out grpo."
+            )
         return held_out, dataset
 
     def begin(self, settings: dict[str, Any], main: bool) -> None:
@@ -181,9 +224,9 @@ class _Run:
         path = self.folder / "stage2.settings.json"
         if begin or path.exists():
             made_with = asdict(self.draw) | asdict(self.settings)
-            for name in ("baseline", "batch_size", "max_eval_records", "eval_fraction", "overwrite"):
+            for name in ("baseline", "batch_size", "max_eval_records", "eval_fraction", "grpo", "overwrite"):
                 del made_with[name]
-            check_settings(path, _as_json(made_with), self.folder / "stage2")
+            check_settings(path, _as_json(made_with), self.folder / "stage2", self.folder / "stage2.done")
 
     def check_seed(self, seed_model: str) -> None:
         if pipeline.seed_identity(self.model) != seed_model:
@@ -192,17 +235,30 @@ class _Run:
                 "must start from the same model. Put them back, or give another output_dir."
             )
 
-    def train(self, stage: str, dataset: Dataset) -> None:
+    def reinforce(self, args: RegressionAwareGRPOConfig, cots: Dataset, source: str | None) -> None:
+        """Stage 3: trains the judge of stage 2, full model or adapter, on the prompts that stage 2 was trained on."""
+        model = replace(self.model, model_name_or_path=str(self.folder / "stage2"), use_peft=False)
+        dataset = pipeline.training_data(cots, args, model, source)
+        self.say(5, f"Stage 3, reinforcement learning from stage 2, on {len(dataset):,} prompts")
+        with PartialState().main_process_first():
+            path, work = (
+                self.folder / "stage3.settings.json",
+                [self.folder / name for name in ("stage3", "stage3.done")],
+            )
+            check_settings(path, learned_settings(args, model), *work)
+        self.train("stage3", args, model, dataset)
+
+    def train(self, stage: str, args: pipeline.TrainingConfig, model: ModelConfig, dataset: Dataset) -> None:
         """Trains a stage unless `STAGE.done` says that it is done: its folder may hold a judge of a checkpoint."""
-        done, args = self.folder / f"{stage}.done", copy.copy(self.args)
+        done, args = self.folder / f"{stage}.done", copy.copy(args)
         if done.exists():
             return
         args.output_dir, args.resume_from_checkpoint = str(self.folder / stage), "true"  # settings have been compared
         args.hub_model_id = args.hub_model_id or self.folder.resolve().name
-        args.push_to_hub = args.push_to_hub and stage == "stage2"
-        if stage == "stage2" and args.missing_score == "error":
+        args.push_to_hub = args.push_to_hub and stage == self.last_stage
+        if stage == "stage2" and isinstance(args, RegressionAwareSFTConfig) and args.missing_score == "error":
             args.missing_score = "drop"  # a generated rationale may exceed max_length, which cannot change any more
-        pipeline.train(self.model, args, dataset)
+        pipeline.train(model, args, dataset)
         if PartialState().is_main_process:
             done.touch()
         clear_device_cache(garbage_collection=True)  # the next step loads a model of its own
@@ -211,7 +267,7 @@ class _Run:
         """The stage-2 dataset, written by the judge of stage 1."""
         if self.settings.max_cot_records is not None:
             dataset = dataset.take(self.settings.max_cot_records)
-        self.console.print(f"[2/4] {self.draw.num_cots * len(dataset):,} self-generated rationales")
+        self.say(2, f"{self.draw.num_cots * len(dataset):,} self-generated rationales")
         return generate_cot_dataset(
             self.judge("stage1"),
             dataset,
@@ -229,6 +285,13 @@ class _Run:
         unfinished = "force" if self.settings.unfinished == "force" else "unscored"
         settings = {"seed": self.args.seed, "unfinished": unfinished, **self.draw.sampling}
         return evaluate(judge, held_out, eval_name, path, self.draw.num_cots, judge_name=name, **settings)
+
+    def evaluate_stage(self, stage: str, held_out: list[dict[str, Any]], eval_name: str, path: Path) -> dict[str, Any]:
+        """The evaluation of the judge of a stage; it is added to its card, and the last stage is pushed with it."""
+        result = self.evaluate(self.judge(stage), str(self.folder / stage), held_out, eval_name, path)
+        if PartialState().is_main_process:
+            self.publish(stage, result)
+        return result
 
     def judge(self, stage: str) -> Judge:
         return Judge.from_pretrained(self.folder / stage, **self.loading())
@@ -253,19 +316,20 @@ class _Run:
         kwargs |= self.settings.model_kwargs  # type: ignore[arg-type]  # a mapping by now
         return {"engine": self.settings.engine, "batch_size": self.draw.batch_size, "model_kwargs": kwargs}
 
-    def publish(self, result: dict[str, Any]) -> None:
-        args, judge = self.args, self.folder / "stage2"
+    def publish(self, stage: str, result: dict[str, Any]) -> None:
+        args, judge = self.args, self.folder / stage
         add_results(judge, result)
-        if args.push_to_hub:
+        if args.push_to_hub and stage == self.last_stage:
             name = args.hub_model_id or self.folder.resolve().name
             private, revision = args.hub_private_repo, args.hub_revision
             push_judge(judge, name, token=args.hub_token, private=private, revision=revision)
 
 
-def learned_settings(args: RegressionAwareSFTConfig, model: ModelConfig) -> dict[str, Any]:
+def learned_settings(args: pipeline.TrainingConfig, model: ModelConfig) -> dict[str, Any]:
     """Settings of training on which the trained model depends, as JSON."""
     found = {name: value for name, value in args.to_dict().items() if not any(word in name for word in NOT_LEARNED)}
-    found |= {"eos_token": args.eos_token, "pad_token": args.pad_token}  # `to_dict` hides what ends in "_token"
+    if isinstance(args, RegressionAwareSFTConfig):
+        found |= {"eos_token": args.eos_token, "pad_token": args.pad_token}  # `to_dict` hides what ends in "_token"
     return _as_json(found | asdict(model))
 
 

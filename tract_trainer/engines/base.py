@@ -137,7 +137,13 @@ def checked(num_cots: int, unfinished: str, sampling: Mapping[str, Any]) -> Samp
 
 
 def check_score_settings(
-    num_cots: int = 1, *, seed: int = 42, unfinished: str = "unscored", progress: bool | None = None, **sampling: Any
+    num_cots: int = 1,
+    *,
+    seed: int = 42,
+    unfinished: str = "unscored",
+    calibrated: bool = False,
+    progress: bool | None = None,
+    **sampling: Any,
 ) -> None:
     """Raises `InputError` for arguments that [`Judge.score`] does not accept, long before it is called with them."""
     known = {field.name for field in fields(Sampling)}

@@ -1,19 +1,25 @@
-"""Calibration of a judge's probabilities: reliability curve and expected calibration error.
+"""Calibration of a judge: reliability and calibration error of its probabilities, and a map of its expected scores.
 
 `n` records, `K` values of the scale, `B` bins.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
+from tract_trainer.data.settings import differences
 from tract_trainer.errors import InputError
-from tract_trainer.metrics import Floats, checked_scale
+from tract_trainer.evaluation.methods import result_scores
+from tract_trainer.hub.results import GIVEN
+from tract_trainer.judge_config import JudgeConfig
+from tract_trainer.metrics import MIN_FOLDS, Floats, checked_scale, group_numbers, paired_difference
 
 CHANCE_DRAWS = 200
+FOLDS = 10
 
 
 def calibration(
@@ -95,3 +101,81 @@ def _cumulative(probs: Any, gold: Any, values: Sequence[float]) -> tuple[Floats,
     thresholds, cumulative = scale[order][:-1], np.cumsum(p[scored][:, order], axis=1)
     reached = [(ratings[number][:, None] <= thresholds).mean(0) for number in scored]
     return thresholds, cumulative[:, :-1] / cumulative[:, -1:], np.reshape(reached, (len(reached), len(thresholds)))
+
+
+def fit(result: Mapping[str, Any], config: JudgeConfig, weights: str) -> dict[str, Any]:
+    """
+    A map from a judge's expected scores to gold scores: isotonic regression on the scored records of a result.
+
+    Args:
+        result (`Mapping`): a result of scored records that the judge was not trained on.
+        config ([`~tract_trainer.judge_config.JudgeConfig`]): the judge's.
+        weights (`str`): fingerprint of its weights, [`Judge.weights`].
+
+    Returns:
+        `dict`: `scores`, ascending, and what they are mapped to, `calibrated`, in units of the scale. Between two of
+        them the map is linear, outside it is constant. `weights`, `score_values` and `num_cots` are those of the
+        judgments: the map is for no others.
+
+    Raises:
+        InputError: the result is of another judge or settings, of pairs or given scores, or of too few groups.
+    """
+    if GIVEN in result["methods"] or "gold" not in result["judgments"][0]:
+        raise InputError(
+            "A calibration is fitted on a judge's own judgments of scored records: a result of tract evaluate."
+        )
+    made_by = result["judge"]
+    changed = differences(
+        {**made_by["config"], "weights": made_by.get("weights")}, {**config.settings, "weights": weights}
+    )
+    if changed:
+        raise InputError(
+            "The result is not of this judge:\n  "
+            + "\n  ".join(changed)
+            + "\nEvaluate the judge in this folder, and calibrate it on that result."
+        )
+    scores, gold, groups = _scored(result)
+    if len(set(groups.tolist())) < MIN_FOLDS:
+        raise InputError(
+            f"{len(scores)} scored records in {len(set(groups.tolist()))} groups are too few: a calibration needs at "
+            f"least {MIN_FOLDS} groups, and dozens to be of use."
+        )
+    x, y = _isotonic(scores, gold)
+    of = {"weights": weights, "score_values": config.score_values, "num_cots": result["settings"]["num_cots"]}
+    return {**of, "scores": x.tolist(), "calibrated": y.tolist()}
+
+
+def cross_fitted_effect(result: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What a calibration does for records that it was not fitted on: those of each tenth of the groups, with the map of
+    the others. As of [`~tract_trainer.evaluation.comparison.compare`], `a` with it, `b` without. The intervals take the
+    ten maps as given.
+    """
+    scores, gold, groups = _scored(result)
+    number = group_numbers(groups, len(groups))
+    fold = (np.random.default_rng(0).permutation(int(number.max()) + 1) % FOLDS)[number]
+    mapped = np.empty_like(scores)
+    for one in np.unique(fold):
+        mapped[fold == one] = np.interp(scores[fold == one], *_isotonic(scores[fold != one], gold[fold != one]))
+    figures = {
+        name: paired_difference(mapped, scores, gold, figure=name, groups=groups) for name in ("rmse", "mae", "pearson")
+    }
+    names = {"a": "calibrated", "b": "as judged", "benchmark": result["benchmark"]["name"]}
+    n = len(result["judgments"])
+    return {**names, "method": "RAIL", "n": n, "unscored": n - len(scores), "figures": figures}
+
+
+def _scored(result: Mapping[str, Any]) -> tuple[Floats, Floats, NDArray[Any]]:
+    """Expected scores, gold scores and groups of the scored records, `(n,)` each."""
+    scores = result_scores(result)["RAIL"]
+    gold, groups = (np.array([row[name] for row in result["judgments"]]) for name in ("gold", "group"))
+    scored = np.isfinite(scores)
+    return scores[scored], gold[scored].astype(np.float64), groups[scored]
+
+
+def _isotonic(scores: Floats, gold: Floats) -> tuple[Floats, Floats]:
+    """The ends of the steps of the isotonic regression: scores, ascending, and its values there."""
+    x, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    found = isotonic_regression(np.bincount(place, gold) / counts, weights=counts)
+    ends = np.union1d(found.blocks[:-1], found.blocks[1:] - 1)
+    return x[ends], found.x[ends]

@@ -38,6 +38,7 @@ from tract_trainer.evaluation.methods import mean_mass, scores_by_method
 from tract_trainer.evaluation.pairwise import layout_of_rows, pair_figures
 from tract_trainer.evaluation.pictures import PICTURES, draw
 from tract_trainer.evaluation.references import references, response_length
+from tract_trainer.evaluation.selective import selective
 from tract_trainer.hub.results import markdown
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
@@ -110,11 +111,11 @@ def evaluate(
     path = Path(path)
     check_output(path, overwrite)
     drawn = {"seed": seed, "unfinished": unfinished, **asdict(checked(num_cots, unfinished, sampling))}
-    identity = {"name": judge_name, "revision": revision, "identity": judge.identity, "config": asdict(judge.config)}
+    asked = {"identity": judge.identity, "weights": judge.weights, "config": judge.config.settings}
     head = {
         "schema_version": SCHEMA_VERSION,
         MARK: version("tract-trainer"),
-        "judge": identity,
+        "judge": {"name": judge_name, "revision": revision, **asked},
         "benchmark": {"name": name, "records": len(records), "digest": _digest(records)},
         "settings": {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__},
     }
@@ -204,7 +205,7 @@ def read_json(path: Path) -> Any:
 
 
 def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: int) -> dict[str, Any]:
-    """`methods`, `by_rationales`, and of scored records `calibration`, `ceiling` and [`references`]."""
+    """`methods`, `by_rationales`; of scored records `calibration`, `selective`, `ceiling` and [`references`]."""
     powers = {2**power for power in range(num_cots.bit_length())}
     counts = sorted(powers | {num_cots}) if num_cots else []
     methods = _figures_by_method(rows, config)
@@ -216,6 +217,7 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
     ratings = [row.get("gold_ratings", [row["gold"]]) for row in rows]
     found["calibration"] = calibration(probs, ratings, config.score_values)
     scores = scores_by_method(rows, config.scale, config.renormalize_scores)
+    found["selective"] = selective(rows, scores["RAIL"], config.score_values, config.renormalize_scores)
     found |= references(rows, scores, "RAIL", config.score_values)
     of_raters = ceiling(ratings, config.score_values, [row["group"] for row in rows])
     return found if of_raters is None else {**found, "ceiling": of_raters}

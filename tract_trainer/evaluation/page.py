@@ -62,6 +62,7 @@ def render_page(run: Path) -> str:
     paths = [run] if run.is_file() else [path for path in sorted(run.glob("*.json")) if is_result(read_json(path))]
     results = {path.stem: load_result(path) for path in paths}
     settings, cots = (_facts_in(run / name) for name in ("settings.json", "cots/report.json"))
+    settings += [(f"stage 3: {name}", text) for name, text in _facts_in(run / "stage3.settings.json")]
     histories = training_logs(run)
     if not any((results, settings, cots, histories)):
         raise InputError(

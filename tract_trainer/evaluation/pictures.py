@@ -29,13 +29,20 @@ METHOD_COLORS = dict(zip((*METHODS, GIVEN), (COLORS[number] for number in (1, 4,
 MARKERS = "osD^vP"
 DOTS = 150  # per inch
 MOST_CELLS = 20  # per side of a matrix with text in its cells
-PICTURES = ("predictions", "confusion", "reliability", "accuracy", "rationales")  # what `result_figures` may draw
+PICTURES = ("predictions", "confusion", "reliability", "selective", "accuracy", "rationales")  # by `result_figures`
+ORDERS = {
+    "std": "lowest std first",
+    "spread": "lowest spread of the rationales' scores first",
+    "oracle": "lowest error first (oracle)",
+}
 CURVES = {
     "ce_loss": ("Cross-entropy", "nats per token"),
+    "reward": ("Reward", "minus the score loss"),
     "score_loss": ("Score loss", "mean over scores"),
     "score_mae": ("Absolute error of the score", "scale units"),
     "score_rmse": ("Root mean squared error of the score", "scale units"),
     "score_mass": ("Probability on the scale", "mass"),
+    "unscored": ("Rationales without a score", "share"),
     "score_pearson": ("Correlation with gold", "Pearson's r"),
     "score_spearman": ("Rank correlation with gold", "Spearman's rho"),
 }
@@ -44,14 +51,16 @@ CURVES = {
 def result_figures(result: Mapping[str, Any]) -> dict[str, Figure]:
     """
     The pictures of a result of [`~tract_trainer.evaluation.evaluate.evaluate`] by name: of scored records
-    `predictions`, `confusion` and `reliability`; of pairs `accuracy`; of several rationales also `rationales`. Of
-    scores that were given only `predictions` and, if their scale is known, `confusion`.
+    `predictions`, `confusion`, `reliability` and `selective`; of pairs `accuracy`; of several rationales also
+    `rationales`. Of scores that were given only `predictions` and, if their scale is known, `confusion`.
     """
     drawings = {"predictions": _predictions, "confusion": _confusion, "reliability": _reliability}
     if GIVEN in result["methods"]:
         drawings = {name: drawings[name] for name in ("predictions", "confusion")[: 1 + _has_scale(result)]}
     if "gold" not in result["judgments"][0]:
         drawings = {"accuracy": _accuracy}
+    if result.get("selective"):
+        drawings["selective"] = _selective
     if len(result["by_rationales"]) > 1:
         drawings["rationales"] = _rationales
     return {name: drawing(result) for name, drawing in drawings.items()}
@@ -201,6 +210,25 @@ def _reliability(result: Mapping[str, Any]) -> Figure:
     for ax in (curve, bars):
         grid(ax)
     legend_below(figure, curve)
+    return figure
+
+
+def _selective(result: Mapping[str, Any]) -> Figure:
+    """RMSE and MAE of the judgments that are kept against their share."""
+    found = result["selective"]
+    looks = dict(zip(ORDERS, ((COLORS[0], "o"), (COLORS[1], "s"), ("black", "D")), strict=True))
+    figure = _figure(result, 10.4, 4.9)
+    for ax, name in zip(figure.subplots(1, 2), ("rmse", "mae"), strict=True):
+        for order, of in found["orders"].items():
+            color, marker = looks[order]
+            ax.plot(found["coverage"], of[name], color=color, marker=marker, markersize=4, label=ORDERS[order])
+        ax.axhline(of[name][-1], color="0.45", linestyle="--", linewidth=1.2, label="random order")
+        ax.set(xlabel="coverage (share of the scored records that is kept)", xlim=(0, 1.02))
+        ax.set(ylabel=f"{name.upper()} of the kept records (scale units)", ylim=(0, None))
+        grid(ax)
+    *gains, _ = (f"{order} {figure_with_interval(of['gain'], of['gain_ci'])}" for order, of in found["orders"].items())
+    figure.axes[0].set_title(f"gain in area (0: random, 1: oracle): {', '.join(gains)}", fontsize=9)
+    legend_below(figure, figure.axes[0])
     return figure
 
 

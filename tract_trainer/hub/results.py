@@ -135,8 +135,8 @@ def _escaped_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """Sentences on the ceiling, the calibration and the length of responses, and on scores that cannot be used."""
-    found = (ceiling_remark(result), calibration_remark(result), length_remark(result))
+    """Sentences on ceiling, calibration, selective judging, length of responses, and scores that cannot be used."""
+    found = (ceiling_remark(result), calibration_remark(result), selective_remark(result), length_remark(result))
     return [*filter(None, found), *result["settings"].get("remarks", ())]
 
 
@@ -199,6 +199,26 @@ def calibration_remark(result: Mapping[str, Any]) -> str:
         return ""
     error, chance = (figure_with_interval(found.get(name)) for name in ("error", "error_by_chance"))
     return f"Calibration error of the distribution: {error}; a calibrated judge would have {chance} by chance."
+
+
+def selective_remark(result: Mapping[str, Any]) -> str:
+    """RMSE of the surest half of the judgments, and what their order gains over a random one; empty if not known."""
+    found = result.get("selective")
+    if not found:
+        return ""
+    orders = {name: of for name, of in found["orders"].items() if name != "oracle"}
+    half = len(found["coverage"]) // 2 - 1
+    kept = [
+        f"{figure_with_interval(of['rmse'][half])} of the half with the lowest {name} (up to "
+        f"{figure_with_interval(of['threshold'][half])})"
+        for name, of in orders.items()
+    ]
+    gains = (f"{figure_with_interval(of['gain'], of['gain_ci'])} by {name}" for name, of in orders.items())
+    every = figure_with_interval(found["orders"]["oracle"]["rmse"][-1])
+    return (
+        f"Selective judging: RMSE {', '.join(kept)}; {every} of all. Gain in area under the risk-coverage curve "
+        f"(0: random order, 1: by the true error): {', '.join(gains)}."
+    )
 
 
 def with_ceiling(result: Mapping[str, Any]) -> dict[str, Any]:

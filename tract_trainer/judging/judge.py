@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -14,6 +14,7 @@ import numpy as np
 from tract_trainer.data.hashing import derive_seed, digest
 from tract_trainer.data.records import Record, check_prompts, default_separator
 from tract_trainer.data.rendering import NO_PREFILL, MessageRows, RecordRows, pin_dates
+from tract_trainer.data.settings import differences
 from tract_trainer.data.templates import template_text
 from tract_trainer.engines.base import (
     Engine,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tract_trainer.engines.checkpoints import SavedJudge
+
 logger = logging.getLogger(__name__)
 
 
@@ -59,14 +62,19 @@ class Judge:
         self.engine, self.config = engine, config
         tokens = engine.tokens
         self.rows: RecordRows | MessageRows = MessageRows(config) if tokens is None else RecordRows(tokens, config)
+        self.saved: SavedJudge | None = None
 
     @property
     def identity(self) -> str:
         """A fingerprint of the weights and of how they are asked."""
-        config = {name: value for name, value in asdict(self.config).items() if name != "tract_trainer_version"}
         tokens = self.engine.tokens
         template = None if tokens is None else tokens.tokenizer.chat_template
-        return f"{self.engine.identity}-{digest(config, template)[:16]}"
+        return f"{self.engine.identity}-{digest(self.config.settings, template)[:16]}"
+
+    @property
+    def weights(self) -> str | None:
+        """A fingerprint of the files of the weights, the same on every engine; `None` if they are not known."""
+        return None if self.saved is None else self.saved.identity
 
     @classmethod
     def from_pretrained(
@@ -106,7 +114,7 @@ class Judge:
             FileNotFoundError: there is no `judge_config.json`, and no `scale` is given.
             InputError: the engine is not known or not installed; or `scale` is given for a model that has the file.
         """
-        from tract_trainer.engines.checkpoints import load_tokenizer
+        from tract_trainer.engines.checkpoints import SavedJudge, load_tokenizer
 
         kwargs = dict(model_kwargs or {})
         logprobs = kwargs.pop("logprobs", None)
@@ -130,7 +138,10 @@ class Judge:
             found = kind.from_pretrained(
                 name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs
             )
-        return cls(found, config)
+        judge = cls(found, config)
+        if logprobs is None:  # otherwise the model may be known by its served name alone
+            judge.saved = SavedJudge.find(name_or_path, revision, weights=False)
+        return judge
 
     @classmethod
     def from_model(
@@ -159,6 +170,7 @@ class Judge:
         *,
         seed: int = 42,
         unfinished: str = "unscored",
+        calibrated: bool = False,
         progress: bool | None = None,
         **sampling: Any,
     ) -> Judgment | list[Judgment]:
@@ -175,6 +187,8 @@ class Judge:
             unfinished (`str`, *optional*, defaults to `"unscored"`):
                 What to do with a rationale that never comes to a score: leave it `"unscored"`, or `"force"` it: put
                 the prefix where it ends and read the score there.
+            calibrated (`bool`, *optional*, defaults to `False`):
+                Map each score as `tract calibrate` has fitted it. The other attributes of a judgment stay as they are.
             progress (`bool`, *optional*): whether to show a progress bar; by default, for more than one batch.
             **sampling: fields of [`~tract_trainer.engines.base.Sampling`], e.g. `temperature=0`.
 
@@ -183,12 +197,13 @@ class Judge:
             is unscored: `score` is NaN and `reason` says why.
 
         Raises:
-            InputError: a record cannot be asked. It is named before any record is judged.
+            InputError: a record cannot be asked, and is named before any record is judged; or `calibrated` is asked for
+                and the judge has no calibration, or one of other weights, another scale or another `num_cots`.
         """
+        settings = {"seed": seed, "unfinished": unfinished, "calibrated": calibrated, **sampling}
         if isinstance(records, Mapping):
-            found = self.as_finished([records], num_cots, seed=seed, unfinished=unfinished, progress=False, **sampling)
-            return next(found)[1]
-        return list(self.stream(records, num_cots, seed=seed, unfinished=unfinished, progress=progress, **sampling))
+            return next(self.as_finished([records], num_cots, progress=False, **settings))[1]
+        return list(self.stream(records, num_cots, progress=progress, **settings))
 
     @overload
     async def ascore(self, records: Record, num_cots: int = ..., **settings: Any) -> Judgment: ...
@@ -222,6 +237,7 @@ class Judge:
         *,
         seed: int = 42,
         unfinished: str = "unscored",
+        calibrated: bool = False,
         progress: bool | None = None,
         numbers: Sequence[int] | None = None,
         **sampling: Any,
@@ -241,6 +257,9 @@ class Judge:
             judged = self._without_rationales
         shown = len(asked) > size if progress is None else progress
         found = in_pieces(judged, asked, size, self.engine.calls, "Judging", shown)
+        if calibrated:
+            points = self.calibration(num_cots)
+            found = ((i, _mapped(one, points)) for i, one in found)
         return _reported(found, range(len(asked)) if numbers is None else numbers, self.config.scale)
 
     def _judged(
@@ -258,6 +277,20 @@ class Judge:
 
     def _without_rationales(self, records: Sequence[Record]) -> list[Judgment]:
         return self._scored([self.rows.scored_ids(record, "") for record in records], [""] * len(records))
+
+    def calibration(self, num_cots: int) -> tuple[list[float], list[float]]:
+        """Expected scores and what the judge's calibration maps them to; an InputError if it cannot be used."""
+        found = self.config.calibration
+        if found is None:
+            raise InputError("The judge has no calibration. Fit one: tract calibrate RESULT.json --model FOLDER.")
+        now = {"weights": self.weights, "score_values": self.config.score_values, "num_cots": num_cots}
+        if changed := differences({name: found.get(name) for name in now}, now):
+            raise InputError(
+                "The calibration in judge_config.json was fitted on other judgments than these:\n  "
+                + "\n  ".join(changed)
+                + "\nJudge with the same num_cots, or run tract calibrate on a result of this judge."
+            )
+        return found["scores"], found["calibrated"]
 
     def fits(self, row: Sequence[int]) -> bool:
         """Whether the model has room to write after the tokens of `row`."""
@@ -366,6 +399,13 @@ def _config(
             **given,
         }
     )
+
+
+def _mapped(judged: Judgment, points: Sequence[Any]) -> Judgment:
+    """`judged` with its score, and the interval of it, on the map of `points`."""
+    low, high = judged.score_interval or (judged.score, judged.score)
+    score, low, high = (float(np.interp(value, *points)) for value in (judged.score, low, high))
+    return replace(judged, score=score, score_interval=None if judged.score_interval is None else (low, high))
 
 
 def _reported(

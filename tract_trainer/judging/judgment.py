@@ -30,6 +30,7 @@ class Judgment:
 
     Attributes:
         score (`float`): the RAIL score, the mean over the finished rationales, in units of the scale; NaN if unscored.
+            With `calibrated=True`, what the calibration maps it to.
         probs (`tuple[float, ...]`): probability of each label, the mean over the finished rationales, `(K,)`.
         std (`float`): standard deviation of `probs` over the scale: how undecided the judge is.
         mass (`float`): probability on the scale, the sum of `probs`.

@@ -1,7 +1,4 @@
-"""Turns what a trained model does not say of itself into `judge_config.json`, and back.
-
-A saved judge is a plain model with this file beside it.
-"""
+"""Arguments of the two trainers: TRL's, and those of the score."""
 
 import dataclasses
 import json
@@ -78,7 +75,7 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
         score_values (`list[float]`, *optional*):
             Value of each label. If `None`, the labels read as numbers.
         score_prefix (`str`, *optional*, defaults to `"So the overall score is "`):
-            The text right before the label. Its last occurrence in a row marks the score.
+            The text right before the label. Its last occurrence that a label follows marks the score of a row.
         score_loss_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the score loss: lambda of TRACT, eq. 4. The score loss is a mean over the scores of an optimizer
             step on all processes, on a scale stretched to the width of 1 to 5, so that a weight means the same on
@@ -103,8 +100,9 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
             Further arguments of the chat template, e.g. `{"enable_thinking": False}`, in training and for the judge. A
             dataset's own column `chat_template_kwargs` takes precedence.
         prompt_template (`str`, *optional*):
-            Jinja template that [`Judge`] renders records with, or the file of one, saved in `judge_config.json`. If
-            `None`, the built-in one. Training reads the dataset's own prompts and does not use it.
+            Jinja template that records are rendered with, or the file of one: by [`Judge`], `training_rows` and the
+            command line. It is saved in `judge_config.json`. If `None`, the built-in one. The trainer itself reads the
+            dataset's own prompts.
     """
 
     score_labels: list[str] = field(
@@ -251,6 +249,11 @@ class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
         if not self.temperature > 0:
             raise InputError(
                 f"temperature must be above 0, got {self.temperature}: the rationales of a prompt would all be alike."
+            )
+        if self.chat_template_kwargs:
+            raise InputError(
+                f"chat_template_kwargs={self.chat_template_kwargs!r} would not be used: a judge is asked with those in "
+                "its judge_config.json. Leave them out."
             )
         if self.advantage_clip is not None and not self.advantage_clip > 0:
             raise InputError(f"advantage_clip must be above 0, or None, got {self.advantage_clip}.")

@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The judge to start from. Of an adapter's folder or repository, the adapter is trained on.
-        reward_funcs (*optional*):
+        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
             Further rewards, added to `r` for rationales with a score, with `args.reward_weights`, of which `r`'s is the
             first.
         train_dataset, eval_dataset:
@@ -113,9 +114,12 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         given: Any = args.model_init_kwargs  # a mapping by now
         loading: dict[str, Any] = dict(given or {})
         revision = loading.get("revision") if isinstance(model, str) else None
-        self._judge_config = judge_config or JudgeConfig.load(name, revision)
+        # A calibration is of the weights that it was fitted on.
+        self._judge_config = replace(judge_config or JudgeConfig.load(name, revision), calibration=None)
         for kind, dataset in _named_datasets(train_dataset, eval_dataset):
             _check_rows(dataset, kind, self._judge_config.scale)
+        if isinstance(train_dataset, Dataset):
+            _check_count(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(name, revision, args.trust_remote_code)
         pin_dates(processing_class)
@@ -341,6 +345,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _named_datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     return [(name, rows) for name, rows in (("train", train_dataset), *evals.items()) if rows is not None]
+
+
+def _check_count(rows: int, args: RegressionAwareGRPOConfig) -> None:
+    """Raises an InputError for fewer rows than are sampled for at once. TRL would end without a step and no error."""
+    size, group = int(args.generation_batch_size or 0), int(args.num_generations or 1)
+    if rows < size // group:
+        raise InputError(
+            f"The train dataset has {rows:,} rows, and rationales are sampled for {size // group:,} at once "
+            f"({group} each), so there would be no step. Give more rows, or lower per_device_train_batch_size or "
+            "gradient_accumulation_steps."
+        )
 
 
 def _check_rows(dataset: Dataset | IterableDataset, name: str, scale: ScoreScale) -> None:

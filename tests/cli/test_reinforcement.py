@@ -1,10 +1,13 @@
 """Reinforcement learning from the command line: `tract grpo`, and stage 3 of `tract run`."""
 
 import json
+import shutil
 
 import pytest
+from tiny import make_rows
 
-from tract_trainer import Judge, JudgeConfig
+from tract_trainer import Judge, JudgeConfig, RegressionAwareGRPOTrainer
+from tract_trainer.cli.main import main
 from tract_trainer.cli.pipeline import grpo_rows
 from tract_trainer.data.rendering import prompt_ids
 from tract_trainer.errors import InputError
@@ -12,6 +15,7 @@ from tract_trainer.errors import InputError
 CPU = ["--dtype", "float32", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
 SMALL = [*CPU, "--num_generations", "2", "--per_device_train_batch_size", "2", "--max_completion_length", "24"]
 DRAW = ["--max_new_tokens", "60", "--repetition_penalty", "1.0", "--top_p", "0.5"]
+STATE = "trainer_state.json"
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "all-linear"]
 
 
@@ -22,7 +26,7 @@ def grpo(judge_folder, records_file, tmp_path):
 
 
 def log(folder):
-    return json.loads((folder / "trainer_state.json").read_text())
+    return json.loads((folder / STATE).read_text())
 
 
 # Rows
@@ -89,9 +93,9 @@ def test_a_stopped_training_resumes_to_the_same_judge_and_with_the_same_settings
         *two, *resume, "--num_generations", "4", "--per_device_train_batch_size", "4"
     )
     assert "rows: " in refused(*two, *resume, "--max_records", "4")
-    written = (tmp_path / "out" / "checkpoint-1" / "trainer_state.json").stat().st_mtime_ns
+    written = (tmp_path / "out" / "checkpoint-1" / STATE).stat().st_mtime_ns
     done(*two, *resume)
-    assert (tmp_path / "out" / "checkpoint-1" / "trainer_state.json").stat().st_mtime_ns == written
+    assert (tmp_path / "out" / "checkpoint-1" / STATE).stat().st_mtime_ns == written
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert weights[0] == weights[1] and log(tmp_path / "out")["global_step"] == 2
     sft = ["sft", *grpo[1:7], *CPU, *resume]
@@ -116,6 +120,11 @@ def test_a_full_judge_gets_an_adapter_and_an_adapter_is_trained_on(grpo, judge_f
         (["--num_generations", "0"], "num_generations must be at least 2, got 0."),
         (["--num_generations", "3"], "generation_batch_size (2) must be divisible by num_generations (3)."),
         (["--temperature", "0"], "temperature must be above 0, got 0.0: the rationales of a prompt would all be alike"),
+        (
+            ["--chat_template_kwargs", '{{"enable_thinking": false}}'],
+            "would not be used: a judge is asked with those in",
+        ),
+        (["--gradient_accumulation_steps", "9"], "has 8 rows, and rationales are sampled for 9 at once (2 each), so"),
         (["--score_labels", "1", "2"], "'--score_labels' is not a setting of tract grpo."),
         (["--output_dir", "{judge}"], "the folder of the model to train. Give another output_dir."),
         (["--eval_data", "{data}"], "eval_strategy is 'no', so eval_data would never be read."),
@@ -125,3 +134,76 @@ def test_what_cannot_be_trained_is_one_line(grpo, judge_folder, seed_folder, rec
     places = {"judge": judge_folder, "seed": seed_folder, "data": records_file}
     said = refused(*grpo, *(flag.format(**places) for flag in flags))
     assert message in said and "\n" not in said
+
+
+# Stage 3 of tract run
+
+
+@pytest.fixture
+def run(judge_folder, records_file, tmp_path):
+    """A run from a model that ends its rationales with a score, as a large one would."""
+    seed = shutil.copytree(judge_folder, tmp_path / "seed")
+    (seed / "judge_config.json").unlink()
+    command = ["run", "--data", records_file, "--model_name_or_path", seed, "--output_dir", tmp_path / "run"]
+    return [*command, *CPU, *LORA, *DRAW, "--max_steps", "1", "--max_retries", "0", "--eval_fraction", "0.25"]
+
+
+@pytest.mark.slow
+def test_stage_3_continues_a_finished_run_and_resumes(run, tmp_path, monkeypatch, capsys, done, refused):
+    folder, block = tmp_path / "run", {"num_generations": 2, "max_steps": 2, "save_steps": 1, "logging_steps": 1}
+    done(*run, "--num_cots", "2")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"}
+    again = [*run, "--num_cots", "2", "--grpo", json.dumps(block)]
+
+    save = RegressionAwareGRPOTrainer._save_checkpoint
+    with monkeypatch.context() as patch:
+
+        def stop(self, *args):
+            save(self, *args)
+            raise KeyboardInterrupt
+
+        patch.setattr(RegressionAwareGRPOTrainer, "_save_checkpoint", stop)
+        assert main([str(word) for word in again]) == 130
+    first = (folder / "stage3" / "checkpoint-1" / STATE).stat().st_mtime_ns
+    capsys.readouterr()
+    done(*again)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "[5/6] Stage 3, reinforcement learning from stage 2, on 6 prompts" in shown
+    assert "The judges of this run" in shown
+    assert (folder / "stage3" / "checkpoint-1" / STATE).stat().st_mtime_ns == first
+    assert {path: path.read_bytes() for path in before} == before  # stage 2 and its evaluation are kept
+    adapter, state = (json.loads((folder / "stage3" / name).read_text()) for name in ("adapter_config.json", STATE))
+    assert (adapter["r"], state["global_step"]) == (2, 2)
+    assert state["log_history"][0]["learning_rate"] == pytest.approx(2e-6)  # a tenth of that of stage 2
+    result = json.loads((folder / "stage3.json").read_text())
+    assert result["judge"]["name"] == str(folder / "stage3") and result["methods"]["RAIL"]["n"] == 2
+    card = (folder / "stage3" / "README.md").read_text()
+    assert "3, reinforcement learning" in card and "| RAIL" in card
+
+    assert "num_generations: 2 there, 4 now" in refused(*again, "--grpo", json.dumps({**block, "num_generations": 4}))
+    done(*again)  # nothing is left to do
+    assert json.loads((folder / "stage3.json").read_text()) == result
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--grpo", '{"num_generatons": 4}'],
+            "'--num_generatons' is not a setting of tract grpo. Did you mean '--num_",
+        ),
+        (["--grpo", '{"num_generations": "few"}'], "invalid int value: 'few'."),
+        (["--grpo", '{"num_generations": 3}'], "generation_batch_size (8) must be divisible by num_generations (3)."),
+        (["--grpo", '{"output_dir": "x"}'], "grpo must not hold output_dir, which tract run sets for all stages."),
+        (["--grpo", "yes"], """grpo must be a JSON object such as {"num_generations": 16}, got 'yes'."""),
+        (["--grpo", "true", "--temperature", "0"], "temperature must be above 0, got 0.0"),
+        (["--grpo", '{"use_vllm": true}'], "pip install"),
+        (["--grpo", "true", "--data", "tools.json"], "Stage 3 renders all prompts alike, and the rows have `tools`"),
+    ],
+)
+def test_a_stage_3_that_cannot_be_is_refused_before_stage_1(run, tmp_path, monkeypatch, refused, flags, message):
+    monkeypatch.chdir(tmp_path)
+    rows = [{**row, "tools": "[]"} for row in make_rows(8, conversational=True)]
+    (tmp_path / "tools.json").write_text(json.dumps(rows))
+    said = refused(*run, *flags)
+    assert message in said and not (tmp_path / "run" / "stage1").exists()
