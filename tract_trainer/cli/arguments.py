@@ -266,7 +266,7 @@ class EvaluateArguments(JudgeArguments):
     )
     strict: bool = field(
         default=False,
-        metadata={"help": "Compare the worse end of the 95 % interval with the limits of --fail_under."},
+        metadata={"help": "Compare the worse end of the 95 %% interval with the limits of --fail_under."},
     )
 
     def __post_init__(self) -> None:
