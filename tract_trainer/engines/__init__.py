@@ -1,7 +1,8 @@
 """Prompts become rationales, each with the log-probabilities of the scale.
 
 An engine takes token ids and sampling settings and returns a `Rationale` for each prompt. `judging` and `rationales`
-call it. Transformers and vLLM run in this process; `server` sends requests to a running `vllm serve`.
+call it. Transformers and vLLM run in this process; `server` sends requests to a running `vllm serve`;
+`top_logprobs` to any server that returns the most likely tokens.
 """
 
 PRIVATE = {
