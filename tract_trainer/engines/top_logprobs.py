@@ -36,10 +36,8 @@ COMPARED, DRIFT = 4, 0.5
 between them that rounding makes."""
 
 ROUNDING = 1e-3
-"""
-Error of a server's probabilities: llama.cpp's are 0.0002 too high, since its sum over the vocabulary is rounded. Both ends
-of an interval are moved by this share of the largest value.
-"""
+"""Error of a server's probabilities: llama.cpp's are 0.0002 too high, since its sum over the vocabulary is rounded.
+Both ends of an interval are moved by this share of the largest value."""
 
 TINY = 1e-30
 """Probability of a token that is not returned, where its logarithm is needed."""
