@@ -104,7 +104,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "score_lables": ["1"]}))
     with pytest.raises(
         ValueError,
-        match=r"judge_config\.json holds unknown keys \['score_lables'\]; known are \['calibration', 'chat_template_kwargs', "
+        match=r"judge_config\.json holds unknown keys \['score_lables'\]; known are \['calibration', "
         r".*'tract_trainer_version'\]\. Is tract-trainer older\?$",
     ):
         JudgeConfig.load(tmp_path)
