@@ -289,6 +289,8 @@ class Cell(NamedTuple):
                 "annotated": judge.rescore(prompts, annotated),
             }
         kinds = {kind: [[as_json(r) for r in one.rationales] for one in of_kind] for kind, of_kind in found.items()}
+        for rationale in (r for of_record in kinds.get("annotated", []) for r in of_record):
+            rationale["text"] = ""  # of the data, which are not ours to pass on
         trained = self.folder / "training" / f"{arm}.json"
         training = json.loads(trained.read_text()) if trained.is_file() else {}
         return {
