@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import test_trainer
 import torch
-from naive import Row, assert_same_step, label_paths, naive_row, naive_step, step_gradients
+from naive import Row, assert_same_step, distance, label_paths, naive_row, naive_step, step_gradients
 from test_compatibility import vision_language_model
 from test_trainer import NO_DROPOUT, TOKENIZER, WEIGHT, build
 from tiny import PREFIX, RATIONALES, make_tokenizer
@@ -137,6 +137,19 @@ def test_a_step_is_the_naive_one_whatever_the_model(make_trainer, kind, lora, la
     assert appends_tokens(trainer.accelerator.unwrap_model(trainer.model))
     log, gradients = step_gradients(trainer)
     assert_same_step(log, gradients, expected(TOKENIZER, scale, rows_of(scale), build(name, lora, **KINDS[kind])))
+
+
+def test_bf16_costs_no_more_than_the_naive_step_in_bf16(make_trainer):
+    scale = SCALES["1-10"]
+    rows = rows_of(scale)
+    trainer = make_trainer(build(), rows, bf16=True, **arguments(scale))
+    _, gradients = step_gradients(trainer)
+    exact = expected(TOKENIZER, scale, rows, build())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = expected(TOKENIZER, scale, rows, build())
+    own = distance(rounded.gradients, exact.gradients)
+    assert 1e-3 < own < 0.1
+    assert distance(gradients, exact.gradients) < 1.5 * own
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
