@@ -138,24 +138,27 @@ def make_trainer(kind: str, args: argparse.Namespace, steps: int) -> Any:
     scale = {"score_labels": labels, "score_values": [*range(len(labels))]} if kind in LABELS else {}
     return kinds.get(kind, SFTTrainer)(
         model=model,
-        args=(RegressionAwareSFTConfig if scale else SFTConfig)(
-            f"{os.environ.get('TMPDIR', '/tmp')}/train_step",
-            max_steps=steps,
-            per_device_train_batch_size=args.rows,
-            max_length=None,
-            bf16=on_gpu,
-            use_cpu=not on_gpu,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            log_level="error",
-            seed=args.seed,
-            **scale,
-        ),
+        args=(RegressionAwareSFTConfig if scale else SFTConfig)(**training(args, steps), max_length=None, **scale),
         train_dataset=Dataset.from_list(data),
         processing_class=tokenizer,
         peft_config=lora,
     )
+
+
+def training(args: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """Settings of all trainers."""
+    return {
+        "output_dir": f"{os.environ.get('TMPDIR', '/tmp')}/train_step",
+        "max_steps": steps,
+        "per_device_train_batch_size": args.rows,
+        "bf16": args.device == "cuda",
+        "use_cpu": args.device != "cuda",
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "seed": args.seed,
+    }
 
 
 def make_grpo_trainer(kind: str, args: argparse.Namespace, steps: int, model: Any, tokenizer: Any, lora: Any) -> Any:
@@ -181,20 +184,8 @@ def make_grpo_trainer(kind: str, args: argparse.Namespace, steps: int, model: An
     class GivenToJudge(RegressionAwareGRPOTrainer, Given):
         _tokenize_prompts = Given._tokenize_prompts
 
-    on_gpu, draws = args.device == "cuda", [ids(args.tokens - length) for _ in range(steps * args.rows // GROUP)]
-    config = GRPOConfig(
-        f"{os.environ.get('TMPDIR', '/tmp')}/train_step",
-        max_steps=steps,
-        per_device_train_batch_size=args.rows,
-        num_generations=GROUP,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        log_level="error",
-        seed=args.seed,
-    )
+    draws = [ids(args.tokens - length) for _ in range(steps * args.rows // GROUP)]
+    config = GRPOConfig(**training(args, steps), num_generations=GROUP)
     rows = Dataset.from_list([{"prompt": str(i), "score": 1.0 + i % 5} for i in range(len(draws))])
     common = {"train_dataset": rows, "processing_class": tokenizer, "peft_config": lora}
     if kind == "grpo":

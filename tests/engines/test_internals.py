@@ -15,8 +15,9 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tract_trainer.engines import PRIVATE
+from tract_trainer.engines.cache import RoomyLayer
 from tract_trainer.engines.checkpoints import MISSING_ADAPTER_KEYS, _saved_rows
-from tract_trainer.engines.transformers import REMINDER, RoomyLayer
+from tract_trainer.engines.transformers import REMINDER
 
 PROMPT = torch.tensor([[5, 6, 7, 8]])
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 3}

@@ -11,8 +11,8 @@ from tiny import PREFIX, RATIONALES, make_model, make_rows, make_tokenizer, trai
 from transformers import AutoModelForCausalLM, MambaConfig
 
 from tract_trainer import Judge, JudgeConfig
+from tract_trainer.engines.attention import appends_tokens
 from tract_trainer.engines.transformers import TransformersEngine
-from tract_trainer.engines.trie import appends_tokens
 from tract_trainer.scale import ScoreScale, ScoreTokens
 
 SCALES = {

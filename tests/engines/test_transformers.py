@@ -23,6 +23,7 @@ from tiny import FAMILIES, PREFIX, make_model, make_rows, make_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig, MambaConfig, Qwen3NextConfig, TopPLogitsWarper
 
 from tract_trainer import Judge, ScoreScale
+from tract_trainer.engines import cache
 from tract_trainer.engines import transformers as transformers_engine
 from tract_trainer.engines.base import Sampling
 from tract_trainer.engines.completions import read_written
@@ -331,7 +332,7 @@ def test_the_models_own_generation_config_has_no_say(engine):
 @pytest.mark.parametrize("room", [5, 256])  # tokens: a buffer is made anew within the 12, or never
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gpt2"])
 def test_prompts_side_by_side_are_read_once_and_give_what_each_gives_alone(kind, room, monkeypatch):
-    monkeypatch.setattr(transformers_engine, "ROOM", room)
+    monkeypatch.setattr(cache, "ROOM", room)
     engine = TransformersEngine(make_model(kind, len(TOKENIZER), eos_token_id=TOKENIZER.eos_token_id), TOKENS, CONFIG)
     repeats = [3, 1, 4, 1, 1, 2]  # not the same for each
     prompts = [prompt for prompt, times in zip(PROMPTS, repeats, strict=True) for _ in range(times)]

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tract_trainer.engines.trie import LabelTrie, Read, appends_tokens, with_tokens
+from tract_trainer.engines.attention import Read, appends_tokens, with_tokens
+from tract_trainer.engines.trie import LabelTrie
 
 
 @contextmanager

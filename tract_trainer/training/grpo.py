@@ -6,8 +6,7 @@ rationales with a score.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,15 +22,21 @@ from trl.trainer.utils import pad
 
 from tract_trainer.data.records import Prompt
 from tract_trainer.data.rendering import pin_dates, prompt_ids
+from tract_trainer.engines.cache import evaluating, positions, shared_cache
 from tract_trainer.engines.checkpoints import SavedJudge, check_weights, load_judge_model, load_tokenizer
 from tract_trainer.engines.completions import Places, read_written, stop_ids
-from tract_trainer.engines.transformers import positions, shared_cache
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.losses import expected_score, score_loss, score_mass
 from tract_trainer.scale import ScoreScale, ScoreTokens
 from tract_trainer.training.config import RegressionAwareGRPOConfig
-from tract_trainer.training.limits import refuse_adapter, refuse_long_labels, refuse_topology
+from tract_trainer.training.limits import (
+    named_datasets,
+    refuse_adapter,
+    refuse_empty,
+    refuse_long_labels,
+    refuse_topology,
+)
 from tract_trainer.training.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.training.score_head import add_score_head, first_output
 
@@ -116,21 +121,24 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         revision = loading.get("revision") if isinstance(model, str) else None
         # A calibration is of the weights that it was fitted on.
         self._judge_config = replace(judge_config or JudgeConfig.load(name, revision), calibration=None)
-        for kind, dataset in _named_datasets(train_dataset, eval_dataset):
+        for kind, dataset in named_datasets(train_dataset, eval_dataset):
             _check_rows(dataset, kind, self._judge_config.scale)
         if isinstance(train_dataset, Dataset):
             _check_count(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(name, revision, args.trust_remote_code)
         pin_dates(processing_class)
-        own: Any = None
+        own = None if isinstance(model, str) else model.generation_config
         if isinstance(model, str):
-            own = SavedJudge.find(model, revision, weights=False).generation_config
-            model, quantization_config = _with_adapter(model, args, loading, quantization_config)
+            saved = SavedJudge.find(model, revision, weights=False)
+            own = saved.generation_config
+            if saved.peft_type is None:
+                check_weights(model, revision, args.trust_remote_code)
+            else:  # TRL would load its base model alone
+                model, quantization_config = _adapter(model, args, loading, quantization_config), None
         self.score_tokens = ScoreTokens.resolve(
             self._judge_config.scale, self._judge_config.score_prefix, processing_class
         )
-        own = own if isinstance(model, str) else model.generation_config
         self._stop_ids = stop_ids(own, self.score_tokens, self._judge_config)
         generating: Any = args.generation_kwargs or {}  # a mapping by now
         args.generation_kwargs = {**generating, "stop_token_ids" if args.use_vllm else "eos_token_id": self._stop_ids}
@@ -199,7 +207,7 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         count = len(score)
         group: Any = self.num_generations
         size, log_probs = max(self.args.per_device_train_batch_size, group), []
-        with torch.no_grad(), _evaluating(self.model), self.accelerator.autocast():
+        with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
             for start in range(0, count, size):  # as many forwards on every process
                 log_probs.append(self._label_log_probs(range(start, min(start + size, count))))
         rewards = np.zeros(count)
@@ -227,7 +235,7 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         begun = [tuple(asked[i][:-1]) for i in chunk]
         rows = [[*asked[i], *written[i][: places.get(i, 0) + 1]] for i in chunk]
         distinct, cache = list(dict.fromkeys(begun)), None
-        if len(self.score_tokens.nodes) == 1 and len(distinct) < len(chunk) and all(distinct):
+        if len(self.score_tokens.nodes) == 1 and all(distinct):
             ids, read = self._padded(distinct, left=True)
             found = self.model(**_at_positions(ids, read, 0), use_cache=True, logits_to_keep=1)
             owners = torch.tensor([distinct.index(prompt) for prompt in begun])
@@ -310,41 +318,19 @@ def _begin_epoch(sampler: Any, epoch: int) -> None:
             torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
-def _with_adapter(
+def _adapter(
     name: str, args: GRPOConfig, loading: dict[str, Any], quantization_config: BitsAndBytesConfig | None
-) -> tuple[str | PeftModel, BitsAndBytesConfig | None]:
-    """
-    The model of an adapter's folder or repository, of which TRL would load the base model alone; of a full model its
-    name. With it, the quantisation that is still to be done.
-    """
-    if SavedJudge.find(name, loading.get("revision"), weights=False).peft_type is None:
-        check_weights(name, loading.get("revision"), args.trust_remote_code)
-        return name, quantization_config
+) -> PeftModel:
+    """The adapter in a folder or repository, on its base model, to be trained on."""
     args.model_init_kwargs = None  # TRL warns of settings for a model that is loaded
     loading = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **loading}
     loading |= {} if quantization_config is None else {"quantization_config": quantization_config}
-    return load_judge_model(name, loading.pop("revision", None), trainable=True, **loading), None
+    return load_judge_model(name, loading.pop("revision", None), trainable=True, **loading)
 
 
 def _at_positions(ids: Tensor, attended: Tensor, start: int) -> dict[str, Any]:
     """Arguments to read `ids`, the tokens from `start` on of rows of which `attended`, `(B, T)`, are read in all."""
     return {"input_ids": ids, "attention_mask": attended, "position_ids": positions(attended)[:, start:]}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` without dropout."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _named_datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
-    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    return [(name, rows) for name, rows in (("train", train_dataset), *evals.items()) if rows is not None]
 
 
 def _check_count(rows: int, args: RegressionAwareGRPOConfig) -> None:
@@ -360,9 +346,8 @@ def _check_count(rows: int, args: RegressionAwareGRPOConfig) -> None:
 
 def _check_rows(dataset: Dataset | IterableDataset, name: str, scale: ScoreScale) -> None:
     """Raises an InputError for columns that are missing or would be ignored, and for scores off the scale."""
-    columns = set(dataset.column_names or next(iter(dataset), {}))
-    if not columns:
-        raise InputError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
+    refuse_empty(dataset, name)
+    columns = set(dataset.column_names or next(iter(dataset)))
     if missing := {"prompt", "score"} - columns:
         raise InputError(
             f"The {name} dataset lacks {sorted(missing)}; it has {sorted(columns)}. Rows need a `prompt` and a "

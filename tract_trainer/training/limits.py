@@ -12,8 +12,8 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from tract_trainer._distributed import refuse_lone_process
+from tract_trainer.engines.attention import MASKED, appends_tokens
 from tract_trainer.engines.checkpoints import check_weights, load_tokenizer
-from tract_trainer.engines.trie import MASKED, appends_tokens
 from tract_trainer.errors import InputError
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.config import RegressionAwareSFTConfig
@@ -85,16 +85,26 @@ def refuse_files(model: Any, args: RegressionAwareSFTConfig) -> None:
         load_tokenizer(args.chat_template_path)
 
 
+def named_datasets(train_dataset: Any, eval_dataset: Any) -> list[tuple[str, Any]]:
+    """The datasets that are given, each with its name."""
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    return [(name, rows) for name, rows in (("train", train_dataset), *evals.items()) if rows is not None]
+
+
+def refuse_empty(dataset: Any, name: str) -> None:
+    """Raises `InputError` for a dataset without rows."""
+    if isinstance(dataset, Dataset | IterableDataset) and next(iter(dataset), None) is None:
+        raise InputError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
+
+
 def refuse_datasets(train_dataset: Any, eval_dataset: Any, sample: dict[str, Any], text_field: str | None) -> None:
     """
     Raises `InputError` for a dataset without rows or without TRL's columns, and for images; warns of rows that are
     rendered differently. `sample` is the first row to train on; `text_field` the column that holds text, `None` where a
     formatting function makes it.
     """
-    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    for name, dataset in (("train", train_dataset), *evals.items()):
-        if isinstance(dataset, Dataset | IterableDataset) and next(iter(dataset), None) is None:
-            raise InputError(f"The {name} dataset has no rows. Check the file or the filter that it comes from.")
+    for name, dataset in named_datasets(train_dataset, eval_dataset):
+        refuse_empty(dataset, name)
     if {"image", "images"} & set(sample):
         raise InputError(
             "The dataset holds images. Their rows are tokenised batch by batch, where a score cut off by max_length "

@@ -4,6 +4,7 @@ A model with a loss or weights that are not finite is not saved.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -76,9 +77,9 @@ class JudgeSavingTrainer(_BaseTrainer):  # type: ignore[misc]
     _diverged_at: Tensor | None = None
 
     @property
+    @abstractmethod
     def judge_config(self) -> JudgeConfig:
         """What [`Judge`] needs to know of this model, saved with it as `judge_config.json`."""
-        raise NotImplementedError
 
     def create_model_card(  # type: ignore[override]  # TRL's arguments
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
