@@ -85,9 +85,10 @@ def test_a_folder_without_the_file_is_refused_with_how_to_write_it(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
         JudgeConfig.load(tmp_path)
     assert str(raised.value) == (
-        f"{str(tmp_path)!r} holds no judge_config.json, so its scale and prefix are unknown. A judge is a model saved "
-        "by RegressionAwareSFTTrainer. To judge with an untrained model, give its scale: "
-        "Judge.from_pretrained(..., scale=ScoreScale.integers(1, 5)), or --score_labels 1 2 3 4 5."
+        f"{str(tmp_path)!r} holds no judge_config.json, so its scale and prefix are unknown. A judge is a model that "
+        "`tract sft`, `run` or `grpo` has trained. To judge with an untrained model, give its scale: "
+        "Judge.from_pretrained(..., scale=ScoreScale.integers(1, 5)), or --scale 1:5. To start reinforcement learning "
+        'from one, save the file beside it: JudgeConfig(["1", "2", "3", "4", "5"]).save(folder).'
     )
 
 

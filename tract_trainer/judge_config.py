@@ -161,9 +161,10 @@ def _download(name_or_path: str | Path, revision: str | None) -> Path:
     )
 
     missing = (
-        f"{str(name_or_path)!r} holds no {FILE_NAME}, so its scale and prefix are unknown. A judge is a model saved by "
-        "RegressionAwareSFTTrainer. To judge with an untrained model, give its scale: "
-        "Judge.from_pretrained(..., scale=ScoreScale.integers(1, 5)), or --score_labels 1 2 3 4 5."
+        f"{str(name_or_path)!r} holds no {FILE_NAME}, so its scale and prefix are unknown. A judge is a model that "
+        "`tract sft`, `run` or `grpo` has trained. To judge with an untrained model, give its scale: "
+        "Judge.from_pretrained(..., scale=ScoreScale.integers(1, 5)), or --scale 1:5. To start reinforcement learning "
+        'from one, save the file beside it: JudgeConfig(["1", "2", "3", "4", "5"]).save(folder).'
     )
     if Path(name_or_path).is_dir():
         raise FileNotFoundError(missing)

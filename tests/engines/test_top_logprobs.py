@@ -186,9 +186,9 @@ def test_a_server_that_scales_its_log_probabilities_is_asked_at_temperature_1_on
 def test_wrong_names_are_refused(judge_folder, served):
     with pytest.raises(InputError, match=r"serves \['judge'\]\. Name one of them"):
         connect(judge_folder, served, served_model="other")
-    with pytest.raises(InputError, match="does not take logprobs='all'; only engine='server' takes 'top'"):
+    with pytest.raises(InputError, match="logprobs must be 'top', with engine='server', or be left out; found 'all'"):
         connect(judge_folder, served, logprobs="all")
-    with pytest.raises(InputError, match="engine='transformers' does not take logprobs='top'"):
+    with pytest.raises(InputError, match="or be left out; found 'top' with engine='transformers'"):
         Judge.from_pretrained(judge_folder, model_kwargs={"logprobs": "top"})
 
 

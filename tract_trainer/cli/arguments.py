@@ -20,7 +20,7 @@ def json_object(name: str, given: Any, example: str) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(given) if isinstance(given, str) else given
     if found is not None and not isinstance(found, dict):
-        raise ValueError(f"{name} must be a JSON object such as {example}, got {given!r}.")
+        raise ValueError(f"{name} must be JSON such as {example}, got {given!r}.")
     return found
 
 
@@ -379,7 +379,9 @@ class RunArguments(CotArguments):
         super().__post_init__()
         switch: dict[str, dict[str, Any] | None] = {"true": {}, "false": None}
         given = str(self.grpo).lower()
-        self.grpo = switch[given] if given in switch else json_object("grpo", self.grpo, '{"num_generations": 16}')
+        self.grpo = (
+            switch[given] if given in switch else json_object("grpo", self.grpo, 'true or {"num_generations": 16}')
+        )
         if fixed := sorted(
             {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id"} & set(self.grpo or ())
         ):

@@ -177,7 +177,9 @@ def engine_class(name: str, logprobs: str | None = None) -> Any:
     if name not in ENGINES:
         raise InputError(f"engine={name!r} is not known; known are {sorted(ENGINES)}.")
     if logprobs is not None and (name, logprobs) != ("server", "top"):
-        raise InputError(f"engine={name!r} does not take logprobs={logprobs!r}; only engine='server' takes 'top'.")
+        raise InputError(
+            f"logprobs must be 'top', with engine='server', or be left out; found {logprobs!r} with engine={name!r}."
+        )
     module, kind = (name, ENGINES[name]) if logprobs is None else ("top_logprobs", "TopLogprobsEngine")
     try:
         return getattr(import_module(f"tract_trainer.engines.{module}"), kind)
