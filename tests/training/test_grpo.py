@@ -167,7 +167,7 @@ def test_the_gradient_of_a_step_is_that_of_the_formula(tmp_path, soft, beta, lik
     model, naive = soft
     weights = {"score_loss_weight": beta, "score_likelihood_weight": likelihood}
     trainer = make_trainer(tmp_path, model, make_tokenizer("qwen"), config, **SOFT, **weights, **kwargs)
-    check_step(trainer, naive, config.scale, beta, likelihood)
+    assert_naive_step(trainer, naive, config.scale, beta, likelihood)
 
 
 def taken_step(trainer):
@@ -182,7 +182,7 @@ def taken_step(trainer):
     return *step_gradients(trainer), samples, trained
 
 
-def check_step(trainer, naive, scale, beta, likelihood):
+def assert_naive_step(trainer, naive, scale, beta, likelihood):
     """One step of `trainer` has the gradient that the formula has for what it sampled; returns the rewards."""
     log, gradients, samples, trained = taken_step(trainer)
     given = {"scale": scale, "beta": beta, "likelihood": likelihood, "trained": trained}
@@ -200,7 +200,7 @@ def test_adapters_have_the_gradient_of_the_formula(tmp_path, soft):
     trainer = make_trainer(tmp_path, model, make_tokenizer("qwen"), peft_config=lora, **SOFT)
     naive = get_peft_model(naive, lora)
     naive.load_state_dict(trainer.model.state_dict())
-    check_step(trainer, naive, CONFIG.scale, 1.0, 0.0)
+    assert_naive_step(trainer, naive, CONFIG.scale, 1.0, 0.0)
 
 
 def test_rewards_are_the_judges_without_dropout(tmp_path, soft):
@@ -223,7 +223,7 @@ def test_rewards_are_the_judges_without_dropout(tmp_path, soft):
 def test_a_prompt_without_any_score_has_no_advantage(tmp_path, soft):
     model, naive = soft
     trainer = make_trainer(tmp_path, model, make_tokenizer("qwen"), max_completion_length=11, **SOFT)
-    rewards = check_step(trainer, naive, CONFIG.scale, 1.0, 0.0)
+    rewards = assert_naive_step(trainer, naive, CONFIG.scale, 1.0, 0.0)
     assert any(all(reward is None for reward in rewards[i : i + GROUP]) for i in (0, GROUP))
 
 
