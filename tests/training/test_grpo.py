@@ -95,7 +95,7 @@ def naive_gradients(model, tokenizer, samples, *, scale, beta, likelihood, train
         1 / tokens * sum over rationales of (-A * sum of log p(token) + beta * (error^2 - likelihood * log p(gold)))
 
     `trained` are the completions of this step, of all `samples`. Advantages are over the other rationales' mean. With
-    it, the reward of each sample.
+    it, the reward of each sample, and whether it has a score.
     """
     paths, values, share = label_paths(tokenizer, scale.labels), torch.tensor(scale.values), len(trained) / len(samples)
     gold = gold_of(tokenizer, samples)
@@ -106,35 +106,34 @@ def naive_gradients(model, tokenizer, samples, *, scale, beta, likelihood, train
         log_probs = model(torch.tensor([[*prompt, *ids]])).logits[0].float().log_softmax(-1)
         written = ids if place is None else ids[:place]
         policy = sum((log_probs[len(prompt) - 1 + i, token] for i, token in enumerate(written)), start=torch.zeros(()))
-        reward = None
+        low, high = values.min(), values.max()
+        reward = -((max(score - low, high - score) * 4 / (high - low)) ** 2)
         if place is not None:
             scale = label_log_probs(model, [*prompt, *ids[:place]], paths)
             two_hot = scale[values.tolist().index(score)] if score in values.tolist() else None
             assert two_hot is not None or not likelihood
-            error = ((scale.exp() * values).sum() - score) * 4 / (values.max() - values.min())
+            error = ((scale.exp() * values).sum() - score) * 4 / (high - low)
             reward = -(error**2)
             reward = reward + likelihood * two_hot if likelihood else reward
         rewards.append(reward)
-        parts.append((policy, len(written)))
+        parts.append((policy, len(written), place is not None))
     total = torch.zeros(())
-    for number, (policy, _) in enumerate(parts):
+    for number, (policy, _, scored) in enumerate(parts):
         first, written = number - number % GROUP, tuple(samples[number][1])
-        peers = [r.item() for r in rewards[first : first + GROUP] if r is not None]
+        peers = [r.item() for r in rewards[first : first + GROUP]]
         if left[written] == 0:
             continue
         left[written] -= 1
-        if rewards[number] is not None and len(peers) > 1:
-            own = rewards[number].item()
-            spread = math.sqrt(sum((r - sum(peers) / len(peers)) ** 2 for r in peers) / (len(peers) - 1))
-            others = (sum(peers) - own) / (len(peers) - 1)
-            advantage = max(-1.0, min(1.0, (own - others) / (spread + 1e-4)))
-            total = total - advantage * policy
-        if rewards[number] is not None:
+        own = rewards[number].item()
+        spread = math.sqrt(sum((r - sum(peers) / GROUP) ** 2 for r in peers) / (GROUP - 1))
+        others = (sum(peers) - own) / (GROUP - 1)
+        total = total - max(-1.0, min(1.0, (own - others) / (spread + 1e-4))) * policy
+        if scored:
             total = total - beta * rewards[number]
     model.zero_grad()
-    (total / sum(length for _, length in parts) / share).backward()
+    (total / sum(length for _, length, _ in parts) / share).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return gradients, rewards
+    return gradients, [(reward.item(), scored) for reward, (*_, scored) in zip(rewards, parts, strict=True)]
 
 
 @pytest.fixture
@@ -188,9 +187,8 @@ def assert_naive_step(trainer, naive, scale, beta, likelihood):
     given = {"scale": scale, "beta": beta, "likelihood": likelihood, "trained": trained}
     expected, rewards = naive_gradients(naive, trainer.processing_class, samples, **given)
     assert_same_gradients(gradients, expected)
-    scored = [reward.item() for reward in rewards if reward is not None]
-    assert log["reward"] == pytest.approx(sum(scored) / len(scored), rel=1e-5)
-    assert log["unscored"] == pytest.approx(1 - len(scored) / len(rewards))
+    assert log["reward"] == pytest.approx(sum(reward for reward, _ in rewards) / len(rewards), rel=1e-5)
+    assert log["unscored"] == pytest.approx(sum(not scored for _, scored in rewards) / len(rewards))
     return rewards
 
 
@@ -213,9 +211,11 @@ def test_rewards_are_the_judges_without_dropout(tmp_path, soft):
     trainer.train()
     paths, found = label_paths(trainer.processing_class, "12345"), []
     for (prompt, ids), gold in zip(samples, gold_of(trainer.processing_class, samples), strict=True):
-        if (place := score_place(trainer.processing_class, ids, tuple("12345"))) is not None:
+        place = score_place(trainer.processing_class, ids, tuple("12345"))
+        found.append(-(max(gold - 1, 5 - gold) ** 2))
+        if place is not None:
             probs = label_log_probs(naive, [*prompt, *ids[:place]], paths).exp()
-            found.append(-((probs @ torch.tensor(CONFIG.score_values) - gold).item() ** 2))
+            found[-1] = -((probs @ torch.tensor(CONFIG.score_values) - gold).item() ** 2)
     assert trainer.state.log_history[0]["reward"] == pytest.approx(sum(found) / len(found), rel=1e-5)
     assert trainer.model.training
 
@@ -224,7 +224,15 @@ def test_a_prompt_without_any_score_has_no_advantage(tmp_path, soft):
     model, naive = soft
     trainer = make_trainer(tmp_path, model, make_tokenizer("qwen"), max_completion_length=11, **SOFT)
     rewards = assert_naive_step(trainer, naive, CONFIG.scale, 1.0, 0.0)
-    assert any(all(reward is None for reward in rewards[i : i + GROUP]) for i in (0, GROUP))
+    assert any(not any(scored for _, scored in rewards[i : i + GROUP]) for i in (0, GROUP))
+
+
+def test_a_rationale_without_a_score_is_as_bad_as_the_worst_score(tmp_path, soft):
+    model, naive = soft
+    trainer = make_trainer(tmp_path, model, make_tokenizer("qwen"), max_completion_length=14, **SOFT)
+    rewards = assert_naive_step(trainer, naive, CONFIG.scale, 1.0, 0.0)
+    kinds = {scored for _, scored in rewards}
+    assert kinds == {True, False}
 
 
 def test_with_weights_of_0_it_is_grpo_with_that_reward(tmp_path, soft):
@@ -257,8 +265,7 @@ def test_with_weights_of_0_it_is_grpo_with_that_reward(tmp_path, soft):
         }
 
     def reward(completions, **_):
-        count = [sum(not math.isnan(r) for r in replay.rewards[i - i % GROUP :][:GROUP]) for i in range(2 * GROUP)]
-        return [None if math.isnan(r) else r * n / (n - 1) for r, n in zip(replay.rewards, count, strict=True)]
+        return [r * GROUP / (GROUP - 1) for r in replay.rewards]
 
     plain = GRPOTrainer(
         other, reward, GRPOConfig(**settings(tmp_path / "theirs", **common)), Dataset.from_list(ROWS),
@@ -295,7 +302,7 @@ def test_a_step_reads_its_rationales_once_for_the_rewards_and_once_to_train(tmp_
         assert prompts[1] + rationales[1] <= rows[1]
 
 
-def test_own_rewards_are_added_where_there_is_a_score(tmp_path, soft):
+def test_own_rewards_are_added(tmp_path, soft):
     seen = []
 
     def length(completion_ids, **columns):
@@ -310,8 +317,7 @@ def test_own_rewards_are_added_where_there_is_a_score(tmp_path, soft):
     scored = trainer.state.log_history[0]
     assert 0 < scored["unscored"] < 1
     own, ours = (torch.tensor(list(trainer._logs["rewards"][name])) for name in ("length", "score_reward"))
-    assert own.isnan().equal(ours.isnan())
-    assert scored["reward"] == pytest.approx(float((ours + 0.5 * own).nanmean()), rel=1e-5)
+    assert scored["reward"] == pytest.approx(float((ours + 0.5 * own).mean()), rel=1e-5)
     assert len(seen[0]) == 2 * GROUP
 
 

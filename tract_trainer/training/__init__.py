@@ -13,10 +13,6 @@ PRIVATE = {
     "trl.GRPOTrainer._get_train_sampler": ("self dataset", "is told the epoch that a resumed run begins with"),
     "trl.GRPOTrainer._tokenize_prompts": ("self prompts", "asks as a judge is asked"),
     "trl.GRPOTrainer._generate": ("self prompts", "samples rationales, whose scores are masked and read"),
-    "trl.GRPOTrainer._calculate_rewards": (
-        "self inputs prompts completions completion_ids_list",
-        "gives the rewards, of which those of rationales without a score are taken out",
-    ),
     "trl.GRPOTrainer._generate_and_score_completions": ("self inputs", "gives the advantages, which are clipped"),
     "trl.GRPOTrainer._compute_loss": ("self model inputs", "runs the forward that the score loss is read from"),
     "transformers.Trainer._inner_training_loop": (

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
@@ -60,8 +59,8 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
 
     `A` is the reward less the mean reward of the prompt's other rationales, divided by their standard deviation
     (`scale_rewards`) and clipped (`advantage_clip`). Both parts are divided by the number of tokens of the rationales.
-    The label that was sampled and what follows it are not learned from. A rationale without a score has no reward and
-    an advantage of 0.
+    The label that was sampled and what follows it are not learned from. A rationale without a score has the `r` of a
+    judge that is sure of the label farthest from `y`.
 
     The arguments are those of [`~trl.GRPOTrainer`] without tools, environments and `rollout_func`; a plain
     [`~trl.GRPOConfig`] gets the defaults of [`RegressionAwareGRPOConfig`]. Different are:
@@ -70,17 +69,15 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The judge to start from. Of an adapter's folder or repository, the adapter is trained on.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            Further rewards, added to `r` for rationales with a score, with `args.reward_weights`, of which `r`'s is the
-            first.
+            Further rewards, added to `r` with `args.reward_weights`, of which `r`'s is the first.
         train_dataset, eval_dataset:
             Rows with `prompt`, text or messages, and `score`, a number on the scale. Other columns are as in
             [`~trl.GRPOTrainer`].
         judge_config ([`JudgeConfig`], *optional*):
             How the judge is asked and its score read. Defaults to the `judge_config.json` of the model's folder.
 
-    Overridden are `_tokenize_prompts` (asks as [`Judge`] does), `_generate` (finds the scores), `_calculate_rewards`
-    and `_generate_and_score_completions` (advantages), `_compute_loss` (adds the score loss), and what saves and
-    pushes.
+    Overridden are `_tokenize_prompts` (asks as [`Judge`] does), `_generate` (finds the scores),
+    `_generate_and_score_completions` (advantages), `_compute_loss` (adds the score loss), and what saves and pushes.
 
     Logged beside [`~trl.GRPOTrainer`]'s figures: `score_mae`, `score_mass` (probability on the scale), `score_loss` and
     `unscored` (share of rationales without a score).
@@ -202,7 +199,10 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         return asked, written, mask, *others
 
     def score_reward(self, score: list[float], log_metric: Callable[[str, float], None], **_: Any) -> list[float]:
-        """The reward `r` of each sampled rationale, `(B,)`; 0 for one without a score, which is taken out later."""
+        """
+        The reward `r` of each sampled rationale, `(B,)`. One without a score must not be better off than one with a bad
+        score: if only those that have one can lose, judges learn to write none.
+        """
         places = self._sampled[2]
         count = len(score)
         group: Any = self.num_generations
@@ -210,21 +210,20 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
             for start in range(0, count, size):  # as many forwards on every process
                 log_probs.append(self._label_log_probs(range(start, min(start + size, count))))
-        rewards = np.zeros(count)
         scored = sorted(places)
         gold = torch.tensor([score[i] for i in scored], dtype=torch.float32, device=self.args.device)
         found = torch.cat(log_probs)  # (N, K)
         losses = self._score_losses(found, gold)
-        rewards[scored] = -losses.double().cpu().numpy()
+        rewards = -self._worst_errors(torch.tensor(score))
+        rewards[scored] = -losses.cpu()
         predicted = expected_score(found, self._values, self._judge_config.renormalize_scores)
         figures = {"score_mae": (predicted - gold).abs(), "score_mass": score_mass(found), "score_loss": losses}
         for name, values in figures.items():
             for value in values.tolist():
                 log_metric(name, value)
-        self._unscored = torch.tensor([i not in places for i in range(count)], device=self.args.device)
-        for missing in self._unscored.tolist():
-            log_metric("unscored", float(missing))
-        return rewards.tolist()
+        for number in range(count):
+            log_metric("unscored", float(number not in places))
+        return rewards.tolist()  # type: ignore[no-any-return]
 
     def _label_log_probs(self, chunk: range) -> Tensor:
         """
@@ -263,29 +262,26 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         attended = pad([torch.ones(len(row), dtype=torch.long) for row in rows], 0, side)
         return ids.to(self.args.device), attended.to(self.args.device)
 
+    def _errors(self, log_probs: Tensor, gold: Tensor, loss_type: str) -> Tensor:
+        """The score loss of each score, `(N,)`, from log-probabilities of the labels, `(N, K)`."""
+        return score_loss(log_probs, self._values, gold, loss_type, self._judge_config.renormalize_scores)
+
     def _score_losses(self, log_probs: Tensor, gold: Tensor) -> Tensor:
         """`-r` of each score, `(N,)`, from log-probabilities of the labels, `(N, K)`."""
-        loss = functools.partial(
-            score_loss, log_probs, self._values, gold, renormalize_scores=self._judge_config.renormalize_scores
-        )
-        losses = loss(loss_type=self.args.score_loss_type)
-        weight = self.args.score_likelihood_weight
-        return losses + weight * loss(loss_type="soft_ce") if weight else losses
+        errors, weight = self._errors(log_probs, gold, self.args.score_loss_type), self.args.score_likelihood_weight
+        return errors + weight * self._errors(log_probs, gold, "soft_ce") if weight else errors
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards: Tensor = super()._calculate_rewards(*args, **kwargs)  # (B of all processes, reward functions)
-        unscored = self.accelerator.gather(self._unscored)
-        rewards[unscored] = torch.nan
-        of_prompt = self.num_generations if self.model.training else self.num_generations_eval
-        count = (~unscored).view(-1, of_prompt).sum(1, keepdim=True).expand(-1, of_prompt).flatten()
-        # With the rationale itself left out of the mean, the advantage is so many times TRL's.
-        factor = torch.where(count > 1, count / (count - 1), 1.0)
-        self._leave_one_out = factor.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
-        return rewards
+    def _worst_errors(self, gold: Tensor) -> Tensor:
+        """The score loss of the label farthest from each gold score, `(N,)`."""
+        certain = torch.eye(len(self._values)).log()  # (K, K), of one label a row
+        of_label = [self._errors(row.expand(len(gold), -1), gold, self.args.score_loss_type) for row in certain]
+        return torch.stack(of_label).amax(0)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        advantages, clip = output["advantages"] * self._leave_one_out, self.args.advantage_clip
+        of_prompt: Any = self.num_generations if self.model.training else self.num_generations_eval
+        # With the rationale itself left out of the mean, the advantage is so many times TRL's.
+        advantages, clip = output["advantages"] * of_prompt / (of_prompt - 1), self.args.advantage_clip
         output["advantages"] = advantages if clip is None else advantages.clamp(-clip, clip)
         labels = torch.full(output["completion_ids"].shape, torch.nan, device=advantages.device)  # (B, C)
         for row, place in self._sampled[2].items():
