@@ -29,9 +29,10 @@ test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
 	touch $@
 
-# The engines on a real vLLM, its build for CPUs.
+# The engines and reinforcement learning on a real vLLM, its build for CPUs.
 test-vllm: .venv-vllm/installed
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/engines/test_vllm.py
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/training/test_grpo_vllm.py
 
 # Two training processes, two servers, and what happens when they are killed.
 dry-run: .venv-vllm/installed

@@ -49,6 +49,7 @@ PARTS = {
     ),
     "score": Part("Judging with a 7B model", "benchmarks/score.py --preset 7b --rounds 3"),
     "vllm_tests": Part("The engines on vLLM", "-m pytest tests/engines/test_vllm.py -q"),
+    "vllm_reinforce": Part("Reinforcement learning on vLLM", "-m pytest tests/training/test_grpo_vllm.py -q"),
     "vllm_score": Part("Judging with a 7B model on vLLM", "benchmarks/score.py --preset 7b --engine vllm --rounds 3"),
     "real_model": Part(
         "The trainers compared on real records", "benchmarks/real_model.py {model} {data} --preset large"

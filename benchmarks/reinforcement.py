@@ -45,7 +45,7 @@ from tract_trainer.cli.demo_task import DemoSize, make_records, training_example
 from tract_trainer.data.hashing import derive_seed
 from tract_trainer.data.store import writing
 
-STEPS, PROMPTS, GROUP, RATE = 60, 16, 8, 1e-4
+STEPS, PROMPTS, GROUP, RATE = 60, 16, 8, 5e-4
 TUNED = 100  # the seed of the choice of a learning rate
 START = "TRACT"
 REWARDS: dict[str, dict[str, Any]] = {
