@@ -460,7 +460,9 @@ def test_the_winners_of_ppe_are_chosen_and_its_ties_left_out(tmp_path, caplog):
 
 def test_the_right_responses_of_ppe_are_chosen_and_its_sampled_pairs_compared(tmp_path, caplog):
     row = {"question_id": "q", "prompt": "Q", **{f"response_{i}": f"r{i}" for i in range(1, 5)}}
-    row |= {"scores": [False, True, True, False], "sampled_conflict_pairs": [[0, 1], [2, 3], [3, 1]]}
+    # As `get_conflict_pair_iter` in benchmarks/base.py of github.com/lmarena/PPE: pairs count from 0 and responses from
+    # 1, either side may be the right one, and a pair that was sampled twice counts twice.
+    row |= {"scores": [False, True, True, False], "sampled_conflict_pairs": [[0, 1], [2, 3], [3, 1], [0, 1]]}
     all_right = {**row, "scores": [True] * 4, "sampled_conflict_pairs": []}
     (pair,) = load_benchmark("ppe_gpqa", write(tmp_path / "ppe_gpqa.json", [row, all_right]))
     assert (responses(pair, "chosen"), responses(pair, "rejected")) == (["r2", "r3"], ["r1", "r4"])
@@ -469,6 +471,7 @@ def test_the_right_responses_of_ppe_are_chosen_and_its_sampled_pairs_compared(tm
         ["r2", "r1"],
         ["r3", "r4"],
         ["r2", "r4"],
+        ["r2", "r1"],
     ]
     assert "1 of 2 pairs are ties" in caplog.text
 
