@@ -1,6 +1,7 @@
 """Files of rows for tests."""
 
 import csv
+import gzip
 import json
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ def write(path, rows):
             writer.writeheader()
             writer.writerows(rows)
     else:
-        lines = path.suffix == ".jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows), encoding="utf-8")
+        lines = ".jsonl" in path.suffixes
+        text = ("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows)).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     return path

@@ -238,11 +238,12 @@ def share_interval(share: float, parts: Floats, group: Groups) -> Interval:
     """
     sums = np.bincount(group_numbers(group, len(parts)), parts)  # (G,)
     grouped = len(sums) < len(parts)
-    share = min(max(share, 0.0), 1.0)  # the score of RewardBench 2's Ties ends at 1.01
+    share = min(max(share, 0.0), 1.0)  # the score of RewardBench 2's Ties goes from -.01 to 1.01
     if math.isnan(share) or (grouped and len(sums) < MIN_FOLDS):
         return NO_INTERVAL
     variance = max(float(sums @ sums), float(parts @ parts))
-    n = share * (1 - share) / variance if variance > NO_SPREAD**2 else len(sums)
+    spread = variance > NO_SPREAD**2 and 0 < share < 1  # of Ties, scores can differ and all be 0 or 1 but for .01
+    n = share * (1 - share) / variance if spread else len(sums)
     # Student's t where the variance had to be estimated from groups.
     z = float(stats.t.ppf(UPPER, len(sums) - 1) if grouped else stats.norm.ppf(UPPER))
     centre = (share + z * z / n / 2) / (1 + z * z / n)

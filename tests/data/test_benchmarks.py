@@ -1,5 +1,6 @@
 """Names of benchmarks and files of one's own become scored records or pairs; scores of pairs become accuracies."""
 
+import gzip
 import math
 import subprocess
 import sys
@@ -182,7 +183,7 @@ def test_the_ends_of_a_scale_are_on_it():
 # Files
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet"])
 def test_files_of_all_formats_hold_the_same_rows(suffix, tmp_path):
     rows = [{key: str(value) for key, value in row.items()} for row in OWN]  # a CSV file holds text alone
     assert list(read_rows(write(tmp_path / f"a{suffix}", rows))) == rows
@@ -209,6 +210,10 @@ def test_a_csv_file_of_a_spreadsheet_has_no_mark_in_its_first_column(tmp_path):
         ("a.csv", b"a,b\n1,2,3\n", r"^Row 0 of .*a\.csv must have 2 cells\. Quote those that hold commas\.$"),
         ("a.csv", b"a,b\n1,2\n1\n", r"^Row 1 of .*a\.csv must have 2 cells\."),
         ("a.csv", b"a\n\xff\n", r"^There is no data to read at '.*a\.csv' \('utf-8' codec can't decode"),
+        ("a.csv.gz", b"", r"a\.csv\.gz must be a .* file, found '\.csv\.gz'\.$"),
+        ("a.jsonl.gz", b'{"a": 1}', r"^There is no data to read at '.*a\.jsonl\.gz' \(Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}')[:-9], r"^There is no data to read at .* ended before"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 9)[:10] + b"\xff" * 9, r"^There is no data to read at .* \(Error -3"),
         ("a.parquet", b"PAR0", r"^There is no data to read at '.*a\.parquet' \("),
     ],
 )
@@ -331,7 +336,8 @@ HELPSTEER_ROW |= {"complexity": 0, "verbosity": 1}
 
 @pytest.mark.parametrize("attribute", HELPSTEER2)
 def test_each_attribute_of_helpsteer2_is_a_benchmark_with_its_own_rubric(attribute, tmp_path):
-    (record,) = load_benchmark(f"helpsteer2_{attribute}", write(tmp_path / "validation.jsonl", [HELPSTEER_ROW]).parent)
+    write(tmp_path / "validation.jsonl.gz", [HELPSTEER_ROW])
+    (record,) = load_benchmark(f"helpsteer2_{attribute}", tmp_path)
     assert record["score"] == HELPSTEER_ROW[attribute] and record["verbosity"] == 1
     assert prompt_of(record, ScoreScale.integers(0, 4), "Score: ").count(HELPSTEER2[attribute]) == 1
     assert (record["instruction"], record["response"]) == ("c#", "A language.")
@@ -454,7 +460,9 @@ def test_the_winners_of_ppe_are_chosen_and_its_ties_left_out(tmp_path, caplog):
 
 def test_the_right_responses_of_ppe_are_chosen_and_its_sampled_pairs_compared(tmp_path, caplog):
     row = {"question_id": "q", "prompt": "Q", **{f"response_{i}": f"r{i}" for i in range(1, 5)}}
-    row |= {"scores": [False, True, True, False], "sampled_conflict_pairs": [[0, 1], [2, 3], [3, 1]]}
+    # As `get_conflict_pair_iter` in benchmarks/base.py of github.com/lmarena/PPE: pairs count from 0 and responses from
+    # 1, either side may be the right one, and a pair that was sampled twice counts twice.
+    row |= {"scores": [False, True, True, False], "sampled_conflict_pairs": [[0, 1], [2, 3], [3, 1], [0, 1]]}
     all_right = {**row, "scores": [True] * 4, "sampled_conflict_pairs": []}
     (pair,) = load_benchmark("ppe_gpqa", write(tmp_path / "ppe_gpqa.json", [row, all_right]))
     assert (responses(pair, "chosen"), responses(pair, "rejected")) == (["r2", "r3"], ["r1", "r4"])
@@ -463,6 +471,7 @@ def test_the_right_responses_of_ppe_are_chosen_and_its_sampled_pairs_compared(tm
         ["r2", "r1"],
         ["r3", "r4"],
         ["r2", "r4"],
+        ["r2", "r1"],
     ]
     assert "1 of 2 pairs are ties" in caplog.text
 

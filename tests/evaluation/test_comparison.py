@@ -141,6 +141,15 @@ def test_the_table_and_the_page_name_the_judges_as_they_are(folder):
     assert r"B is va\|gue $x^{$." in page and page.count("\n| ") == 10 and "| Pearson |" in page
 
 
+@pytest.mark.parametrize(("p", "text"), [(1e-9, "< 0.001"), (0.00099, "< 0.001"), (0.001, "0.001"), (1, "1.000")])
+def test_a_small_p_value_is_no_zero_in_the_table(p, text, folder):
+    found = compare(*results(folder, "noisy", "vague"))
+    found["figures"]["pearson"]["p_value"] = p
+    for shown in (comparison_markdown(found), printed(comparison_table(found))):
+        (row,) = (line for line in shown.split("\n") if "Pearson" in line)
+        assert row.rstrip(" |").endswith(text)
+
+
 @pytest.mark.parametrize(("a", "b"), [("noisy", "vague"), ("pairs", "pairs")])
 def test_the_command_prints_and_draws(a, b, folder, tmp_path, capsys):
     output = tmp_path / "out" / "put"

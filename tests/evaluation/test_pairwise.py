@@ -151,6 +151,21 @@ def test_a_perfect_score_of_ties_has_an_interval_that_ends_at_1():
     assert -0.01 < lost["accuracy"] < 0 and lost["accuracy_ci"][0] == 0
 
 
+@pytest.mark.parametrize(("right", "wrong"), [(9.0, 1.0), (1.0, 9.0)])
+def test_ties_that_are_all_won_or_lost_by_different_margins_have_the_interval_of_equal_ones(right, wrong):
+    # All wins are 1 or 0 but for .01. Wilson's interval of 10 of 10 is 10 / (10 + 1.96^2) = .722 to 1.
+    pairs = [(name, "", [right], [wrong, wrong, wrong]) for name in BEST_OF_FOUR]
+    for i in range(5):
+        spread = 3 + i  # less than the margin, which is 8 or -8
+        pairs += [("Ties", f"tied:{i}", [right, right + spread], [wrong]), ("Ties", f"ref:{i}", [right], [wrong])]
+    found = figures_of(pairs)
+    ties = found["subsets"]["Ties"]
+    low = 10 / (10 + 1.96**2)
+    assert ties["accuracy_ci"] == pytest.approx((low, 1) if right > wrong else (0, 1 - low), abs=1e-4)
+    assert ties["accuracy"] > 1 if right > wrong else -0.01 < ties["accuracy"] < 0
+    assert abs(found["average"] - (right > wrong)) < 0.01 and 0 <= found["average_ci"][0] < found["average_ci"][1] <= 1
+
+
 def naive_rm_bench(results):
     """Figures of RM-Bench: `compute_accuracy` in scripts/utils.py of github.com/THU-KEG/RM-Bench, written anew."""
     cells = {"easy": [(1, 0), (2, 0), (2, 1)], "normal": [(0, 0), (1, 1), (2, 2)], "hard": [(0, 1), (0, 2), (1, 2)]}

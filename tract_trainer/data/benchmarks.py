@@ -42,7 +42,7 @@ HELPSTEER2 = {
 }
 RECORD_FILES = {
     "biggen_bench": "human_eval-00000-of-00001.parquet",
-    **{f"helpsteer2_{attribute}": "validation.jsonl" for attribute in HELPSTEER2},
+    **{f"helpsteer2_{attribute}": "validation.jsonl.gz" for attribute in HELPSTEER2},
 }
 PPE_SETS = {
     f"ppe_{name}": (f"lmarena-ai/PPE-{title}-Best-of-K", "train")

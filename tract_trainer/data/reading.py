@@ -1,8 +1,10 @@
 """Reads rows from files, folders and Hub data sets. Does not need torch."""
 
 import csv
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,8 +32,8 @@ def read_rows(
     Reads records, pairs, or rows for TRL.
 
     Args:
-        source (`str`): .json, .jsonl, .csv or .parquet file, folder with such files, or Hub data set. Cells of a CSV
-            file are text.
+        source (`str`): .json, .jsonl, .jsonl.gz, .csv or .parquet file, folder with such files, or Hub data set. Cells
+            of a CSV file are text.
         split (`str`, *optional*, defaults to `"train"`): split of a folder or Hub data set.
         columns (`Mapping[str, str]`, *optional*): new names by old ones, e.g. `{"question": "instruction"}`. A renamed
             column replaces one that has its new name.
@@ -45,7 +47,7 @@ def read_rows(
             ready prompts, which have no place for it.
     """
     file = Path(source)
-    if str(source) and (file.is_file() or file.suffix in READERS):
+    if str(source) and (file.is_file() or _ending(file) in READERS):
         if split != "train":
             raise InputError(f"{source} is a file and has no splits, so split={split!r} has no effect. Leave it out.")
         rows = _read_file(file)
@@ -81,14 +83,20 @@ def read_rubric(rubric: str) -> str | dict[str, Any]:
     return found
 
 
+def _ending(file: Path) -> str:
+    """The ending that says how a file is read, such as .csv or .jsonl.gz."""
+    return "".join(file.suffixes[-2:]) if file.suffix == ".gz" else file.suffix
+
+
 def _read_file(file: Path) -> Rows:
-    if file.suffix not in READERS:
-        raise InputError(f"{file} must be a .json, .jsonl, .csv or .parquet file, found {file.suffix!r}.")
+    ending = _ending(file)
+    if ending not in READERS:
+        raise InputError(f"{file} must be a .json, .jsonl, .csv or .parquet file, found {ending!r}.")
     try:
-        return READERS[file.suffix](file)  # type: ignore[no-any-return]
+        return READERS[ending](file)  # type: ignore[no-any-return]
     except InputError:
         raise
-    except (OSError, ValueError, csv.Error) as error:  # no such file, not UTF-8, not Parquet
+    except (OSError, ValueError, EOFError, csv.Error, zlib.error) as error:  # no such file, not UTF-8, damaged
         raise InputError(f"There is no data to read at {str(file)!r} ({error}). Give {FORMATS}.") from error
 
 
@@ -119,7 +127,8 @@ def _parquet_rows(file: Path) -> "Dataset":
 def _json_rows(file: Path) -> list[dict[str, Any]]:
     """The records of a JSON file: a list; an object of records by their ids, or with one list; or a record a line."""
     text = _text(file)
-    if file.suffix == ".jsonl" or re.match(r"\s*{.*}\s*\n\s*{", text):  # some public .json files are JSON lines
+    lined = _ending(file).startswith(".jsonl")
+    if lined or re.match(r"\s*{.*}\s*\n\s*{", text):  # some public .json files are JSON lines
         lines = enumerate(text.split("\n"), 1)
         found: Any = [_parsed(line, f"{file}, line {number},") for number, line in lines if line.strip()]
     else:
@@ -157,12 +166,20 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-READERS: dict[str, Any] = {".json": _json_rows, ".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+READERS: dict[str, Any] = {
+    ".json": _json_rows,
+    ".jsonl": _json_rows,
+    ".jsonl.gz": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
 
 
 def _text(path: Path) -> str:
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with opened(path, "rt", encoding="utf-8-sig") as text:
+            return text.read()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} must be in UTF-8: {error}. Save it in that encoding.") from error
 

@@ -112,7 +112,7 @@ def _table(title: str | None, heads: Sequence[str], caption: str | None) -> Tabl
 def _compared(figure: Mapping[str, Any]) -> list[str]:
     difference = figure_with_interval(figure["difference"], figure["difference_ci"])
     p = figure["p_value"]
-    chance = "-" if p is None or math.isnan(p) else f"{p:.4f}"
+    chance = "-" if p is None or math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
     return [figure_with_interval(figure["a"]), figure_with_interval(figure["b"]), difference, chance]
 
 
