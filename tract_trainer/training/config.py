@@ -1,5 +1,6 @@
 """Arguments of the two trainers: TRL's, and those of the score."""
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -30,6 +31,16 @@ TOKEN_MEANS = ("dapo", "cispo", "vespo")
 
 ERRORS = ("rmse", "mae")
 """Ends of the names of metrics of which less is better."""
+
+
+def json_object(name: str, given: Any, example: str) -> dict[str, Any] | None:
+    """A mapping, given as such or as JSON."""
+    found = given
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(given) if isinstance(given, str) else given
+    if not isinstance(found, dict | None):
+        raise InputError(f"{name} must be a mapping or JSON such as {example}, got {given!r}.")
+    return found
 
 
 class _JudgeArguments(TrainingArguments):
@@ -170,7 +181,9 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
         self._check_weight("ce_loss_weight")
         if not self.score_prefix:
             raise InputError("score_prefix is empty. Give the text right before the score, e.g. 'Score: '.")
-        self.chat_template_kwargs = _mapping("chat_template_kwargs", self.chat_template_kwargs)
+        self.chat_template_kwargs = json_object(
+            "chat_template_kwargs", self.chat_template_kwargs, '{"enable_thinking": false}'
+        )
         if self.prompt_template is not None:
             self.prompt_template = template_text(self.prompt_template)
         if self.score_loss_weight == 0 and self.ce_loss_weight == 0:
@@ -262,14 +275,3 @@ class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
                 f"loss_type={self.loss_type!r} does not divide by the number of tokens in a step, as the score loss "
                 f"is divided. Use one of {list(TOKEN_MEANS)}, or score_loss_weight=0."
             )
-
-
-def _mapping(name: str, given: Any) -> dict[str, Any] | None:
-    """A mapping, given as such or as JSON."""
-    try:
-        found = json.loads(given) if isinstance(given, str) else given
-    except (ValueError, RecursionError):
-        found = given
-    if not isinstance(found, dict | None):
-        raise InputError(f'{name} must be a mapping or JSON, e.g. {{"enable_thinking": false}}; found {given!r}.')
-    return found
