@@ -17,7 +17,7 @@ from tract_trainer.data.records import Prompt, Record, as_messages, close, defau
 from tract_trainer.data.templates import ControlTokens
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import JudgeConfig
-from tract_trainer.scale import ScoreTokens, decode
+from tract_trainer.scale import ScoreTokens, decode, shared_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -187,12 +187,6 @@ def check_rows(rows: Iterable[Record], what: str, tokenizer: "PreTrainedTokenize
             if isinstance(messages, list):
                 with numbered(what, number):
                     _templated(messages, tokenizer, add_generation_prompt=asks, **template_kwargs(row, {}))
-
-
-def shared_length(*sequences: Sequence[Any]) -> int:
-    """Number of leading items that all `sequences` have in common."""
-    pairs = enumerate(zip(*sequences, strict=False))
-    return next((i for i, items in pairs if any(item != items[0] for item in items)), min(map(len, sequences)))
 
 
 def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[int], shared: int) -> str:

@@ -14,12 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tract_trainer.engines.trie import LabelTrie
 
-MASKED = ("sdpa", "eager")
-"""Implementations of attention that take a mask of any form."""
-
-
-CAUSAL = "_causal"
-"""Attribute of a mask: the number of first queries that see the first keys up to their own, and no other."""
+MASKED = ("sdpa", "eager")  # implementations of attention that take a mask of any form
+CAUSAL = "_causal"  # attribute of a mask: how many first queries see the first keys up to their own, and no other
 
 
 @functools.cache

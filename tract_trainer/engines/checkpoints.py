@@ -22,21 +22,13 @@ from tract_trainer.errors import InputError
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of vLLM's `max_lora_rank`."""
-
-READ_WHOLE = 1 << 28
-"""Bytes of a weight file up to which its identity is that of its whole content."""
-
-SAMPLES, SAMPLE_BYTES = 8, 512
-"""Pieces that are read of every tensor of a larger file, and their size."""
-
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's `max_lora_rank`
+READ_WHOLE = 1 << 28  # bytes of a weight file up to which its identity is that of its whole content
+SAMPLES, SAMPLE_BYTES = 8, 512  # pieces that are read of every tensor of a larger file, and their size
 JSON_FILES = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-
-WEIGHTS = "model*.safetensors"
-"""Files that Transformers loads the weights of a model from."""
-
+WEIGHTS = "model*.safetensors"  # files that Transformers loads the weights of a model from
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MISSING_ADAPTER_KEYS = "Found missing adapter keys"  # begins PEFT's warning of layers without weights
 
 
 @dataclass(frozen=True)
@@ -183,12 +175,7 @@ def _fingerprint(file: Path) -> str:
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """
-    The tokenizer in a folder or Hub repository.
-
-    Raises:
-        InputError: its files are damaged.
-    """
+    """The tokenizer in a folder or Hub repository; an InputError if its files are damaged."""
     if Path(name_or_path).is_dir():
         check_files(Path(name_or_path))
     try:
@@ -300,10 +287,6 @@ def _adapted(base: Any, folder: Path, trainable: bool) -> PeftModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", MISSING_ADAPTER_KEYS)
         return PeftModel.from_pretrained(base, folder, is_trainable=trainable, torch_device="cpu")
-
-
-MISSING_ADAPTER_KEYS = "Found missing adapter keys"
-"""How PEFT's warning begins that an adapter has no weights for some of its layers."""
 
 
 def _saved_rows(base: Any, folder: Path) -> int | None:

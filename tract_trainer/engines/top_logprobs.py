@@ -26,23 +26,15 @@ from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreScale
 
-TOP = 20
-"""Number of tokens whose log-probabilities are asked for; OpenAI returns no more."""
-
+TOP = 20  # tokens whose log-probabilities are asked for; OpenAI returns no more
 NEUTRAL = Sampling(temperature=1.0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=1)
-
-COMPARED, DRIFT = 4, 0.5
-"""Number of the most likely tokens whose log-probabilities are compared under two settings, and the largest difference
-between them that rounding makes."""
+PROBE = "Name any animal."
+COMPARED, DRIFT = 4, 0.5  # likeliest tokens that are compared under two settings, and the most that rounding changes
+TINY = 1e-30  # probability of a token that is not returned, where its logarithm is needed
 
 ROUNDING = 1e-3
 """Error of a server's probabilities: llama.cpp's are 0.0002 too high, since its sum over the vocabulary is rounded.
 Both ends of an interval are moved by this share of the largest value."""
-
-TINY = 1e-30
-"""Probability of a token that is not returned, where its logarithm is needed."""
-
-PROBE = "Name any animal."
 
 
 class Step(NamedTuple):

@@ -46,11 +46,10 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+# Warns of a batch that is longer than `max_position_embeddings`. No row of ours is.
 REMINDER = logging.getLogger("transformers.generation.stopping_criteria")
-"""Where Transformers warns of a batch that is longer than `max_position_embeddings`. No row of ours is."""
-
-RECOVERY = 1.01
-"""Growth of the batches with each one that fits into memory: a limit is doubled by 70 of them."""
+FIRST_SORTED = 512  # likeliest tokens, which hold a trained model's nucleus at nearly every step
+RECOVERY = 1.01  # growth of the batches with each one that fits into memory: a limit is doubled by 70 of them
 
 
 class Before(NamedTuple):
@@ -373,10 +372,6 @@ class RowsEnd(StoppingCriteria):
         """Whether each row has ended, `(B,)`. A row that has is filled up with a token that ends rows."""
         at_limit = (self.limits <= input_ids.size(1) - self.width).to(input_ids.device)
         return at_limit | torch.isin(input_ids[:, -1], self.stop_ids.to(input_ids.device))
-
-
-FIRST_SORTED = 512
-"""Number of the likeliest tokens that are sorted first. They hold a trained model's nucleus at nearly every step."""
 
 
 def scale_log_probs(logits: Tensor, ids: Sequence[int]) -> Tensor:

@@ -19,8 +19,7 @@ from tract_trainer.scale import ScoreScale
 MIN_MASS = 0.01
 """Probability on the scale below which a rationale is unscored: its expected score would be off the scale, near 0."""
 SLACK = 1e-2  # above 1, for the rounding of bfloat16
-WIDE = 0.05
-"""Share of the scale above which the interval of a score is wide."""
+WIDE = 0.05  # share of the scale above which the interval of a score is wide
 
 
 @dataclass(frozen=True)
