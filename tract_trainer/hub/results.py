@@ -11,22 +11,11 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 # Names of the figures that [`~tract_trainer.metrics.agreement`] and `pair_figures` return.
 FIGURES = {
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "kendall": "Kendall",
-    "kendall_rounded": "Kendall, rounded",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "qwk": "Weighted kappa",
-    "within_one": "Within one step",
-    "ccc": "Concordance",
-    "accuracy": "Accuracy",
-    "average": "Average",
-    "easy": "Easy",
-    "normal": "Normal",
-    "hard": "Hard",
+    "pearson": "Pearson", "spearman": "Spearman", "kendall": "Kendall", "kendall_rounded": "Kendall, rounded",
+    "rmse": "RMSE", "mae": "MAE", "qwk": "Weighted kappa", "within_one": "Within one step", "ccc": "Concordance",
+    "accuracy": "Accuracy", "average": "Average", "easy": "Easy", "normal": "Normal", "hard": "Hard",
     "best_of_k": "Best of K",
-}
+}  # fmt: skip
 
 GIVEN = "score"
 """The method of a result whose scores were given, by [`~tract_trainer.evaluation.columns.column_results`]."""

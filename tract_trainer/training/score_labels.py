@@ -88,14 +88,8 @@ PROBLEMS = {
         "Expected {prefix!r} and one of {labels} among the trained tokens. End the completions with it, or set "
         "score_prefix to the text that yours have",
     ),
-    "cut": (
-        "lose their score to max_length={max_length}",
-        "Raise max_length",
-    ),
-    "empty": (
-        "have an empty `score`",
-        "Fill in the column, or remove it to use the labels in the text",
-    ),
+    "cut": ("lose their score to max_length={max_length}", "Raise max_length"),
+    "empty": ("have an empty `score`", "Fill in the column, or remove it to use the labels in the text"),
     "off_scale": (
         "have a `score` off the scale of {low:g} to {high:g}",
         "Correct the column, or set score_labels and score_values to its scale",
@@ -109,19 +103,13 @@ PROBLEMS = {
         "Use a chat template that renders a prompt alone as it does before an answer, and end prompts of plain text "
         "with a line break",
     ),
-    "no_content": (
-        "have a turn without `content`",
-        "Give every turn its text, or leave it out",
-    ),
+    "no_content": ("have a turn without `content`", "Give every turn its text, or leave it out"),
     "thoughts": (
         "have a think block in their rationale that the chat template drops",
         "Use a chat template that keeps it (chat_template_path), or remove the tags, such as <think>, from the "
         "rationales",
     ),
-    "ends_early": (
-        "hold an end-of-turn token before their score",
-        "Remove such tokens from the rationales",
-    ),
+    "ends_early": ("hold an end-of-turn token before their score", "Remove such tokens from the rationales"),
     "mismatch": (
         "end with a label that is not the nearest to their `score`",
         "Correct the text or the column, or remove the column to use the labels in the text",
