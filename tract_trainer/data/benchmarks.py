@@ -10,8 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tract_trainer.data import pairs as pair_formats
-from tract_trainer.data.pairs import SIDES, conversation_text, read_pairs, side_records
+from tract_trainer.data.pairs import (
+    PAIR_COLUMNS,
+    REWARD_BENCH_2_SUBSETS,
+    REWARD_BENCH_SUBSETS,
+    RM_BENCH_DOMAINS,
+    SIDES,
+    conversation_text,
+    read_pairs,
+    side_records,
+)
 from tract_trainer.data.reading import read_rows
 from tract_trainer.data.records import SCORE_COLUMNS, Record, gold_scores, ready_prompt
 from tract_trainer.errors import InputError, numbered
@@ -180,12 +188,12 @@ def _pair_row(name: str, row: Record, number: int) -> Record:
     """A row of a benchmark of pairs in a format of [`read_pairs`], its `subset` one that the benchmark reports."""
     if name == "reward_bench_2":
         _need(row, ("prompt", "chosen", "rejected", "subset", "id"), number, name)
-        return {**row, "subset": _known(row["subset"], pair_formats.REWARD_BENCH_2_SUBSETS, number, name)}
+        return {**row, "subset": _known(row["subset"], REWARD_BENCH_2_SUBSETS, number, name)}
     if name == "rm_bench":
         _need(row, ("prompt", "chosen", "rejected", "domain"), number, name)
         if not all(isinstance(row[side], list) and len(row[side]) == 3 for side in SIDES):
             raise InputError(f"Pair {number} of rm_bench must have three chosen and three rejected responses.")
-        return {**row, "subset": _known(row["domain"].partition("-")[0], pair_formats.RM_BENCH_DOMAINS, number, name)}
+        return {**row, "subset": _known(row["domain"].partition("-")[0], RM_BENCH_DOMAINS, number, name)}
     if name == "judge_bench":
         _need(row, ("question", "response_A", "response_B", "label", "source"), number, name)
         source = next((known for known in JUDGE_BENCH_SOURCES if row["source"].startswith(known)), row["source"])
@@ -243,7 +251,7 @@ def own_benchmark(
     """
     rows = [dict(row) for row in read_rows(source, split, columns, rubric)]
     names: set[str] = set().union(*rows)
-    if names & pair_formats.PAIR_COLUMNS:
+    if names & PAIR_COLUMNS:
         return read_pairs(rows)
     if {"prompt", "response"} <= names:
         raise InputError(
@@ -292,7 +300,7 @@ def check_scale(records: Sequence[Record], scale: ScoreScale) -> None:
 def check_reward_bench(pairs: Sequence[Record]) -> None:
     """Raises an InputError where a pair is of a subset that counts in no section of RewardBench."""
     for number, pair in enumerate(pairs):
-        if pair["subset"] not in pair_formats.REWARD_BENCH_SUBSETS:
+        if pair["subset"] not in REWARD_BENCH_SUBSETS:
             raise InputError(
                 f"Pair {number} is of the subset {pair['subset']!r}, which reward_bench does not have. Give the split "
                 "'filtered' of allenai/reward-bench, or load the file as a data set of your own."

@@ -29,18 +29,8 @@ from tract_trainer.hub.results import GIVEN, figure_rows, further_tables, remark
 
 def write_page(run: str | Path, output: str | Path | None = None, overwrite: bool = False) -> Path:
     """
-    Writes the page of a run.
-
-    Args:
-        run (`str`): folder of a run, or the JSON file of a result.
-        output (`str`, *optional*): file of the page; by default `report.html` in the folder, or the result's name.
-        overwrite (`bool`, *optional*, defaults to `False`): replace a file there that is not such a page.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        InputError: there is nothing of a run, a result of another schema, or another file at `output`.
+    Writes the page of the run in a folder, or of the JSON file of a result, and returns its path: `output`, by default
+    `report.html` in the folder, or the result's name. With `overwrite` it may replace a file that is no such page.
     """
     run = Path(run)
     path = Path(output) if output is not None else run / "report.html" if run.is_dir() else run.with_suffix(".html")

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from tract_trainer.evaluation.methods import scored_rationales
 from tract_trainer.metrics import Floats, interval, standard_errors
 
-POINTS = 20
-"""Points of a curve: coverages of 5 %, 10 %, ..., 100 %."""
+POINTS = 20  # of a curve: coverages of 5 %, 10 %, ..., 100 %
 
 
 def selective(
@@ -27,12 +26,6 @@ def selective(
     Uziel and El-Yaniv (2019), "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", of the risk of Geifman
     and El-Yaniv (2017), "Selective Classification for Deep Neural Networks". Records that the judge is equally sure of
     are kept in random order, and `r(i)` is the expectation.
-
-    Args:
-        rows (`Sequence[Mapping]`): judgments, with `gold`, `group`, `std` and `rationales`.
-        scores (`numpy.ndarray`): their scores, NaN where unscored. These records are left out.
-        values (`Sequence[float]`): values of the scale, in the order of `probs`.
-        renormalized (`bool`): whether the judge divides its distributions by their sum.
 
     Returns:
         `dict`, empty if no record is scored. `coverage`, share of the scored records that are kept, `(P,)`;
@@ -75,11 +68,7 @@ def selective(
             "gain": gain,
             "gain_ci": interval(gain, float(error), folds),
         }
-    return {
-        "coverage": ((places + 1) / n).tolist(),
-        "area_random": float(np.mean(errors**2)),
-        "orders": curves,
-    }
+    return {"coverage": ((places + 1) / n).tolist(), "area_random": float(np.mean(errors**2)), "orders": curves}
 
 
 def _risks(losses: Floats, uncertainty: Floats) -> Floats:
