@@ -61,13 +61,8 @@ class Cut(NamedTuple):
 
 def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> dict[str, Any]:
     """
-    Args:
-        row (`dict`): see [`~tract_trainer.training.score_labels.gold_scores`].
-        tokens ([`ScoreTokens`]): the scale as the row's tokenizer writes it.
-        cut ([`Cut`]): how the row will be shortened.
-
-    Returns:
-        `dict` with `score_labels`, `(T,)` float32, and `score_problem`, a key of `PROBLEMS` or `""`.
+    `score_labels`, `(T,)` float32, of a row of [`gold_scores`], and its `score_problem`, a key of `PROBLEMS` or `""`.
+    `cut` is how the row will be shortened.
     """
     row = {**row, **{name: np.asarray(row[name]) for name in ("input_ids", "labels")}}
     length = len(row["input_ids"])
@@ -148,12 +143,8 @@ def add_score_labels(
     """
     Adds the column `score_labels` and applies `missing_score` to the rows without a usable score.
 
-    Returns:
-        The dataset, and each kind of row that was dropped or kept without a score.
-
-    Raises:
-        ValueError: with `missing_score="error"`, a row has no usable score; or no row is left. For an
-            [`~datasets.IterableDataset`], when the row is read.
+    Returns the dataset, and each kind of row that was dropped or kept without a score. With `missing_score="error"`, a
+    row without one is an InputError; for an [`~datasets.IterableDataset`], when the row is read.
     """
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(target_row, fn_kwargs={"tokens": tokens, "cut": cut})
@@ -310,9 +301,7 @@ def count_scores(dataset: Dataset) -> int:
 
 
 class Gold(NamedTuple):
-    """
-    Gold scores by the position of their token, and a key of [`tract_trainer.training.score_labels.PROBLEMS`] or `""`.
-    """
+    """Gold scores by the position of their token, and a key of `PROBLEMS` or `""`."""
 
     scores: dict[int, float]
     problem: str
@@ -320,10 +309,8 @@ class Gold(NamedTuple):
 
 def gold_scores(row: dict[str, Any], tokens: ScoreTokens) -> Gold:
     """
-    Args:
-        row (`dict`): `input_ids` and `labels`, `(T,)`, as arrays. Optionally `score`; `score_labels`, `(T,)`, where the
-            scores are known; and the `completion` or `messages` that the tokens were made of.
-        tokens ([`ScoreTokens`]): the scale as the row's tokenizer writes it.
+    The gold scores of a row: `input_ids` and `labels`, `(T,)`, as arrays; optionally `score`; `score_labels`, `(T,)`,
+    where the scores are known; and the `completion` or `messages` that the tokens were made of.
     """
     if "score_labels" in row:
         return _given_scores(row, tokens.scale)
