@@ -22,7 +22,7 @@ from tract_trainer.scale import ScoreTokens, decode, shared_length
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBES = ("A", "B")  # What the rows of both share is written before any answer.
+PROBES = ("A", "B")  # what the rows of both share is written before any answer.
 WINDOW = 12  # tokens at the end of a prompt's text by which it is recognised
 SHOWN = 60  # characters of a rendering in an error
 DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -59,10 +59,8 @@ def prompt_ids(
 ) -> list[int]:
     """
     Tokens that a judge is asked with: the beginning of every row that answers `prompt`. What a generation prompt opens
-    and rows lack, such as a thinking block, is left out.
-
-    Raises:
-        InputError: the chat template renders the prompt itself differently before an answer.
+    and rows lack, such as a thinking block, is left out. An InputError if the chat template renders the prompt itself
+    differently before an answer.
     """
     if not conversational and isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
@@ -121,13 +119,11 @@ def asked_length(
     prompt: Prompt, ids: Sequence[int], masked: int, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]
 ) -> int | None:
     """
-    Number of tokens that a judge is asked with, if they are the beginning of a training row; `None` if not.
+    Number of tokens that a judge is asked with, if they are the beginning of a training row of tokens `ids`, `(T,)`;
+    `None` if not.
 
-    Args:
-        ids (`Sequence[int]`): tokens of the row, `(T,)`.
-        masked (`int`): number of tokens at its start that TRL masked as the prompt, or 0. If they end with text that
-            the prompt has only at its end, they are all that is asked, and nothing is tokenised again.
-        kwargs (`Mapping`): arguments of the chat template.
+    `masked` is the number of tokens at the row's start that TRL masked as the prompt, or 0. If they end with text that
+    the prompt has only at its end, they are all that is asked, and nothing is tokenised again.
     """
     if masked:
         header, length = "", 0

@@ -105,10 +105,8 @@ def with_tokens(model: PreTrainedModel, trie: LabelTrie, due: Tensor, kwargs: di
 
 def behind_cache(model: PreTrainedModel, trie: LabelTrie, seen: Tensor) -> dict[str, Tensor]:
     """
-    Arguments with which `model` reads the inner nodes alone, behind tokens whose keys and values are kept.
-
-    Args:
-        seen (`torch.Tensor`): which of the tokens that are kept stand before the label, `(B, T)`, bool.
+    Arguments with which `model` reads the inner nodes alone, behind tokens whose keys and values are kept. `seen`,
+    `(B, T)`, bool, tells which of these stand before the label.
     """
     tokens, depths, ancestors = (x.to(seen.device) for x in (trie.tokens, trie.depths, trie.ancestors))
     size, keys = len(seen), seen.cumsum(1) - 1  # (B, T)

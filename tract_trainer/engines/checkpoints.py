@@ -7,20 +7,18 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tract_trainer.data.hashing import digest
 from tract_trainer.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's `max_lora_rank`
 READ_WHOLE = 1 << 28  # bytes of a weight file up to which its identity is that of its whole content
@@ -34,14 +32,8 @@ MISSING_ADAPTER_KEYS = "Found missing adapter keys"  # begins PEFT's warning of 
 @dataclass(frozen=True)
 class SavedJudge:
     """
-    A judge's files.
-
-    Attributes:
-        folder (`Path`): where they are on this machine.
-        base (`str`, *optional*): folder or repository of an adapter's base model; `None` for a full model.
-        base_revision (`str`, *optional*): Hub revision of the base model; `None` for its main one.
-        peft_type (`str`, *optional*): kind of the adapter, e.g. `"LORA"`.
-        rank (`int`): rank of the adapter.
+    A judge's files in a `folder` on this machine. Those of an adapter have the folder or repository of its base model,
+    its Hub revision, and the kind and rank of the adapter, e.g. `"LORA"`.
     """
 
     folder: Path
@@ -57,8 +49,6 @@ class SavedJudge:
         """
         folder = Path(name_or_path)
         if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
             wanted = None if weights else ["*.json", "*.jinja"]
             folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
         check_files(folder)
@@ -75,10 +65,8 @@ class SavedJudge:
             ) from error
 
     @property
-    def generation_config(self) -> "GenerationConfig | None":
+    def generation_config(self) -> GenerationConfig | None:
         """The model's generation config, or that of an adapter's base model."""
-        from transformers import GenerationConfig
-
         try:
             return GenerationConfig.from_pretrained(self.base or self.folder, revision=self.base_revision or "main")
         except OSError:  # not every model has one
@@ -193,15 +181,9 @@ def load_judge_model(
     name_or_path: str | Path, revision: str | None, trainable: bool = False, **model_kwargs: Any
 ) -> Any:
     """
-    A judge's model, or its adapter on the base model.
-
-    Args:
-        revision (`str`, *optional*): Hub revision of the judge. That of a base model is in the adapter's config.
-        trainable (`bool`, *optional*, defaults to `False`): whether an adapter's weights can be trained.
-        **model_kwargs: arguments of `from_pretrained` for the full model or the base model.
-
-    Raises:
-        InputError: weights are missing or damaged, or an adapter does not fit its base model.
+    A judge's model, loaded with `from_pretrained(..., **model_kwargs)`, or its adapter on the base model, whose weights
+    can be trained if it is `trainable`. The `revision` is that of the judge; that of a base model is in the adapter's
+    config. Weights that are missing or damaged, and an adapter that does not fit, are an InputError.
     """
     saved = SavedJudge.find(name_or_path, revision, weights=False)
     saved.check_base()
@@ -246,10 +228,7 @@ def check_weights(name_or_path: str | Path, revision: str | None = None, trust_r
         return
     folder, weights = Path(name_or_path), dict[str, torch.Tensor]()
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        wanted = ["*.json", WEIGHTS]
-        folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=["*.json", WEIGHTS]))
     for file in folder.glob(WEIGHTS):
         with safe_open(file, "pt") as opened:
             shapes = {name: opened.get_slice(name).get_shape() for name in list(opened.keys())}

@@ -129,10 +129,8 @@ class TransformersEngine:
         self, run: Callable[[list[int]], list[Result]], lengths: Sequence[int], limits: Sequence[int]
     ) -> list[Result]:
         """
-        `run` on batches of row numbers, longest rows first. Out of memory, it goes on with smaller batches.
-
-        Args:
-            lengths (`Sequence[int]`), limits (`Sequence[int]`): tokens that each row has, and may get.
+        `run` on batches of row numbers, longest rows first. Out of memory, it goes on with smaller batches. Rows have
+        tokens in the number of their `lengths`, and may get those of their `limits`.
         """
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         results: dict[int, Result] = {}
@@ -227,12 +225,8 @@ class TransformersEngine:
         self, trie: LabelTrie, due: list[Before | None], cache: DynamicCache | None, attention_mask: Tensor
     ) -> list[tuple[float, ...] | None]:
         """
-        Log-probability of each label, `(K,)`, in the rows of a batch that have one.
-
-        Args:
-            due (`list[Before]`): what stands before the label of each row, or `None`.
-            cache (`DynamicCache`, *optional*): keys and values of all rows, which is left as it is.
-            attention_mask (`torch.Tensor`): which tokens of the batch are no padding, `(B, T)`.
+        Log-probability of each label, `(K,)`, in the rows of a batch that have one: what stands before it is `due`. The
+        `cache` of all rows is left as it is; `attention_mask` tells which tokens are no padding, `(B, T)`.
         """
         rows = [before.tokens for before in due if before is not None]
         if not rows:
@@ -351,14 +345,8 @@ def _generating(model: PreTrainedModel, config: GenerationConfig, max_length: in
 
 class RowsEnd(StoppingCriteria):
     """
-    Ends each row at a limit of its own, and all rows as soon as half of them have ended, so that those that go on do so
-    in a smaller batch.
-
-    Args:
-        limits (`Sequence[int]`): number of tokens that each row may get, `(B,)`.
-        width (`int`): number of tokens of the padded prompts.
-        stop_ids (`Sequence[int]`): tokens that end a row.
-        early (`bool`): whether the rows that go on can be parted from the others.
+    Ends each row at a limit of its own, `(B,)`, behind prompts of `width` tokens with padding. Where the rows that go
+    on can be parted from the others, `early`, all end as soon as half of them have: those go on in a smaller batch.
     """
 
     def __init__(self, limits: Sequence[int], width: int, stop_ids: Sequence[int], early: bool) -> None:
@@ -423,9 +411,8 @@ class SeededDraw(LogitsProcessor):
         self, seeds: Sequence[int], max_new_tokens: int, width: int, temperature: float = 1.0, top_p: float = 1.0
     ) -> None:
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.uniforms = torch.stack(
-            [torch.rand(max_new_tokens, generator=stream, dtype=torch.float64) for stream in streams]
-        )  # (B, S)
+        draws = [torch.rand(max_new_tokens, generator=stream, dtype=torch.float64) for stream in streams]
+        self.uniforms = torch.stack(draws)  # (B, S)
         self.width, self.temperature, self.top_p = width, temperature, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -16,17 +16,8 @@ from tract_trainer.data.records import Record, check_prompts, default_separator
 from tract_trainer.data.rendering import NO_PREFILL, MessageRows, RecordRows, pin_dates
 from tract_trainer.data.settings import differences
 from tract_trainer.data.templates import template_text
-from tract_trainer.engines.base import (
-    Engine,
-    Rationale,
-    Sampling,
-    as_int,
-    at_once,
-    check_score_settings,
-    checked,
-    engine_class,
-    refusing_unknown,
-)
+from tract_trainer.engines import base
+from tract_trainer.engines.base import Engine, Rationale, Sampling, as_int, checked
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import DEFAULT_PREFIX, JudgeConfig
 from tract_trainer.judging.batching import in_order, in_pieces
@@ -118,7 +109,7 @@ class Judge:
 
         kwargs = dict(model_kwargs or {})
         logprobs = kwargs.pop("logprobs", None)
-        kind = engine_class(engine, logprobs)
+        kind = base.engine_class(engine, logprobs)
         trust = kwargs.get("trust_remote_code", False)
         given = {
             "score_prefix": score_prefix,
@@ -134,7 +125,7 @@ class Judge:
                 if warning := pin_dates(tokenizer):  # of a trained judge, training has pinned it
                     logger.warning(warning)
             tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
-        with refusing_unknown(kwargs, engine):
+        with base.refusing_unknown(kwargs, engine):
             found = kind.from_pretrained(
                 name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs
             )
@@ -251,7 +242,7 @@ class Judge:
         asked = _listed(records)
         if self.engine.tokens is None and (force or num_cots == 0):
             raise InputError(NO_PREFILL)
-        size = at_once(self.engine, max(1, num_cots))
+        size = base.at_once(self.engine, max(1, num_cots))
         judged: Any = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
         if num_cots == 0:
             judged = self._without_rationales
@@ -364,7 +355,7 @@ class Judge:
                 room for the prompt, or after the rationale for the prefix, or where the chat template drops a part of
                 the rationale.
         """
-        check_score_settings(num_cots, **settings)
+        base.check_score_settings(num_cots, **settings)
         settings = {"num_cots": num_cots, "unfinished": "force", "progress": False, **settings}
         return reward_func(lambda records: self.score(records, **settings), rubric, name)
 
