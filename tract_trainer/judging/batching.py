@@ -61,7 +61,7 @@ def in_pieces(
     """Like [`as_finished`], with `function` called on `size` items at a time: yields each item's number and result."""
     starts = range(0, len(items), size)
     pieces = ([items[i] for i in range(start, min(start + size, len(items)))] for start in starts)
-    with tqdm(total=len(items), desc=desc, unit="record", disable=not shown) as bar:
+    with tqdm(total=len(items), desc=desc, disable=not shown) as bar:
         for piece, results in as_finished(function, pieces, calls):
             for number, result in enumerate(results, starts[piece]):
                 yield number, result
