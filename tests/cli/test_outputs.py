@@ -93,7 +93,7 @@ def test_judgments_do_not_replace_files_of_others(judge_folder, records_file, tm
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (".", "--output must be a file for the judgments, such as judged.jsonl; found the folder '.'."),
+        (".", "--output must be a file for the judgments, such as judged.jsonl; found '.'."),
         ("folder", "folder is a folder, and a file is to be written there. Give another place for it."),
     ],
 )

@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from tract_trainer.data.benchmarks import BENCHMARKS
@@ -12,6 +12,8 @@ from tract_trainer.errors import InputError, without_password
 from tract_trainer.evaluation.methods import METHODS
 from tract_trainer.scale import ScoreScale
 from tract_trainer.training.config import json_object
+
+JsonObject: TypeAlias = dict[str, Any] | str | None
 
 
 def setting(default: Any, help: str, **more: Any) -> Any:
@@ -25,9 +27,7 @@ class RecordFormat:
 
     _argument_group_name = "data"
 
-    columns: dict[str, Any] | str | None = setting(
-        None, 'New column names as JSON {old: new}, e.g. \'{"human": "score"}\'.'
-    )
+    columns: JsonObject = setting(None, 'New column names as JSON {old: new}, e.g. \'{"human": "score"}\'.')
     rubric: str | None = setting(None, "Rubric of all records: text, or a file; a .json file describes each score.")
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class EngineArguments(OutputArguments):
     """What runs a judge."""
 
     engine: str = setting("transformers", "What runs the judge: this process, or a server.", choices=list(ENGINES))
-    model_kwargs: dict[str, Any] | str | None = setting(
+    model_kwargs: JsonObject = setting(
         None, 'Settings of the engine as JSON, e.g. \'{"dtype": "bfloat16"}\'; see Judge.from_pretrained.'
     )
 
@@ -129,7 +129,7 @@ class JudgeArguments(EngineArguments):
     score_values: list[float] | None = setting(None, "Value of each label. Defaults to the labels read as numbers.")
     score_prefix: str | None = setting(None, "Text before the score, with --score_labels.")
     prompt_template: str | None = setting(None, "Jinja template of records, or its file, with --score_labels.")
-    chat_template_kwargs: dict[str, Any] | str | None = setting(
+    chat_template_kwargs: JsonObject = setting(
         None, "Further arguments of the chat template as JSON, e.g. '{\"enable_thinking\": false}'."
     )
     seed: int = setting(42, "Seed for sampling rationales.")
@@ -195,7 +195,7 @@ class RecordArguments(JudgeArguments):
     output: str | None = setting(None, "JSONL file for the judgments. A stopped call resumes from OUTPUT.unfinished.")
     calibrated: bool = setting(False, "Map each score as tract calibrate has fitted it; `probs` stay as they are.")
     max_std: float | None = setting(
-        None, "Add `needs_review` to each judgment: true if its std is higher or it has no score."
+        None, "Add `needs_review` to each judgment: true without a score, or with a higher std."
     )
 
 
@@ -287,7 +287,7 @@ class RunArguments(CotArguments):
     eval_fraction: float = setting(0.1, "Share of the records held out for the evaluation, without --eval_data.")
     max_cot_records: int | None = setting(None, "Generate rationales for only the first N training rows.")
     max_eval_records: int | None = setting(None, "Evaluate on only the first N records.")
-    grpo: dict[str, Any] | str | None = setting(
+    grpo: JsonObject = setting(
         None,
         "Train a stage 3 by reinforcement learning, and evaluate it, too: true, or settings of tract grpo "
         "as JSON, e.g. '{\"num_generations\": 16}'. Unless given, its learning rate is a tenth of that of the "

@@ -147,9 +147,7 @@ def judge(argv: Sequence[str]) -> None:
         raise InputError("No record has a score.")
 
 
-def _print_judgment(
-    judge: Judge, record: dict[str, Any], num_cots: int, settings: dict[str, Any], max_std: float | None
-) -> None:
+def _print_judgment(judge: Judge, record: Any, num_cots: int, settings: dict[str, Any], max_std: float | None) -> None:
     judgment = judge.score(record, num_cots, **settings)
     shown = pipeline.marked(pipeline.as_json(judgment), max_std)
     probs = [p if p is None else round(p, 4) for p in shown["probs"]]

@@ -136,13 +136,9 @@ def train(
         **cast(dict[str, Any], args.model_init_kwargs or {}),
     }
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
-        raise InputError(
-            f"num_train_epochs={args.num_train_epochs} trains nothing. Give a number above 0, or max_steps."
-        )
+        raise InputError(f"num_train_epochs={args.num_train_epochs} trains nothing. Set one above 0, or max_steps.")
     if eval_dataset is not None and args.eval_strategy == "no":
-        raise InputError(
-            "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy='epoch' or 'steps'."
-        )
+        raise InputError("eval_strategy is 'no', so eval_data would never be read. Add eval_strategy='epoch'.")
     kind: Any = RegressionAwareSFTTrainer
     if isinstance(args, RegressionAwareGRPOConfig):
         refuse_second_adapter(model_args)
@@ -264,9 +260,7 @@ def check_judged(path: Path, overwrite: bool = False) -> tuple[Path, Path]:
         The paths of its settings and of its unfinished rows.
     """
     if not path.name:
-        raise InputError(
-            f"--output must be a file for the judgments, such as judged.jsonl; found the folder {str(path)!r}."
-        )
+        raise InputError(f"--output must be a file for the judgments, such as judged.jsonl; found {str(path)!r}.")
     settings, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
     store.refuse_foreign([path, settings], overwrite, folders=[folder], signs=[settings])
     return settings, folder

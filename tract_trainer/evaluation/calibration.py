@@ -113,11 +113,8 @@ def fit(result: Mapping[str, Any], config: JudgeConfig, weights: str) -> dict[st
         raise InputError(
             "A calibration is fitted on a judge's own judgments of scored records: a result of tract evaluate."
         )
-    made_by = result["judge"]
-    changed = differences(
-        {**made_by["config"], "weights": made_by.get("weights")}, {**config.settings, "weights": weights}
-    )
-    if changed:
+    made_by = {**result["judge"]["config"], "weights": result["judge"].get("weights")}
+    if changed := differences(made_by, {**config.settings, "weights": weights}):
         told = "\n  ".join(changed)
         raise InputError(
             f"The result is not of this judge:\n  {told}\nEvaluate the judge in this folder, and calibrate it on that "
@@ -146,9 +143,8 @@ def cross_fitted_effect(result: Mapping[str, Any]) -> dict[str, Any]:
     mapped = np.empty_like(scores)
     for one in np.unique(fold):
         mapped[fold == one] = np.interp(scores[fold == one], *_isotonic(scores[fold != one], gold[fold != one]))
-    figures = {
-        name: paired_difference(mapped, scores, gold, figure=name, groups=groups) for name in ("rmse", "mae", "pearson")
-    }
+    shown = ("rmse", "mae", "pearson")
+    figures = {name: paired_difference(mapped, scores, gold, figure=name, groups=groups) for name in shown}
     names = {"a": "calibrated", "b": "as judged", "benchmark": result["benchmark"]["name"]}
     n = len(result["judgments"])
     return {**names, "method": "RAIL", "n": n, "unscored": n - len(scores), "figures": figures}

@@ -48,9 +48,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], method: str = "RAIL") ->
     else:
         gold, values = [row["gold"] for row in rows], _scale(a) or _scale(b) or None
         names = [name for name in FIGURES if name in PLAIN or (name in ROUNDED and values)]
-        figures = {
-            name: paired_difference(of_a, of_b, gold, figure=name, values=values, groups=groups) for name in names
-        }
+        common: dict[str, Any] = {"values": values, "groups": groups}
+        figures = {name: paired_difference(of_a, of_b, gold, figure=name, **common) for name in names}
     counts = {name: next(iter(figures.values()))[name] for name in ("n", "unscored")}
     names_of = {"a": a["judge"]["name"], "b": b["judge"]["name"], "benchmark": a["benchmark"]["name"]}
     method = GIVEN if _is_given(a) and _is_given(b) else method

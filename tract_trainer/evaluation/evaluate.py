@@ -25,7 +25,7 @@ from tract_trainer.errors import InputError
 from tract_trainer.evaluation.calibration import calibration
 from tract_trainer.evaluation.ceiling import ceiling
 from tract_trainer.evaluation.groups import pair_groups, record_groups
-from tract_trainer.evaluation.methods import mean_mass, scores_by_method
+from tract_trainer.evaluation.methods import Row, mean_mass, scores_by_method
 from tract_trainer.evaluation.pairwise import layout_of_rows, pair_figures
 from tract_trainer.evaluation.pictures import PICTURES, draw
 from tract_trainer.evaluation.references import references, response_length
@@ -208,9 +208,7 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
     return found if of_raters is None else {**found, "ceiling": of_raters}
 
 
-def _figures_by_method(
-    rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: int | None = None
-) -> dict[str, Any]:
+def _figures_by_method(rows: Sequence[Row], config: JudgeConfig, count: int | None = None) -> dict[str, Any]:
     """Figures of each method, with the first `count` scored rationales of each row."""
     scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
     mass = {"mass": mean_mass(rows, count)}

@@ -359,9 +359,8 @@ def legend_below(figure: Figure, ax: Axes) -> None:
     """The legend of `ax`, below the whole figure, in as many columns as it has room for."""
     handles, labels = ax.get_legend_handles_labels()
     columns = int(figure.get_figwidth() / (0.6 + 0.07 * max(map(len, labels))))  # inches, at this size of text
-    legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=max(1, columns), frameon=False, fontsize=9
-    )
+    style: dict[str, Any] = {"ncols": max(1, columns), "frameon": False, "fontsize": 9}
+    legend = figure.legend(handles, labels, loc="outside lower center", **style)
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -4,21 +4,19 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tract_trainer.evaluation.methods import scored_rationales
+from tract_trainer.evaluation.methods import Row, scored_rationales
 from tract_trainer.metrics import Floats, interval, standard_errors
 
 POINTS = 20  # of a curve: coverages of 5 %, 10 %, ..., 100 %
 
 
-def selective(
-    rows: Sequence[Mapping[str, Any]], scores: Floats, values: Sequence[float], renormalized: bool
-) -> dict[str, Any]:
+def selective(rows: Sequence[Row], scores: Floats, values: Sequence[float], renormalized: bool) -> dict[str, Any]:
     """
     Risk-coverage curves of the order in which a judge is sure of its judgments.
 
@@ -79,7 +77,7 @@ def _risks(losses: Floats, uncertainty: Floats) -> Floats:
     return risks
 
 
-def _spread(row: Mapping[str, Any], values: Sequence[float], renormalized: bool) -> float:
+def _spread(row: Row, values: Sequence[float], renormalized: bool) -> float:
     """Standard deviation of the expected scores of a record's rationales; infinite if only one is scored."""
     probs = np.array([one["probs"] for one in scored_rationales(row)])  # (C, K)
     expected = probs @ values / (probs.sum(1) if renormalized else 1)

@@ -66,9 +66,8 @@ def tables_below(result: Mapping[str, Any]) -> list[Table]:
 
 def comparison_table(found: Mapping[str, Any]) -> Table:
     """A table of what [`~tract_trainer.evaluation.comparison.compare`] returned."""
-    table = _table(
-        _titled(found), ["A", "B", "A - B", "p"], f"A is {on_one_line(found['a'])}, B is {on_one_line(found['b'])}."
-    )
+    about = f"A is {on_one_line(found['a'])}, B is {on_one_line(found['b'])}."
+    table = _table(_titled(found), ["A", "B", "A - B", "p"], about)
     for name, figure in found["figures"].items():
         table.add_row(Text(FIGURES[name]), *_compared(figure))
     return table

@@ -155,9 +155,8 @@ def breakdown_tables(result: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """A table for each column that the result is broken down by, by its title. Groups are in the order of gold."""
     tables = {}
     for column, found in result.get("breakdowns", {}).items():
-        groups = sorted(
-            found["groups"].items(), key=lambda of: (of[1]["mean_gold"] is None, -(of[1]["mean_gold"] or 0))
-        )
+        known = {name: figures["mean_gold"] for name, figures in found["groups"].items()}
+        groups = sorted(found["groups"].items(), key=lambda of: (known[of[0]] is None, -(known[of[0]] or 0)))
         means = [figures["mean_score"] for _, figures in groups]
         heads = [column, "n", "unscored", "Pearson", "RMSE", "mean gold", "mean score", "rank"]
         tables[_title(column, found)] = [heads] + [

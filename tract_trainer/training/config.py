@@ -170,9 +170,8 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
         self._check_weight("ce_loss_weight")
         if not self.score_prefix:
             raise InputError("score_prefix is empty. Give the text right before the score, e.g. 'Score: '.")
-        self.chat_template_kwargs = json_object(
-            "chat_template_kwargs", self.chat_template_kwargs, '{"enable_thinking": false}'
-        )
+        example = '{"enable_thinking": false}'
+        self.chat_template_kwargs = json_object("chat_template_kwargs", self.chat_template_kwargs, example)
         if self.prompt_template is not None:
             self.prompt_template = template_text(self.prompt_template)
         if self.score_loss_weight == 0 and self.ce_loss_weight == 0:

@@ -127,9 +127,8 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
                 check_weights(model, revision, args.trust_remote_code)
             else:  # TRL would load its base model alone
                 model, quantization_config = _adapter(model, args, loading, quantization_config), None
-        self.score_tokens = ScoreTokens.resolve(
-            self._judge_config.scale, self._judge_config.score_prefix, processing_class
-        )
+        scale, prefix = self._judge_config.scale, self._judge_config.score_prefix
+        self.score_tokens = ScoreTokens.resolve(scale, prefix, processing_class)
         self._stop_ids = stop_ids(own, self.score_tokens, self._judge_config)
         generating: Any = args.generation_kwargs or {}  # a mapping by now
         args.generation_kwargs = {**generating, "stop_token_ids" if args.use_vllm else "eos_token_id": self._stop_ids}

@@ -173,10 +173,9 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore
         else:
             messages = is_conversational(self._sample) or "conversations" in self._sample
             conversational = messages and self._formatting_func is None
-        template_kwargs = self._sample.get("chat_template_kwargs") or self.args.template_kwargs
-        return self.args.judge_config(
-            conversational, chat_template_kwargs=template_kwargs, score_separator=self._score_separator
-        )
+        kwargs = self._sample.get("chat_template_kwargs") or self.args.template_kwargs
+        separator = self._score_separator
+        return self.args.judge_config(conversational, chat_template_kwargs=kwargs, score_separator=separator)
 
     def _whole_rows(
         self, dataset: Datasets, processing_class: Any, args: SFTConfig, formatting_func: Any, dataset_name: str
