@@ -79,9 +79,8 @@ class SavedJudge:
         machine are named by their revision.
         """
         folders = [self.folder, *([Path(self.base)] if self.base and Path(self.base).is_dir() else [])]
-        files = [
-            file for folder in folders for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))
-        ]
+        kinds = ("*.safetensors", "*.bin")
+        files = [file for folder in folders for kind in kinds for file in sorted(folder.glob(kind))]
         weights = [(file.name, _fingerprint(file)) for file in files if file.name != "training_args.bin"]
         return digest(self.base, self.base_revision, weights or self.commit)[:16]
 

@@ -166,9 +166,8 @@ class TransformersEngine:
         draw = SeededDraw(seeds, steps, width, sampling.temperature, sampling.top_p)
         if sampling.temperature > 0:
             processors.append(draw)
-        config = GenerationConfig(
-            max_new_tokens=steps, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.stop_ids[0]
-        )
+        ends = {"eos_token_id": self.stop_ids, "pad_token_id": self.stop_ids[0]}
+        config = GenerationConfig(max_new_tokens=steps, do_sample=False, **ends)
         for state in map(vars, self.model.modules()):
             if "rope_deltas" in state:
                 state["rope_deltas"] = None

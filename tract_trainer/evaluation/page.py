@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from transformers.trainer_utils import get_last_checkpoint
@@ -24,6 +23,7 @@ from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import is_result, load_result, read_json
 from tract_trainer.evaluation.pairwise import layout_of_rows
 from tract_trainer.evaluation.pictures import as_svg, result_figures, training_curves
+from tract_trainer.hub.card import environment
 from tract_trainer.hub.results import GIVEN, figure_rows, further_tables, remarks, verdict, with_ceiling
 
 
@@ -59,16 +59,10 @@ def render_page(run: Path) -> str:
             f"{str(run)!r} holds nothing of a run: no settings.json, no stage with a trainer_state.json, no "
             "cots/report.json, no result. Give the folder that tract run wrote, or one with results of tract evaluate."
         )
-    environment = Environment(
-        loader=PackageLoader("tract_trainer.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    templates = environment("evaluation", autoescape=True)
+    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     style, script, curves = _asset("page.css"), _asset("page.js"), training_curves(histories)
-    return environment.get_template("page.html.jinja").render(
+    return templates.get_template("page.html.jinja").render(
         name=run.resolve().name,
         mark=f"{MARK} {version('tract-trainer')}",
         style=style,

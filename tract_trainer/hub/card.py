@@ -127,15 +127,15 @@ def _table(results: Sequence[EvalResult]) -> str:
 
 
 def _rendered(template: str, facts: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("tract_trainer.hub"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"repr": repr, "literal": _literal, "code": _code}
-    return environment.get_template(template).render(facts)
+    found = environment("hub", keep_trailing_newline=True)
+    found.filters |= {"repr": repr, "literal": _literal, "code": _code}
+    return found.get_template(template).render(facts)
+
+
+def environment(room: str, **settings: Any) -> Environment:
+    """The Jinja environment of the templates in a room of this package."""
+    loader = PackageLoader(f"tract_trainer.{room}")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
 
 
 def fence(*texts: str) -> str:

@@ -41,9 +41,8 @@ def reading_branches(model: PreTrainedModel, trie: LabelTrie, due: Tensor) -> It
         output.last_hidden_state = hidden[:rows, :tokens]
         routers = getattr(output, "router_logits", None)
         if routers is not None:  # (B * T, experts) for each layer
-            output.router_logits = tuple(
-                logits.unflatten(0, hidden.shape[:2])[:rows, :tokens].flatten(0, 1) for logits in routers
-            )
+            by_row = (logits.unflatten(0, hidden.shape[:2]) for logits in routers)
+            output.router_logits = tuple(logits[:rows, :tokens].flatten(0, 1) for logits in by_row)
         return output
 
     # Looked up on each call: FSDP and PEFT replace the backbone after patching.

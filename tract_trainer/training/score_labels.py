@@ -151,7 +151,7 @@ def add_score_labels(
         if missing_score == "error":
             dataset = dataset.map(_refuse, fn_kwargs={"tokens": tokens, "cut": cut, "name": name})
         elif missing_score == "drop":
-            dataset = dataset.filter(_has_score)
+            dataset = dataset.filter(lambda row: not row["score_problem"])
         return dataset.remove_columns("score_problem"), []
 
     dataset = targeted(dataset, tokens, cut, f"Finding the scores of the {name} dataset", num_proc)
@@ -239,10 +239,6 @@ def _refuse(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, name: str) -> di
     return row
 
 
-def _has_score(row: dict[str, Any]) -> bool:
-    return not row["score_problem"]
-
-
 def with_template_kwargs(dataset: AnyDataset, kwargs: dict[str, Any] | None) -> AnyDataset:
     """`dataset` with the column `chat_template_kwargs`, as TRL reads it; rows that have their own keep them."""
     columns = dataset.column_names or list(next(iter(dataset)))
@@ -250,11 +246,7 @@ def with_template_kwargs(dataset: AnyDataset, kwargs: dict[str, Any] | None) -> 
         return dataset
     if isinstance(dataset, Dataset):
         return dataset.add_column("chat_template_kwargs", [kwargs] * len(dataset))
-    return dataset.map(_with_kwargs, fn_kwargs={"kwargs": kwargs})
-
-
-def _with_kwargs(row: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "chat_template_kwargs": kwargs}
+    return dataset.map(lambda row: {**row, "chat_template_kwargs": kwargs})
 
 
 def uncut(args: SFTConfig) -> SFTConfig:
