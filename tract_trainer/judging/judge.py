@@ -381,15 +381,8 @@ def _config(
             f"{', '.join(['scale'] * (scale is not None) + list(given))}."
         )
     prefix = given.get("score_prefix", DEFAULT_PREFIX)
-    return JudgeConfig(
-        **{
-            "score_labels": list(scale.labels),
-            "score_values": list(scale.values),
-            "score_prefix": prefix,
-            "score_separator": default_separator(prefix),
-            **given,
-        }
-    )
+    asked = {"score_prefix": prefix, "score_separator": default_separator(prefix), **given}
+    return JudgeConfig(list(scale.labels), list(scale.values), **asked)
 
 
 def _mapped(judged: Judgment, points: Sequence[Any]) -> Judgment:

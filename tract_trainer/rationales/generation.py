@@ -108,11 +108,8 @@ def generate_cot_dataset(
             "in memory, give Judge.from_model(model, tokenizer, config), where config is trainer.judge_config."
         )
     sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
-    judge = (
-        model
-        if isinstance(model, Judge)
-        else Judge.from_pretrained(model, engine, batch_size=batch_size, model_kwargs=model_kwargs)
-    )
+    loading: dict[str, Any] = {"batch_size": batch_size, "model_kwargs": model_kwargs}
+    judge = model if isinstance(model, Judge) else Judge.from_pretrained(model, engine, **loading)
     work = _Work(judge, unformatted(dataset), num_cots, sampling, seed, max_retries)
     settings = work.settings()  # reads what every row is rendered with: a bad one is refused now, not hours later
     folder = Path(output_dir)
