@@ -298,9 +298,8 @@ def judge_file(
     shown = state.is_main_process
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        asked = [records[i] for i in numbers]
-        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, numbers=numbers, **settings):
-            yield numbers[place], as_json(judgment)
+        for number, judgment in judge.as_finished(records, num_cots, progress=shown, numbers=numbers, **settings):
+            yield number, as_json(judgment)
 
     with store.locked(folder, state.process_index, path):
         free = () if path.exists() else ("records",)  # corrected records are judged with the others that are left

@@ -118,9 +118,8 @@ def evaluate(
     shown = progress if state.is_main_process else False
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        asked = [every[i] for i in numbers]
-        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, numbers=numbers, **drawn):
-            yield numbers[place], _row(judgment, judge.rows.prompt(asked[place]))
+        for number, judgment in judge.as_finished(every, num_cots, progress=shown, numbers=numbers, **drawn):
+            yield number, _row(judgment, judge.rows.prompt(every[number]))
 
     folder = path.with_name(f"{path.stem}.unfinished")
     # The lock is held until the result is there and the rows are removed: another call finds one or the other.

@@ -234,12 +234,14 @@ class Judge:
         **sampling: Any,
     ) -> Iterator[tuple[int, Judgment]]:
         """
-        Like [`stream`], but each with its record's place, in the order in which they come from a server. Warnings name
-        a record by its place, or by its number in `numbers`.
+        Like [`stream`], but each with the number of its record, in the order in which they come from a server. With
+        `numbers`, only these records are judged.
         """
         num_cots, seed = as_int("num_cots", num_cots), as_int("seed", seed)
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
-        asked = _listed(records)
+        asked, order = _listed(records), numbers
+        if order is not None:
+            asked = [asked[i] for i in order]
         if self.engine.tokens is None and (force or num_cots == 0):
             raise InputError(NO_PREFILL)
         size = base.at_once(self.engine, max(1, num_cots))
@@ -251,7 +253,7 @@ class Judge:
         if calibrated:
             points = self.calibration(num_cots)
             found = ((i, _mapped(one, points)) for i, one in found)
-        return _reported(found, range(len(asked)) if numbers is None else numbers, self.config.scale)
+        return _reported(found if order is None else ((order[i], one) for i, one in found), self.config.scale)
 
     def _judged(
         self, records: Sequence[Record], num_cots: int, seed: int, sampling: Sampling, force: bool
@@ -392,23 +394,21 @@ def _mapped(judged: Judgment, points: Sequence[Any]) -> Judgment:
     return replace(judged, score=score, score_interval=None if judged.score_interval is None else (low, high))
 
 
-def _reported(
-    found: Iterator[tuple[int, Judgment]], numbers: Sequence[int], scale: ScoreScale
-) -> Iterator[tuple[int, Judgment]]:
+def _reported(found: Iterator[tuple[int, Judgment]], scale: ScoreScale) -> Iterator[tuple[int, Judgment]]:
     """
     `found`, with a warning that names the first record for which the engine generated nothing, and the first one whose
     score is uncertain.
     """
     level = wide = logging.WARNING
-    for place, judged in found:
+    for number, judged in found:
         if judged.reason and any(rationale.error for rationale in judged.rationales):
-            logger.log(level, "Record %d remains unscored: %s", numbers[place], judged.reason)
+            logger.log(level, "Record %d remains unscored: %s", number, judged.reason)
             level = logging.INFO
         if judged.score_interval is not None and is_wide(judged.score_interval, scale):
             text = "The score of record %d lies between %.3g and %.3g: the server returned too few log-probabilities."
-            logger.log(wide, text, numbers[place], *judged.score_interval)
+            logger.log(wide, text, number, *judged.score_interval)
             wide = logging.INFO
-        yield place, judged
+        yield number, judged
 
 
 def _listed(records: Any) -> Any:
