@@ -99,11 +99,13 @@ class NextTokenEngine(ABC):
     def rationales(self, prompts: Sequence[list[int]], written: Sequence[Written | str]) -> list[Rationale]:
         """The rationales that followed the prompts. A text in place of what was written is why nothing was."""
         places, answers = Places(), dict[int, Written]()
-        rationales = [Rationale("", None, None, 0, error=str(answer)) for answer in written]
-        for i, answer in enumerate(written):
-            if isinstance(answer, Written):
-                answers[i], note = answer, places.of(i)
-                rationales[i] = read_written(self.tokens, prompts[i], answer.tokens, self.stop_ids, note, self.lead)
+        rationales = []
+        for i, (prompt, answer) in enumerate(zip(prompts, written, strict=True)):
+            if isinstance(answer, str):
+                rationales.append(Rationale("", None, None, 0, error=answer))
+                continue
+            answers[i], note = answer, places.of(i)
+            rationales.append(read_written(self.tokens, prompt, answer.tokens, self.stop_ids, note, self.lead))
         rows = [[*prompts[i], *answers[i].tokens[:place]] for i, place in places.items()]
         following = [answers[i].log_probs(place) for i, place in places.items()]
         for i, log_probs in zip(places, self._label_log_probs(rows, following), strict=True):
