@@ -22,7 +22,7 @@ from tract_trainer.scale import ScoreTokens, decode, shared_length
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-PROBES = ("A", "B")  # what the rows of both share is written before any answer.
+PROBES = ("A", "B")  # What the rows of both share is written before any answer.
 WINDOW = 12  # tokens at the end of a prompt's text by which it is recognised
 SHOWN = 60  # characters of a rendering in an error
 DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
