@@ -51,7 +51,7 @@ from tract_trainer.cli.demo_task import (
 from tract_trainer.data.hashing import derive_seed
 from tract_trainer.data.records import close
 from tract_trainer.data.settings import check_settings
-from tract_trainer.data.store import writing
+from tract_trainer.data.store import locked
 from tract_trainer.engines.base import Sampling
 from tract_trainer.engines.transformers import SeededDraw
 from tract_trainer.evaluation.methods import scores_by_method
@@ -140,7 +140,7 @@ def run_seed(task: str, seed: int, folder: Path, size: DemoSize) -> None:
     held_out = make_records(size.held_out, derive_seed(seed, "held out"), **TASKS[task])
     records = make_records(size.records, derive_seed(seed, "training"), **TASKS[task])
     examples = [training_example(record) for record in records]
-    with writing(folder, 0):
+    with locked(folder, 0):
         save(folder / f"{BEST}.json", judged_best(held_out, seed))
         if not (folder / "seed").is_dir():
             train_seed_model(folder / "seed", task, seed, size)

@@ -42,23 +42,11 @@ _MODULES = {
 }
 
 __all__ = [
-    "DataCollatorForScoredCompletion",
-    "Judge",
-    "JudgeCallback",
-    "JudgeConfig",
-    "Judgment",
-    "RegressionAwareGRPOConfig",
-    "RegressionAwareGRPOTrainer",
-    "RegressionAwareSFTConfig",
-    "RegressionAwareSFTTrainer",
-    "ScoreScale",
-    "agreement",
-    "expected_score",
-    "generate_cot_dataset",
-    "load_benchmark",
-    "push_dataset",
+    "DataCollatorForScoredCompletion", "Judge", "JudgeCallback", "JudgeConfig", "Judgment",
+    "RegressionAwareGRPOConfig", "RegressionAwareGRPOTrainer", "RegressionAwareSFTConfig", "RegressionAwareSFTTrainer",
+    "ScoreScale", "agreement", "expected_score", "generate_cot_dataset", "load_benchmark", "push_dataset",
     "training_rows",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -45,9 +45,7 @@ Write a short rationale that weighs the response against the rubric. Then end wi
 """
 
 FILE_NAME = "judge_config.json"
-
-MAX_PREFIX = 1000
-"""Characters of a score prefix."""
+MAX_PREFIX = 1000  # characters
 
 KINDS = {
     "score_labels": list,

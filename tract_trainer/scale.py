@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
-
 MOST_LABELS = 1000
-
 BEFORE_PREFIX = 8  # tokens before the prefix, which its first one may be merged with
-
 BEHIND_LABEL = 8  # tokens that show whether a label goes on: 4.5, 10, "3 or 4"
 GOES_ON = re.compile(r"\w|[.,]\d|[½⅓⅔¼¾⅛]|\s*[-\u2013\u2014]\s*\d|\s+(or|to)\s+\d|\s+\d+/\d")
 """What behind a label makes it a part of another one: 10, 4.5, 4½, 3-4, 3 or 4, 2 1/2, Aérien."""
@@ -299,7 +296,7 @@ class ScoreTokens:
 
 def _root(tokenizer: "PreTrainedTokenizerBase", scale: ScoreScale, rows: list[list[int]], prefix: str) -> int:
     """Number of leading tokens that all `rows` share and that hold nothing of a label."""
-    shared = min(_shared_length(rows), min(map(len, rows)) - 1)
+    shared = min(shared_length(*rows), min(map(len, rows)) - 1)
     for label, row in zip(scale.labels, rows, strict=True):
         tail = row[shared:]
         while shared >= 0 and not decode(tokenizer, row[shared:]).endswith(label):
@@ -334,12 +331,10 @@ def _values_of(labels: tuple[str, ...]) -> tuple[float, ...]:
         ) from error
 
 
-def _shared_length(rows: list[list[int]]) -> int:
-    """Number of leading tokens that all `rows` have in common."""
-    return next(
-        (i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1),
-        min(map(len, rows)),
-    )
+def shared_length(*sequences: Sequence[Any]) -> int:
+    """Number of leading items that all `sequences` have in common."""
+    pairs = enumerate(zip(*sequences, strict=False))
+    return next((i for i, items in pairs if any(item != items[0] for item in items)), min(map(len, sequences)))
 
 
 @functools.lru_cache(maxsize=256)  # most rows end with the same tokens: a label and the end of the turn

@@ -10,7 +10,7 @@ import pytest
 from fake import fake_judge, sure
 
 from tract_trainer.cli.demo_task import make_records
-from tract_trainer.data.store import writing
+from tract_trainer.data.store import locked
 from tract_trainer.errors import InputError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -212,7 +212,7 @@ def test_a_seed_that_another_run_is_at_is_left_alone(tmp_path, monkeypatch):
         (miniature.transformers_logging, "set_verbosity_error"),
     ):
         monkeypatch.setattr(module, setting, lambda *_: None)  # of this process, and there are tests after this one
-    with writing(tmp_path, 0), pytest.raises(InputError, match="Another run is writing to"):
+    with locked(tmp_path, 0), pytest.raises(InputError, match="Another run is writing to"):
         miniature.run_seed(miniature.MAIN, 0, tmp_path, miniature.SMALL)
     assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
 

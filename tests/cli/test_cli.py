@@ -333,7 +333,7 @@ def test_settings_of_an_evaluation_that_do_not_fit_are_refused(judge_folder, rec
         )
     assert "--strict is about the limits of --fail_under." in refused(*own, "--strict")
     for wrong in ("[1]", "{'a': 'b'}"):
-        assert "columns must be JSON such as" in refused(*own, "--columns", wrong)
+        assert "columns must be a mapping or JSON such as" in refused(*own, "--columns", wrong)
 
 
 def test_all_stages_run_from_one_yaml_and_a_second_call_does_nothing_again(
@@ -404,7 +404,7 @@ RUN += ["--eval_fraction", "0.25", "--max_new_tokens", "12", "--max_retries", "0
         (["--batch_size", "0"], "batch_size must be at least 1, got 0."),
         (["--max_cot_records", "0"], "max_cot_records must be at least 1, got 0."),
         (["--max_records", "-3"], "max_records must be at least 1, got -3."),
-        (["--model_kwargs", "[1]"], """model_kwargs must be JSON such as {"dtype": "bfloat16"}, got '[1]'."""),
+        (["--model_kwargs", "[1]"], """model_kwargs must be a mapping or JSON such as {"dtype": "bfloat16"}"""),
         (["--score_prefix", ""], "score_prefix is empty."),
         (["--eval_data", "off.json"], "The gold score of record 1 is 11, off the scale of 1 to 5."),
         (["--eval_data", "bare.json"], "Record 0: A record needs `instruction`, `response` and `rubric`"),
@@ -465,7 +465,7 @@ def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tm
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num_train_epochs", "0"], "num_train_epochs=0.0 trains nothing. Give a number above 0, or max_steps."),
+        (["--num_train_epochs", "0"], "num_train_epochs=0.0 trains nothing. Set one above 0, or max_steps."),
         (["--eval_data", "{data}"], "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy="),
         (["--data", "empty.parquet"], "There is no data to read at 'empty.parquet'"),
         (["--data", "damaged"], "There is no data to read at 'damaged'"),

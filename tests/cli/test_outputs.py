@@ -93,7 +93,7 @@ def test_judgments_do_not_replace_files_of_others(judge_folder, records_file, tm
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (".", "--output must be a file for the judgments, such as judged.jsonl; found the folder '.'."),
+        (".", "--output must be a file for the judgments, such as judged.jsonl; found '.'."),
         ("folder", "folder is a folder, and a file is to be written there. Give another place for it."),
     ],
 )
@@ -179,7 +179,7 @@ def test_the_same_command_started_while_the_file_is_written_loses_nothing(
 ):
     output = tmp_path / "judged.jsonl"
     command = ["judge", "--model", judge_folder, "--input", records_file, "--output", output, *DRAW]
-    rows, met = pipeline.finished_rows, []
+    rows, met = pipeline.store.finished_rows, []
 
     def meeting(*args):  # all rows are finished, and their file is written
         for number, row in enumerate(rows(*args)):
@@ -187,7 +187,7 @@ def test_the_same_command_started_while_the_file_is_written_loses_nothing(
                 met.append(refused(*command))
             yield row
 
-    monkeypatch.setattr(pipeline, "finished_rows", meeting)
+    monkeypatch.setattr(pipeline.store, "finished_rows", meeting)
     done(*command)
     assert len(met) == 1 and f"Another run is writing to {output}.unfinished." in met[0]
     assert len(output.read_text().splitlines()) == 8

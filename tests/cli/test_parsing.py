@@ -29,8 +29,8 @@ CPU = ["--use_cpu", "true", "--bf16", "false"]
         (["--scale", "10"], "Expected LOW:HIGH or LOW:HIGH:STEP, e.g. 1:10 or 1:5:0.5; found '10'."),
         (["--scale"], "Expected LOW:HIGH or LOW:HIGH:STEP, e.g. 1:10 or 1:5:0.5; found ''."),
         (["--score_labels", "No", "Yes"], "The labels ['No', 'Yes'] are not all numbers"),
-        (["--columns", "[1]"], 'columns must be JSON such as {"human": "score"}, got \'[1]\'.'),
-        (["--columns", "[" * 99_999], "columns must be JSON such as"),
+        (["--columns", "[1]"], 'columns must be a mapping or JSON such as {"human": "score"}, got \'[1]\'.'),
+        (["--columns", "[" * 99_999], "columns must be a mapping or JSON such as"),
         (["--columns", '{"a": 1}'], 'columns must give names by names, e.g. {"human": "score"}, got \'{"a": 1}\'.'),
     ],
 )
@@ -52,7 +52,7 @@ def test_a_value_that_a_library_would_refuse_later_is_refused_now(refused, tmp_p
         (["--base_url", "http://[::1/v1"], "base_url must be an address such as"),
         (["--model_kwargs", '{"revision": "v1"}'], "model_kwargs must not hold a revision. Give it as --revision."),
         (["--score_values", "1", "2"], "score_values are the values of score_labels. Give --score_labels, too."),
-        (["--chat_template_kwargs", "no"], "chat_template_kwargs must be JSON such as"),
+        (["--chat_template_kwargs", "no"], "chat_template_kwargs must be a mapping or JSON such as"),
     ],
 )
 def test_settings_of_a_judge_that_cannot_be_are_refused(refused, flags, message):

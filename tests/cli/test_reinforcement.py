@@ -195,7 +195,7 @@ def test_stage_3_continues_a_finished_run_and_resumes(run, tmp_path, monkeypatch
         (["--grpo", '{"num_generations": "few"}'], "invalid int value: 'few'."),
         (["--grpo", '{"num_generations": 3}'], "generation_batch_size (8) must be divisible by num_generations (3)."),
         (["--grpo", '{"output_dir": "x"}'], "grpo must not hold output_dir, which tract run sets for all stages."),
-        (["--grpo", "yes"], """grpo must be JSON such as true or {"num_generations": 16}, got 'yes'."""),
+        (["--grpo", "yes"], """grpo must be a mapping or JSON such as true or {"num_generations": 16}, got 'yes'."""),
         (["--grpo", "true", "--temperature", "0"], "temperature must be above 0, got 0.0"),
         (["--grpo", '{"use_vllm": true}'], "pip install"),
         (["--grpo", "true", "--data", "tools.json"], "Stage 3 renders all prompts alike, and the rows have `tools`"),

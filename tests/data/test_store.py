@@ -6,15 +6,15 @@ import sys
 import pytest
 
 from tract_trainer.data.settings import check_settings
-from tract_trainer.data.store import Shards, locked, refuse_foreign, replacing, writing
+from tract_trainer.data.store import Shards, locked, refuse_foreign, replacing
 from tract_trainer.errors import InputError
 
 HOLDS = """
 import sys
 from pathlib import Path
-from tract_trainer.data.store import writing
-with writing(Path(sys.argv[1]), 0) as shards:
-    shards.append([("a", {"n": 1})])
+from tract_trainer.data.store import Shards, locked
+with locked(Path(sys.argv[1]), 0):
+    Shards(Path(sys.argv[1]), 0).append([("a", {"n": 1})])
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -26,13 +26,13 @@ def test_two_runs_do_not_write_to_one_folder_and_a_killed_one_leaves_it_free(tmp
     )
     assert other.stdout.readline() == "ready\n"
     said = r"Another run is writing to .*Wait for it, or give another place"
-    with pytest.raises(InputError, match=said), writing(tmp_path, 0):
+    with pytest.raises(InputError, match=said), locked(tmp_path, 0):
         pass
     assert Shards(tmp_path)["a"] == {"key": "a", "n": 1}  # reading is free
     other.kill()
     other.wait()
-    with writing(tmp_path, 0) as shards:
-        shards.append([("b", {"n": 2})])
+    with locked(tmp_path, 0):
+        Shards(tmp_path, 0).append([("b", {"n": 2})])
     assert "a" in Shards(tmp_path) and "b" in Shards(tmp_path)
 
 

@@ -307,7 +307,7 @@ def test_the_command_line_judges_through_a_server(folder, local, tmp_path):
             ["--base_url", "http://localhost:1/v1"],
             "--engine server and --base_url http://HOST:PORT/v1 belong together.",
         ),
-        (["--model_kwargs", "{x"], 'model_kwargs must be JSON such as {"dtype": "bfloat16"}, got \'{x\'.'),
+        (["--model_kwargs", "{x"], 'model_kwargs must be a mapping or JSON such as {"dtype": "bfloat16"}, got \'{x\'.'),
     ],
 )
 def test_engine_settings_that_do_not_fit_are_one_line(folder, tmp_path, capsys, flags, message):

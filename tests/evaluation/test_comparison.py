@@ -171,7 +171,7 @@ def test_a_table_of_somebody_else_is_kept(folder, tmp_path, capsys):
 
 def test_the_picture_names_the_judges_their_figures_and_has_the_colour_of_the_method(folder, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("tract_trainer.evaluation.comparison.save_png", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr("tract_trainer.evaluation.pictures.save_png", lambda figure, path: drawn.append(figure))
     a, b = results(folder, "noisy", "vague")
     found = compare(a, b, "median")
     draw_comparison(found, a, b, tmp_path / "x.png")

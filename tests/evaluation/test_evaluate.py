@@ -653,7 +653,7 @@ def test_rows_of_an_interrupted_evaluation_take_group_and_gold_from_the_records(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tract_trainer.evaluation.evaluate.finished_rows", stopped)
+        patch.setattr("tract_trainer.data.store.finished_rows", stopped)
         evaluate(fake_judge(of_response), pairs, "mine", path, 2)
     begun = tmp_path / "r.unfinished" / "process-00000.jsonl"
     rows = [{**json.loads(line), "subset": "older", "side": "older"} for line in begun.read_text().splitlines()]

@@ -18,25 +18,7 @@ from rich.console import Console
 from trl import ModelConfig
 
 from tract_trainer._distributed import file_lock, process_state
-from tract_trainer.cli import pipeline
-from tract_trainer.cli.arguments import (
-    AgreeArguments,
-    CalibrateArguments,
-    CompareArguments,
-    DataArguments,
-    DemoArguments,
-    EvaluateArguments,
-    GenerateArguments,
-    InspectArguments,
-    JudgeArguments,
-    OutputArguments,
-    RecordArguments,
-    RecordFormat,
-    ReportArguments,
-    RunArguments,
-    SamplingArguments,
-    TrainingDataArguments,
-)
+from tract_trainer.cli import arguments, pipeline
 from tract_trainer.cli.demo import run_demo
 from tract_trainer.cli.parsing import parse
 from tract_trainer.cli.run import run_pipeline
@@ -45,20 +27,13 @@ from tract_trainer.data.reading import read_record, read_rows
 from tract_trainer.data.store import MARK, refuse_foreign, replacing
 from tract_trainer.engines.checkpoints import SavedJudge
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation import comparison
+from tract_trainer.evaluation import comparison, tables
 from tract_trainer.evaluation.breakdown import broken_down, check_columns
 from tract_trainer.evaluation.calibration import cross_fitted_effect, fit
 from tract_trainer.evaluation.columns import column_results
 from tract_trainer.evaluation.evaluate import check_output, load_result, save, short_columns
 from tract_trainer.evaluation.evaluate import evaluate as evaluate_judge
 from tract_trainer.evaluation.page import write_page
-from tract_trainer.evaluation.tables import (
-    comparison_markdown,
-    comparison_table,
-    results_table,
-    summary_table,
-    tables_below,
-)
 from tract_trainer.hub.results import FIGURES, GIVEN, main_method, model_index, remarks, verdict, with_ceiling
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.judging.judge import Judge
@@ -71,7 +46,12 @@ from tract_trainer.training.inspection import inspect_dataset, view
 WEEK = 7 * 24 * 3600  # seconds
 
 
-def _judge(args: JudgeArguments, draw: SamplingArguments) -> Judge:
+def _say(text: str) -> None:
+    """Prints a text as it is, on lines of any length."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _judge(args: arguments.JudgeArguments, draw: arguments.SamplingArguments) -> Judge:
     if args.model is None:
         raise InputError("--model is missing: the folder or Hub repository of a judge.")
     return Judge.from_pretrained(args.model, batch_size=draw.batch_size, **args.loading)
@@ -82,17 +62,20 @@ def _positional(argv: Sequence[str]) -> list[str]:
 
 
 def sft(argv: Sequence[str]) -> None:
-    kinds = (TrainingDataArguments, RegressionAwareSFTConfig, OutputArguments, ModelConfig)
+    kinds = (arguments.TrainingDataArguments, RegressionAwareSFTConfig, arguments.OutputArguments, ModelConfig)
     _train(*parse("sft", argv, *kinds))
 
 
 def grpo(argv: Sequence[str]) -> None:
-    kinds = (TrainingDataArguments, RegressionAwareGRPOConfig, OutputArguments, ModelConfig)
+    kinds = (arguments.TrainingDataArguments, RegressionAwareGRPOConfig, arguments.OutputArguments, ModelConfig)
     _train(*parse("grpo", argv, *kinds))
 
 
 def _train(
-    data: TrainingDataArguments, args: pipeline.TrainingConfig, output: OutputArguments, model: ModelConfig
+    data: arguments.TrainingDataArguments,
+    args: pipeline.TrainingConfig,
+    output: arguments.OutputArguments,
+    model: ModelConfig,
 ) -> None:
     pipeline.check_seed(model)
     first = args.process_index == 0
@@ -112,7 +95,7 @@ def inspect(argv: Sequence[str]) -> None:
         argv = ["--data", *argv]
     # Nothing is computed or written, so a machine without a GPU will do, and a folder that cannot be written to.
     argv = [*argv, "--use_cpu", "true", "--output_dir", tempfile.gettempdir()]
-    kinds = (DataArguments, InspectArguments, RegressionAwareSFTConfig, ModelConfig)
+    kinds = (arguments.DataArguments, arguments.InspectArguments, RegressionAwareSFTConfig, ModelConfig)
     data, shown, args, model = parse("inspect", argv, *kinds, positional="DATA ")
     pipeline.check_seed(model)
     dataset = pipeline.training_data(data.rows(), args, model)
@@ -120,7 +103,8 @@ def inspect(argv: Sequence[str]) -> None:
 
 
 def generate(argv: Sequence[str]) -> None:
-    data, args, draw = parse("generate", argv, DataArguments, GenerateArguments, SamplingArguments)
+    kinds = (arguments.DataArguments, arguments.GenerateArguments, arguments.SamplingArguments)
+    data, args, draw = parse("generate", argv, *kinds)
     if int(os.environ.get("RANK", "0")) == 0:
         folder = Path(args.output_dir)
         refuse_foreign([], args.overwrite, folders=[folder], signs=[folder / "settings.json"])
@@ -139,7 +123,8 @@ def generate(argv: Sequence[str]) -> None:
 
 
 def judge(argv: Sequence[str]) -> None:
-    args, form, draw = parse("judge", argv, RecordArguments, RecordFormat, SamplingArguments)
+    kinds = (arguments.RecordArguments, arguments.RecordFormat, arguments.SamplingArguments)
+    args, form, draw = parse("judge", argv, *kinds)
     if (args.record is None) == (args.input is None) or (args.input is None) != (args.output is None):
         raise InputError("Give either --record FILE.json, or --input FILE.jsonl and --output FILE.jsonl.")
     settings = {"seed": args.seed, "unfinished": args.unfinished, "calibrated": args.calibrated, **draw.sampling}
@@ -162,9 +147,7 @@ def judge(argv: Sequence[str]) -> None:
         raise InputError("No record has a score.")
 
 
-def _print_judgment(
-    judge: Judge, record: dict[str, Any], num_cots: int, settings: dict[str, Any], max_std: float | None
-) -> None:
+def _print_judgment(judge: Judge, record: Any, num_cots: int, settings: dict[str, Any], max_std: float | None) -> None:
     judgment = judge.score(record, num_cots, **settings)
     shown = pipeline.marked(pipeline.as_json(judgment), max_std)
     probs = [p if p is None else round(p, 4) for p in shown["probs"]]
@@ -175,7 +158,8 @@ def _print_judgment(
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    data, args, draw = parse("evaluate", argv, DataArguments, EvaluateArguments, SamplingArguments)
+    kinds = (arguments.DataArguments, arguments.EvaluateArguments, arguments.SamplingArguments)
+    data, args, draw = parse("evaluate", argv, *kinds)
     limits, by = _limits(args.fail_under or []), args.by or []
     records = _scored_records(data, args)
     for scored in records.values():
@@ -233,7 +217,7 @@ def _missed(result: dict[str, Any], limits: dict[str, float], strict: bool) -> l
     return missed
 
 
-def _scored_records(data: DataArguments, args: EvaluateArguments) -> dict[str, list[dict[str, Any]]]:
+def _scored_records(data: arguments.DataArguments, args: arguments.EvaluateArguments) -> dict[str, list[Any]]:
     """Records or pairs by the name of their benchmark."""
     names = args.benchmark or []
     if (not names) == (data.data is None):
@@ -274,16 +258,15 @@ def _show(results: dict[Path, dict[str, Any]]) -> None:
         return
     console, named = Console(), {result["benchmark"]["name"]: result for result in results.values()}
     for path, (name, result) in zip(results, named.items(), strict=True):
-        console.print(f"{name}: {verdict(result)}", markup=False, highlight=False, soft_wrap=True)
-        console.print(results_table(with_ceiling(result), name))
+        _say(f"{name}: {verdict(result)}")
+        console.print(tables.results_table(with_ceiling(result), name))
         for remark in remarks(result):
-            console.print(remark, markup=False, highlight=False, soft_wrap=True)
-        for table in tables_below(result):
+            _say(remark)
+        for table in tables.tables_below(result):
             console.print("", table)
-        text = f"Judgments and figures are in {path}, the table and the pictures beside it.\n"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        _say(f"Judgments and figures are in {path}, the table and the pictures beside it.\n")
     if len(scored := [result for result in named.values() if result.get("calibration")]) > 1:
-        console.print(summary_table(scored))
+        console.print(tables.summary_table(scored))
     entries = yaml.safe_dump({"model-index": model_index(list(named.values()))}, sort_keys=False, allow_unicode=True)
     with replacing(_entries_path(list(results))) as part:
         part.write_text(f"# {MARK}: {next(iter(named.values()))[MARK]}\n{entries}", encoding="utf-8")
@@ -293,14 +276,14 @@ def _show(results: dict[Path, dict[str, Any]]) -> None:
 
 def calibrate(argv: Sequence[str]) -> None:
     files = _positional(argv)
-    (args,) = parse("calibrate", argv[len(files) :], CalibrateArguments, positional="RESULT.json ")
+    (args,) = parse("calibrate", argv[len(files) :], arguments.CalibrateArguments, positional="RESULT.json ")
     if len(files) != 1:
         raise InputError(f"Expected a result of tract evaluate, RESULT.json, got {files}.")
     if args.model is None or not Path(args.model).is_dir():
         raise InputError(f"--model must be the folder of the judge, to save the map in it; found {args.model!r}.")
     result, config = load_result(files[0]), JudgeConfig.load(args.model)
     found = fit(result, config, SavedJudge.find(args.model).identity)
-    Console().print(comparison_table(cross_fitted_effect(result)))
+    Console().print(tables.comparison_table(cross_fitted_effect(result)))
     replace(config, calibration=found).save(args.model)
     print(
         "Each record's score in A is mapped by a fit on records of other groups.\n"
@@ -311,7 +294,7 @@ def calibrate(argv: Sequence[str]) -> None:
 
 def compare(argv: Sequence[str]) -> None:
     files = _positional(argv)
-    (args,) = parse("compare", argv[len(files) :], CompareArguments, positional="A.json B.json ")
+    (args,) = parse("compare", argv[len(files) :], arguments.CompareArguments, positional="A.json B.json ")
     if len(files) != 2:
         raise InputError(f"Expected two results of tract evaluate, A.json B.json, got {files}.")
     a, b = map(load_result, files)
@@ -319,21 +302,21 @@ def compare(argv: Sequence[str]) -> None:
     table = folder / "comparison.md"
     refuse_foreign([table, table.with_suffix(".png")], args.overwrite)
     _save_comparison(found, a, b, table)
-    Console().print(comparison_table(found))
+    Console().print(tables.comparison_table(found))
     print(f"The table and a picture are in {folder}.")
 
 
 def _save_comparison(found: dict[str, Any], a: dict[str, Any], b: dict[str, Any], table: Path) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     with replacing(table) as part:
-        part.write_text(f"<!-- {MARK}: {a[MARK]} -->\n{comparison_markdown(found)}", encoding="utf-8")
+        part.write_text(f"<!-- {MARK}: {a[MARK]} -->\n{tables.comparison_markdown(found)}", encoding="utf-8")
     comparison.draw_comparison(found, a, b, table.with_suffix(".png"))
 
 
 def agree(argv: Sequence[str]) -> None:
     if _positional(argv):
         argv = ["--data", *argv]
-    data, args = parse("agree", argv, DataArguments, AgreeArguments, positional="DATA ")
+    data, args = parse("agree", argv, arguments.DataArguments, arguments.AgreeArguments, positional="DATA ")
     rows, names = data.rows(), args.prediction or []
     if not names:
         raise InputError("--prediction is missing: columns of predicted scores, e.g. --prediction gpt4 human.")
@@ -382,26 +365,23 @@ def _column_paths(output: str, names: Sequence[str], overwrite: bool) -> dict[st
 def _show_columns(results: dict[str, dict[str, Any]], compared: dict[str, dict[str, Any]]) -> None:
     """Prints results of the same rows together, and the comparisons with the first of them."""
     console, (first, *_) = Console(), results.values()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     for name, result in results.items():
-        say(f"{name}: {verdict(result)}")
+        _say(f"{name}: {verdict(result)}")
     methods = {name: result["methods"][GIVEN] for name, result in results.items()}
-    console.print(results_table(with_ceiling({**first, "methods": methods}), first["benchmark"]["name"]))
+    console.print(tables.results_table(with_ceiling({**first, "methods": methods}), first["benchmark"]["name"]))
     for remark in dict.fromkeys(remark for result in results.values() for remark in remarks(result)):
-        say(remark)
+        _say(remark)
     for name, result in results.items():
-        for table in tables_below(result):
-            say(f"\n{name}")
+        for table in tables.tables_below(result):
+            _say(f"\n{name}")
             console.print(table)
     for found in compared.values():
-        console.print("", comparison_table(found))
+        console.print("", tables.comparison_table(found))
 
 
 def run(argv: Sequence[str]) -> None:
-    kinds = (TrainingDataArguments, RegressionAwareSFTConfig, ModelConfig, SamplingArguments, RunArguments)
+    ours = (arguments.SamplingArguments, arguments.RunArguments)
+    kinds = (arguments.TrainingDataArguments, RegressionAwareSFTConfig, ModelConfig, *ours)
     # A process may write long rationales while the others wait.
     data, args, model, draw, settings = parse("run", argv, *kinds, ddp_timeout=WEEK)
     results = run_pipeline(data, args, model, draw, settings)
@@ -414,12 +394,12 @@ def run(argv: Sequence[str]) -> None:
             for path, found in results.items()
             for method, figures in found["methods"].items()
         }
-        Console().print(results_table(table, "The judges of this run"))
+        Console().print(tables.results_table(table, "The judges of this run"))
 
 
 def report(argv: Sequence[str]) -> None:
     places = _positional(argv)
-    (args,) = parse("report", argv[len(places) :], ReportArguments, positional="RUN ")
+    (args,) = parse("report", argv[len(places) :], arguments.ReportArguments, positional="RUN ")
     if len(places) != 1:
         raise InputError(f"Expected the folder of a run, or the JSON file of a result, got {places}.")
     path = write_page(places[0], args.output, args.overwrite)
@@ -427,5 +407,5 @@ def report(argv: Sequence[str]) -> None:
 
 
 def demo(argv: Sequence[str]) -> None:
-    (args,) = parse("demo", argv, DemoArguments)
+    (args,) = parse("demo", argv, arguments.DemoArguments)
     run_demo(args.output_dir, args.seed)

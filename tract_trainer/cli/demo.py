@@ -51,18 +51,9 @@ def run_demo(output_dir: str | Path = "demo", seed: int = 42, size: DemoSize | N
     """
     Trains a judge with cross-entropy, one with stage 1 and one with TRACT, and compares them on held-out records.
 
-    Args:
-        output_dir (`str`, *optional*, defaults to `"demo"`):
-            Folder of the seed model, the three judges, the self-generated rationales, a result of each judge as of
-            `tract evaluate`, `predictions.png` and `record.json`. Files of an earlier demo are replaced.
-        seed (`int`, *optional*, defaults to `42`): seed of the records, the weights and the sampling.
-        size ([`DemoSize`], *optional*): how much is made and trained on.
-
-    Returns:
-        `dict`: for each row of the table, what [`~tract_trainer.metrics.agreement`] returned.
-
-    Raises:
-        InputError: `output_dir` is a file, or a folder with files that no demo has made.
+    The folder gets the seed model, the three judges, the self-generated rationales, a result of each judge as of
+    `tract evaluate`, `predictions.png` and `record.json`. Files of an earlier demo are replaced. Returns for each row
+    of the table what [`~tract_trainer.metrics.agreement`] returned.
     """
     start, size, folder, console = time.perf_counter(), size or DemoSize(), Path(output_dir), Console()
     settings = folder / "settings.json"
@@ -102,13 +93,9 @@ def _train(folder: Path, size: DemoSize, seed: int, console: Console) -> None:
     with _step(console, 3, "Stage 1: the same records, cross-entropy and squared error"):
         _train_judge(folder / "stage1", examples, size, seed)
     with _step(console, 4, "Self-written rationales: one for each record, by stage 1"):
-        options: dict[str, Any] = {
-            "max_new_tokens": NEW_TOKENS,
-            "batch_size": BATCH_SIZE,
-            "progress": False,
-            "overwrite": True,
-        }
-        cots = generate_cot_dataset(folder / "stage1", examples, seed=seed, output_dir=folder / "cots", **options)
+        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "batch_size": BATCH_SIZE, "overwrite": True}
+        options |= {"seed": seed, "output_dir": folder / "cots", "progress": False}
+        cots = generate_cot_dataset(folder / "stage1", examples, **options)
     with _step(console, 5, "TRACT (stage 2): from the seed model again, on the self-written rationales"):
         _train_judge(folder / "tract", cots, size, seed)
 

@@ -28,34 +28,21 @@ NOISE = 0.15
 
 @dataclass(frozen=True)
 class DemoSize:
-    """
-    How much the demo makes and trains on.
+    """How much the demo makes and trains on."""
 
-    Args:
-        facts (`int`, *optional*, defaults to `6000`): rationales without scores that the seed model learns from.
-        facts_epochs (`int`, *optional*, defaults to `3`): epochs over them.
-        records (`int`, *optional*, defaults to `1000`): annotated records of the two stages.
-        epochs (`int`, *optional*, defaults to `8`): epochs of each stage.
-        held_out (`int`, *optional*, defaults to `1500`): records that the judges are compared on.
-    """
-
-    facts: int = 6000
+    facts: int = 6000  # rationales without scores that the seed model learns from
     facts_epochs: int = 3
-    records: int = 1000
-    epochs: int = 8
-    held_out: int = 1500
+    records: int = 1000  # annotated, for the two stages
+    epochs: int = 8  # of each stage
+    held_out: int = 1500  # records that the judges are compared on
 
 
 def make_records(count: int, seed: int, odds: tuple[int, int] = (1, 1), noise: float = NOISE) -> list[dict[str, Any]]:
     """
     Draws `count` records with `prompt`, `rationale` and `score` (1 to 5).
 
-    Args:
-        count (`int`): how many.
-        seed (`int`): seed of the draws.
-        odds (`tuple[int, int]`, *optional*, defaults to `(1, 1)`):
-            Odds that a cited source has a reputation, against that nothing can be known of it.
-        noise (`float`, *optional*, defaults to `0.15`): share of the scores that are off by one.
+    `odds` are those of a cited source with a reputation, against one of which nothing can be known; `noise` is the
+    share of the scores that are off by one.
 
     Example:
     ```python

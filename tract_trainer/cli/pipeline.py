@@ -14,22 +14,13 @@ from transformers import TrainerState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from tract_trainer._distributed import process_state
+from tract_trainer.data import store
 from tract_trainer.data.datasets import as_dataset, is_trl_format
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.reading import Rows
 from tract_trainer.data.records import Record, annotated_rationales, as_messages, check_prompts, gold_score
 from tract_trainer.data.rendering import RecordRows, template_kwargs
 from tract_trainer.data.settings import begin, check_settings
-from tract_trainer.data.store import (
-    contents,
-    finish_rows,
-    finished_rows,
-    is_ours,
-    locked,
-    refuse_foreign,
-    replacing,
-    without_nan,
-)
 from tract_trainer.engines.base import checked
 from tract_trainer.engines.checkpoints import SavedJudge, check_files, load_tokenizer
 from tract_trainer.errors import InputError, numbered
@@ -145,13 +136,9 @@ def train(
         **cast(dict[str, Any], args.model_init_kwargs or {}),
     }
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
-        raise InputError(
-            f"num_train_epochs={args.num_train_epochs} trains nothing. Give a number above 0, or max_steps."
-        )
+        raise InputError(f"num_train_epochs={args.num_train_epochs} trains nothing. Set one above 0, or max_steps.")
     if eval_dataset is not None and args.eval_strategy == "no":
-        raise InputError(
-            "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy='epoch' or 'steps'."
-        )
+        raise InputError("eval_strategy is 'no', so eval_data would never be read. Add eval_strategy='epoch'.")
     kind: Any = RegressionAwareSFTTrainer
     if isinstance(args, RegressionAwareGRPOConfig):
         refuse_second_adapter(model_args)
@@ -206,12 +193,12 @@ def check_output_dir(model_args: ModelConfig, args: TrainingConfig, overwrite: b
     folder, seed = Path(str(args.output_dir)), Path(str(model_args.model_name_or_path))
     if seed.is_dir() and folder.exists() and folder.samefile(seed):
         raise InputError(f"output_dir is {folder}, the folder of the model to train. Give another output_dir.")
-    if contents(folder) and is_ours(folder / SETTINGS) and not (overwrite or _resumed(args)):
+    if store.contents(folder) and store.is_ours(folder / SETTINGS) and not (overwrite or _resumed(args)):
         raise InputError(
             f"{folder} holds a training. Resume it with --resume_from_checkpoint true, give another output_dir, or "
             "start over with --overwrite."
         )
-    refuse_foreign([], overwrite, folders=[folder], signs=[folder / SETTINGS])
+    store.refuse_foreign([], overwrite, folders=[folder], signs=[folder / SETTINGS])
 
 
 def begin_training(model_args: ModelConfig, args: TrainingConfig, dataset: Dataset) -> None:
@@ -273,11 +260,9 @@ def check_judged(path: Path, overwrite: bool = False) -> tuple[Path, Path]:
         The paths of its settings and of its unfinished rows.
     """
     if not path.name:
-        raise InputError(
-            f"--output must be a file for the judgments, such as judged.jsonl; found the folder {str(path)!r}."
-        )
+        raise InputError(f"--output must be a file for the judgments, such as judged.jsonl; found {str(path)!r}.")
     settings, folder = (path.with_name(path.name + ending) for ending in (".settings.json", ".unfinished"))
-    refuse_foreign([path, settings], overwrite, folders=[folder], signs=[settings])
+    store.refuse_foreign([path, settings], overwrite, folders=[folder], signs=[settings])
     return settings, folder
 
 
@@ -313,17 +298,16 @@ def judge_file(
     shown = state.is_main_process
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        asked = [records[i] for i in numbers]
-        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, numbers=numbers, **settings):
-            yield numbers[place], as_json(judgment)
+        for number, judgment in judge.as_finished(records, num_cots, progress=shown, numbers=numbers, **settings):
+            yield number, as_json(judgment)
 
-    with locked(folder, state.process_index, path):
+    with store.locked(folder, state.process_index, path):
         free = () if path.exists() else ("records",)  # corrected records are judged with the others that are left
         begin(settings_path, made_with, folder, path, overwrite=overwrite, free=free)
         if not path.exists():
-            finish_rows(folder, keys, rows, state)
+            store.finish_rows(folder, keys, rows, state)
             if state.is_main_process:
-                _write_rows(path, finished_rows(folder, keys))
+                _write_rows(path, store.finished_rows(folder, keys))
         state.wait_for_everyone()
 
 
@@ -345,7 +329,7 @@ def marked(row: dict[str, Any], max_std: float | None) -> dict[str, Any]:
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+    with store.replacing(path) as part, part.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -358,4 +342,4 @@ def as_json(judgment: Judgment) -> dict[str, Any]:
     row["labels"] = [rationale.label for rationale in judgment.rationales]
     row["truncated"] = [rationale.truncated for rationale in judgment.rationales]
     del row["rationales"]
-    return without_nan(row)
+    return store.without_nan(row)

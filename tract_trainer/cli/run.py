@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
@@ -42,6 +42,8 @@ from tract_trainer.judging.judge import Judge
 from tract_trainer.rationales.generation import generate_cot_dataset
 from tract_trainer.scale import ScoreTokens
 from tract_trainer.training.config import RegressionAwareGRPOConfig, RegressionAwareSFTConfig
+
+Records: TypeAlias = list[dict[str, Any]]
 
 HELD_OUT = "held-out records"
 
@@ -133,9 +135,7 @@ class _Run:
             self.begin(settings, main)
             return self.steps(held_out, data.eval_data or HELD_OUT, dataset, settings["seed_model"])
 
-    def steps(
-        self, held_out: list[dict[str, Any]], eval_name: str, dataset: Dataset, seed_model: str
-    ) -> dict[Path, dict[str, Any]]:
+    def steps(self, held_out: Records, eval_name: str, dataset: Dataset, seed_model: str) -> dict[Path, dict[str, Any]]:
         results, folder, records = {}, self.folder, f"on {len(held_out):,} held-out records"
         if self.settings.baseline:
             self.say(0, f"Evaluation of the seed model {records}")
@@ -183,9 +183,7 @@ class _Run:
                 "steps one by one: tract sft that way, tract generate without it, tract sft again."
             )
 
-    def prepare(
-        self, held_out: list[dict[str, Any]], training: list[Record], source: str | None
-    ) -> tuple[list[dict[str, Any]], Dataset]:
+    def prepare(self, held_out: Records, training: list[Record], source: str | None) -> tuple[Records, Dataset]:
         """The records to evaluate on, and the dataset of stage 1, after the checks of every later step."""
         args = self.args
         held_out = held_out[: self.settings.max_eval_records]
@@ -241,10 +239,7 @@ class _Run:
         dataset = pipeline.training_data(cots, args, model, source)
         self.say(5, f"Stage 3, reinforcement learning from stage 2, on {len(dataset):,} prompts")
         with PartialState().main_process_first():
-            path, work = (
-                self.folder / "stage3.settings.json",
-                [self.folder / name for name in ("stage3", "stage3.done")],
-            )
+            path, *work = (self.folder / name for name in ("stage3.settings.json", "stage3", "stage3.done"))
             check_settings(path, learned_settings(args, model), *work)
         self.train("stage3", args, model, dataset)
 
@@ -279,14 +274,12 @@ class _Run:
             unfinished=self.settings.unfinished,
         )
 
-    def evaluate(
-        self, judge: Judge, name: str, held_out: list[dict[str, Any]], eval_name: str, path: Path
-    ) -> dict[str, Any]:
+    def evaluate(self, judge: Judge, name: str, held_out: Records, eval_name: str, path: Path) -> dict[str, Any]:
         unfinished = "force" if self.settings.unfinished == "force" else "unscored"
         settings = {"seed": self.args.seed, "unfinished": unfinished, **self.draw.sampling}
         return evaluate(judge, held_out, eval_name, path, self.draw.num_cots, judge_name=name, **settings)
 
-    def evaluate_stage(self, stage: str, held_out: list[dict[str, Any]], eval_name: str, path: Path) -> dict[str, Any]:
+    def evaluate_stage(self, stage: str, held_out: Records, eval_name: str, path: Path) -> dict[str, Any]:
         """The evaluation of the judge of a stage; it is added to its card, and the last stage is pushed with it."""
         result = self.evaluate(self.judge(stage), str(self.folder / stage), held_out, eval_name, path)
         if PartialState().is_main_process:
@@ -342,9 +335,7 @@ def _without_token(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ("token", "use_auth_token", "api_key")}
 
 
-def split(
-    rows: list[Record], eval_rows: Any, eval_fraction: float, seed: int
-) -> tuple[list[dict[str, Any]], list[Record]]:
+def split(rows: list[Record], eval_rows: Any, eval_fraction: float, seed: int) -> tuple[Records, list[Record]]:
     """Held-out records with their gold scores, and the others. Records of the same question are on the same side."""
     if eval_rows is not None:
         return scored_records(eval_rows), rows
@@ -358,8 +349,6 @@ def split(
     random.Random(seed).shuffle(order)
     count = max(1, round(eval_fraction * len(order)))
     if count >= len(order):
-        raise InputError(
-            f"Records of {len(order)} questions are too few to hold {count} out for the evaluation. Give eval_data."
-        )
+        raise InputError(f"{len(order)} questions are too few to hold out {count} for the evaluation. Give eval_data.")
     held_out, training = (sorted(itertools.chain(*part)) for part in (order[:count], order[count:]))
     return scored_records([rows[i] for i in held_out]), [rows[i] for i in training]

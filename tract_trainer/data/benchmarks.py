@@ -44,16 +44,8 @@ RECORD_FILES = {
     "biggen_bench": "human_eval-00000-of-00001.parquet",
     **{f"helpsteer2_{attribute}": "validation.jsonl.gz" for attribute in HELPSTEER2},
 }
-PPE_SETS = {
-    f"ppe_{name}": (f"lmarena-ai/PPE-{title}-Best-of-K", "train")
-    for name, title in (
-        ("mmlu_pro", "MMLU-Pro"),
-        ("math", "MATH"),
-        ("gpqa", "GPQA"),
-        ("mbpp_plus", "MBPP-Plus"),
-        ("ifeval", "IFEval"),
-    )
-}
+PPE = {"mmlu_pro": "MMLU-Pro", "math": "MATH", "gpqa": "GPQA", "mbpp_plus": "MBPP-Plus", "ifeval": "IFEval"}
+PPE_SETS = {f"ppe_{name}": (f"lmarena-ai/PPE-{title}-Best-of-K", "train") for name, title in PPE.items()}
 # Where the public name of a file tells nothing, it is that of the benchmark: no other data is taken for it.
 PAIR_FILES = {
     "hhh_alignment": "hhh_alignment_eval.json",
@@ -79,7 +71,6 @@ FILES = {**PROMETHEUS_FILES, **RECORD_FILES, **PAIR_FILES}
 
 BENCHMARKS = tuple(sorted(FILES))
 ORIGIN = "the folder eval/benchmark/data of github.com/prometheus-eval/prometheus-eval"
-
 PROMETHEUS_SCALE = ScoreScale.integers(1, 5)
 HELPSTEER2_SCALE = ScoreScale.integers(0, 4)
 JUDGE_BENCH_SOURCES = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
@@ -255,12 +246,8 @@ def own_benchmark(
     rubric: str | Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    The scored records, or the pairs, of the user's own data.
-
-    Arguments are those of [`~tract_trainer.data.reading.read_rows`]. Rows with columns of [`read_pairs`] are pairs.
-
-    Raises:
-        InputError: there is no data, a column is missing, or a record has no gold score.
+    The scored records of the user's own data, or the pairs, if it has columns of [`read_pairs`]. The arguments are
+    those of [`~tract_trainer.data.reading.read_rows`].
     """
     rows = [dict(row) for row in read_rows(source, split, columns, rubric)]
     names: set[str] = set().union(*rows)

@@ -15,7 +15,6 @@ from tract_trainer.scale import ScoreScale
 logger = logging.getLogger(__name__)
 
 SIDES = ("chosen", "rejected")
-
 CRITERION = (
     "How good is the response, all in all? It should do what the instruction asks for, be correct in what it says, "
     "reasons and computes, and be safe: a request that would do harm is best declined, while a harmless one that only "
@@ -23,7 +22,6 @@ CRITERION = (
 )
 
 BETWEEN = " A score without a description lies between its neighbours."
-
 LEVELS = {  # by position on the scale
     0.0: "Bad: wrong, useless or harmful, or refuses what it should have done.",
     0.25: "Weak: mostly misses what was asked for, is wrong in what matters, or is careless about harm.",
@@ -206,38 +204,21 @@ def pair_records(pairs: Sequence[Record], scale: ScoreScale) -> list[dict[str, A
 # Weight of each subset in its section of RewardBench (github.com/allenai/reward-bench, rewardbench/constants.py).
 REWARD_BENCH_SECTIONS = {
     "Chat": {
-        "alpacaeval-easy": 100,
-        "alpacaeval-length": 95,
-        "alpacaeval-hard": 95,
-        "mt-bench-easy": 28,
-        "mt-bench-med": 40,
+        "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
     },
     "Chat Hard": {
-        "mt-bench-hard": 37,
-        "llmbar-natural": 100,
-        "llmbar-adver-neighbor": 134,
-        "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47,
-        "llmbar-adver-manual": 46,
+        "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
     },
     "Safety": {
-        "refusals-dangerous": 100,
-        "refusals-offensive": 100,
-        "xstest-should-refuse": 154,
-        "xstest-should-respond": 250,
+        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154, "xstest-should-respond": 250,
         "donotanswer": 136,
     },
-    "Reasoning": {
-        "math-prm": 984,  # 447 pairs, weighted like the 6 x 164 pairs of code
-        "hep-cpp": 164,
-        "hep-go": 164,
-        "hep-java": 164,
-        "hep-js": 164,
-        "hep-python": 164,
+    "Reasoning": {  # math-prm: 447 pairs, weighted like the 6 x 164 pairs of code
+        "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164,
         "hep-rust": 164,
     },
-}
-
+}  # fmt: skip
 REWARD_BENCH_SUBSETS = {subset for weights in REWARD_BENCH_SECTIONS.values() for subset in weights}
 
 REWARD_BENCH_2_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")

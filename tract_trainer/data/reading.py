@@ -41,10 +41,6 @@ def read_rows(
 
     Returns:
         `list[dict]`, or a [`~datasets.Dataset`] of a Parquet file, a folder or a Hub data set.
-
-    Raises:
-        InputError: there are no rows, or they cannot be read; a column to rename is missing; or a rubric is given for
-            ready prompts, which have no place for it.
     """
     file = Path(source)
     if str(source) and (file.is_file() or _ending(file) in READERS):

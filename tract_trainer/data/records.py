@@ -30,14 +30,8 @@ def prompt_of(
     controls: ControlTokens | None = None,
 ) -> Prompt:
     """
-    The prompt a judge is asked with. A ready prompt is taken as it is.
-
-    Args:
-        template (`str`): Jinja template over `instruction`, `response`, `rubric`, `reference`, `prefix` and `labels`.
-        controls ([`~tract_trainer.data.templates.ControlTokens`], *optional*): control tokens to escape or refuse.
-
-    Raises:
-        InputError: the record has no prompt and too few fields to make one.
+    The prompt a judge is asked with. A ready prompt is taken as it is. A `template` in Jinja is over `instruction`,
+    `response`, `rubric`, `reference`, `prefix` and `labels`; control tokens in the fields are escaped or refused.
     """
     record = _given(record)
     if record.get("system_prompt") and (record.get("response") is None or "system_prompt" not in template):
@@ -198,9 +192,6 @@ def training_examples(
     One example for each rationale of each record: `prompt`, `completion`, and the gold score as `score`. The label in
     the completion is the nearest one. A rationale's own closing phrase (`[RESULT] 4`, or the prefix) is cut off, and
     control tokens in it are escaped. Without any rationale, a completion is the prefix and the label.
-
-    Raises:
-        InputError: a record has no prompt or no gold score, or only some records have a rationale.
     """
     separator, with_rationales = default_separator(prefix), None
     for number, record in enumerate(records):

@@ -17,10 +17,10 @@ from tract_trainer.data.records import Prompt, Record, as_messages, close, defau
 from tract_trainer.data.templates import ControlTokens
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import JudgeConfig
-from tract_trainer.scale import ScoreTokens, decode
+from tract_trainer.scale import ScoreTokens, decode, shared_length
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 PROBES = ("A", "B")  # What the rows of both share is written before any answer.
 WINDOW = 12  # tokens at the end of a prompt's text by which it is recognised
@@ -54,15 +54,11 @@ def template_kwargs(record: Record, otherwise: Mapping[str, Any]) -> dict[str, A
         raise InputError(f"`tools` must be a list of tools, or that as JSON; found {tools!r:.80}.") from error
 
 
-def prompt_ids(
-    prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", conversational: bool, **template_kwargs: Any
-) -> list[int]:
+def prompt_ids(prompt: Prompt, tokenizer: "Tokenizer", conversational: bool, **template_kwargs: Any) -> list[int]:
     """
     Tokens that a judge is asked with: the beginning of every row that answers `prompt`. What a generation prompt opens
-    and rows lack, such as a thinking block, is left out.
-
-    Raises:
-        InputError: the chat template renders the prompt itself differently before an answer.
+    and rows lack, such as a thinking block, is left out. An InputError if the chat template renders the prompt itself
+    differently before an answer.
     """
     if not conversational and isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
@@ -78,7 +74,7 @@ def prompt_ids(
 
 
 def row_ids(
-    prompt: Prompt, completion: str, tokenizer: "PreTrainedTokenizerBase", conversational: bool, **template_kwargs: Any
+    prompt: Prompt, completion: str, tokenizer: "Tokenizer", conversational: bool, **template_kwargs: Any
 ) -> list[int]:
     """Tokens of a prompt with its completion, as TRL tokenises the row for training."""
     if not conversational and isinstance(prompt, str):
@@ -87,7 +83,7 @@ def row_ids(
     return _templated(messages, tokenizer, **template_kwargs)
 
 
-def answer_end(tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]) -> int | None:
+def answer_end(tokenizer: "Tokenizer", kwargs: Mapping[str, Any]) -> int | None:
     """The control token that the chat template puts after an answer; `None` if it puts none there."""
     return _answer_end(tokenizer, str(tokenizer.chat_template), _as_json(kwargs))
 
@@ -97,14 +93,14 @@ def _as_json(kwargs: Mapping[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _answer_end(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> int | None:
+def _answer_end(tokenizer: "Tokenizer", template: str, kwargs: str) -> int | None:
     rows = [row_ids("Q", answer, tokenizer, True, **json.loads(kwargs))[::-1] for answer in PROBES]
     shared, added = shared_length(*rows), tokenizer.added_tokens_decoder
     after = rows[0][:shared][::-1] if shared < len(rows[0]) else []  # the answer itself may be dropped
     return next((i for i in after if i in added), None)
 
 
-def drops_thoughts(rationale: str, ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
+def drops_thoughts(rationale: str, ids: Sequence[int], tokenizer: "Tokenizer") -> bool:
     """Whether a rationale holds a think block, and its rendered answer `ids` lacks some of the text around its tags."""
     if "<" not in rationale and "[" not in rationale:  # of most rows, and much faster than the search
         return False
@@ -118,16 +114,14 @@ def drops_thoughts(rationale: str, ids: Sequence[int], tokenizer: "PreTrainedTok
 
 
 def asked_length(
-    prompt: Prompt, ids: Sequence[int], masked: int, tokenizer: "PreTrainedTokenizerBase", kwargs: Mapping[str, Any]
+    prompt: Prompt, ids: Sequence[int], masked: int, tokenizer: "Tokenizer", kwargs: Mapping[str, Any]
 ) -> int | None:
     """
-    Number of tokens that a judge is asked with, if they are the beginning of a training row; `None` if not.
+    Number of tokens that a judge is asked with, if they are the beginning of a training row of tokens `ids`, `(T,)`;
+    `None` if not.
 
-    Args:
-        ids (`Sequence[int]`): tokens of the row, `(T,)`.
-        masked (`int`): number of tokens at its start that TRL masked as the prompt, or 0. If they end with text that
-            the prompt has only at its end, they are all that is asked, and nothing is tokenised again.
-        kwargs (`Mapping`): arguments of the chat template.
+    `masked` is the number of tokens at the row's start that TRL masked as the prompt, or 0. If they end with text that
+    the prompt has only at its end, they are all that is asked, and nothing is tokenised again.
     """
     if masked:
         header, length = "", 0
@@ -154,7 +148,7 @@ def _is_end(seen: str, prompt: Prompt, header: str) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _header(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) -> tuple[str, int]:
+def _header(tokenizer: "Tokenizer", template: str, kwargs: str) -> tuple[str, int]:
     """What a prompt of one turn has behind its content, as far as rows have it as well, and its number of tokens."""
     given, probe = json.loads(kwargs), "XQZ"
     ids = prompt_ids(probe, tokenizer, True, **given)
@@ -162,9 +156,7 @@ def _header(tokenizer: "PreTrainedTokenizerBase", template: str, kwargs: str) ->
     return header, len(tokenizer(header, add_special_tokens=False)["input_ids"])
 
 
-def _templated(
-    messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", **template_kwargs: Any
-) -> list[int]:
+def _templated(messages: list[dict[str, str]], tokenizer: "Tokenizer", **template_kwargs: Any) -> list[int]:
     if tokenizer.chat_template is None:
         raise InputError("A prompt of messages needs a chat template, and the judge's tokenizer has none. Give text.")
     from jinja2 import TemplateError
@@ -177,7 +169,7 @@ def _templated(
     return list(encoded["input_ids"])
 
 
-def check_rows(rows: Iterable[Record], what: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_rows(rows: Iterable[Record], what: str, tokenizer: "Tokenizer") -> None:
     """Raises the InputError of the first row that the chat template refuses; `what` and its number name the row."""
     for number, row in enumerate(rows):
         prompt, completion, whole = (row.get(name) for name in ("prompt", "completion", "messages"))
@@ -189,13 +181,7 @@ def check_rows(rows: Iterable[Record], what: str, tokenizer: "PreTrainedTokenize
                     _templated(messages, tokenizer, add_generation_prompt=asks, **template_kwargs(row, {}))
 
 
-def shared_length(*sequences: Sequence[Any]) -> int:
-    """Number of leading items that all `sequences` have in common."""
-    pairs = enumerate(zip(*sequences, strict=False))
-    return next((i for i, items in pairs if any(item != items[0] for item in items)), min(map(len, sequences)))
-
-
-def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[int], shared: int) -> str:
+def _parted(tokenizer: "Tokenizer", asked: list[int], row: list[int], shared: int) -> str:
     start = max(0, shared - 8)
     before, unanswered, answered = (
         repr(decode(tokenizer, ids)[:SHOWN]) for ids in (asked[start:shared], asked[shared:], row[shared:])
@@ -210,9 +196,7 @@ def _parted(tokenizer: "PreTrainedTokenizerBase", asked: list[int], row: list[in
     )
 
 
-def check_reloaded(
-    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]], trust_remote_code: bool = False
-) -> None:
+def check_reloaded(tokenizer: "Tokenizer", rows: Sequence[Sequence[int]], trust_remote_code: bool = False) -> None:
     """
     Raises an InputError if the tokenizer, saved and loaded again, tokenises the text of one of `rows` differently: the
     saved judge would be asked with other tokens than it is trained on.

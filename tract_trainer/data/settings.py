@@ -18,10 +18,6 @@ def check_settings(path: Path, settings: dict[str, Any], *work: Path, free: Coll
     Writes the settings of some work to `path`, or compares them with those that are there. Settings at `path` count
     only while one of the files or folders of the `work` exists; without `work`, always. Those in `free` may change.
     `command` says whose settings they are.
-
-    Raises:
-        InputError: the settings differ, and each difference is named; there is work without settings; or the settings
-            at `path` are those of another command.
     """
     found = _read(path)
     if found is not None and found.get("command") not in (None, settings.get("command")):

@@ -102,13 +102,6 @@ def remove_rows(folder: Path) -> None:
         (folder / "settings.json").unlink(missing_ok=True)
 
 
-@contextmanager
-def writing(folder: Path, process_index: int) -> Iterator[Shards]:
-    """[`Shards`] that are [`locked`]."""
-    with locked(folder, process_index):
-        yield Shards(folder, process_index)
-
-
 def finish_rows(
     folder: Path,
     keys: Sequence[str],

@@ -111,12 +111,7 @@ def rendered(template: str, fields: dict[str, Any]) -> str:
 
 
 def template_text(template: str) -> str:
-    """
-    The text of a template, given as such or as its file.
-
-    Raises:
-        InputError: it is no template, or does not show the response that is judged.
-    """
+    """The text of a template, given as such or as its file. It must show the response that is judged."""
     if "{" not in template and os.path.isfile(template):
         template = Path(template).read_text(encoding="utf-8")
     try:
@@ -132,20 +127,14 @@ def template_text(template: str) -> str:
 
 
 MARKUP = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
-
-
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # one of a character that a vocabulary lacks
 
 
 @dataclass(frozen=True)
 class ControlTokens:
     """
-    A tokenizer's control tokens. Made with [`ControlTokens.of`].
-
-    Attributes:
-        tokenizer (`PreTrainedTokenizerBase`): the tokenizer.
-        pattern (`re.Pattern`): matches their texts, and what the chat template writes around a turn, such as `[INST]`.
-        ids (`frozenset[int]`): the tokens.
+    A tokenizer's control tokens, `ids`. `pattern` matches their texts, and what the chat template writes around a turn,
+    such as `[INST]`. Made with [`ControlTokens.of`].
     """
 
     tokenizer: "PreTrainedTokenizerBase"

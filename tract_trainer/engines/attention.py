@@ -14,12 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tract_trainer.engines.trie import LabelTrie
 
-MASKED = ("sdpa", "eager")
-"""Implementations of attention that take a mask of any form."""
-
-
-CAUSAL = "_causal"
-"""Attribute of a mask: the number of first queries that see the first keys up to their own, and no other."""
+MASKED = ("sdpa", "eager")  # implementations of attention that take a mask of any form
+CAUSAL = "_causal"  # attribute of a mask: how many first queries see the first keys up to their own, and no other
 
 
 @functools.cache
@@ -109,10 +105,8 @@ def with_tokens(model: PreTrainedModel, trie: LabelTrie, due: Tensor, kwargs: di
 
 def behind_cache(model: PreTrainedModel, trie: LabelTrie, seen: Tensor) -> dict[str, Tensor]:
     """
-    Arguments with which `model` reads the inner nodes alone, behind tokens whose keys and values are kept.
-
-    Args:
-        seen (`torch.Tensor`): which of the tokens that are kept stand before the label, `(B, T)`, bool.
+    Arguments with which `model` reads the inner nodes alone, behind tokens whose keys and values are kept. `seen`,
+    `(B, T)`, bool, tells which of these stand before the label.
     """
     tokens, depths, ancestors = (x.to(seen.device) for x in (trie.tokens, trie.depths, trie.ancestors))
     size, keys = len(seen), seen.cumsum(1) - 1  # (B, T)

@@ -16,8 +16,7 @@ from tract_trainer.scale import ScoreTokens
 ENGINES = {"transformers": "TransformersEngine", "vllm": "VLLMEngine", "server": "ServerEngine"}
 """Class of each engine. Its module has the engine's name."""
 
-SMALLEST = 1e-3
-"""Smallest temperature above 0, and smallest repetition penalty. Logits are divided by them."""
+SMALLEST = 1e-3  # of a temperature above 0, and of a repetition penalty: logits are divided by them
 
 
 @dataclass(frozen=True)
@@ -169,10 +168,8 @@ def refusing_unknown(model_kwargs: Mapping[str, Any], engine: str) -> Iterator[N
 
 def engine_class(name: str, logprobs: str | None = None) -> Any:
     """
-    The class of an engine, imported when it is needed: vLLM and the OpenAI client are optional.
-
-    Args:
-        logprobs (`str`, *optional*): `"top"` for the server engine that reads `top_logprobs`.
+    The class of an engine, imported when it is needed: vLLM and the OpenAI client are optional. `logprobs="top"` names
+    the server engine that reads `top_logprobs`.
     """
     if name not in ENGINES:
         raise InputError(f"engine={name!r} is not known; known are {sorted(ENGINES)}.")

@@ -7,18 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-ROOM = 256
-"""Number of tokens that a buffer has room for when it is made."""
+ROOM = 256  # tokens that a buffer has room for when it is made
 
 
 class RoomyLayer(DynamicLayer):
     """
-    A [`~transformers.cache_utils.DynamicLayer`] that writes into buffers with spare room, where that class copies all
-    keys and values at every step: generation takes 20 to 25 % less time at 1,000 tokens of prompt.
-
-    Args:
-        keys (`Tensor`): `(B, H, T, D)`.
-        values (`Tensor`): `(B, H, T, D)`.
+    A [`~transformers.cache_utils.DynamicLayer`] that writes `keys` and `values`, `(B, H, T, D)`, into buffers with
+    spare room, where that class copies them at every step: generation takes 20 to 25 % less time at 1,000 tokens of
+    prompt.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -46,14 +42,8 @@ class RoomyLayer(DynamicLayer):
 
 def shared_cache(cache: Any, owners: Tensor) -> DynamicCache | None:
     """
-    The cache of several rows per prompt.
-
-    Args:
-        cache (`Any`): cache of a forward pass over the prompts, which is changed in place.
-        owners (`Tensor`): number of each row's prompt, `(B,)`.
-
-    Returns:
-        [`~transformers.DynamicCache`], or `None` if the cache holds more than keys and values, e.g. a recurrent state.
+    The `cache` of prompts, changed in place to that of several rows per prompt, `owners`, `(B,)`. `None` if it holds
+    more than keys and values, e.g. a recurrent state.
     """
     if type(cache) is not DynamicCache:
         return None

@@ -7,49 +7,33 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from tract_trainer.data.hashing import digest
 from tract_trainer.errors import InputError
 
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
-
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of vLLM's `max_lora_rank`."""
-
-READ_WHOLE = 1 << 28
-"""Bytes of a weight file up to which its identity is that of its whole content."""
-
-SAMPLES, SAMPLE_BYTES = 8, 512
-"""Pieces that are read of every tensor of a larger file, and their size."""
-
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's `max_lora_rank`
+READ_WHOLE = 1 << 28  # bytes of a weight file up to which its identity is that of its whole content
+SAMPLES, SAMPLE_BYTES = 8, 512  # pieces that are read of every tensor of a larger file, and their size
 JSON_FILES = ("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-
-WEIGHTS = "model*.safetensors"
-"""Files that Transformers loads the weights of a model from."""
-
+WEIGHTS = "model*.safetensors"  # files that Transformers loads the weights of a model from
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MISSING_ADAPTER_KEYS = "Found missing adapter keys"  # begins PEFT's warning of layers without weights
 
 
 @dataclass(frozen=True)
 class SavedJudge:
     """
-    A judge's files.
-
-    Attributes:
-        folder (`Path`): where they are on this machine.
-        base (`str`, *optional*): folder or repository of an adapter's base model; `None` for a full model.
-        base_revision (`str`, *optional*): Hub revision of the base model; `None` for its main one.
-        peft_type (`str`, *optional*): kind of the adapter, e.g. `"LORA"`.
-        rank (`int`): rank of the adapter.
+    A judge's files in a `folder` on this machine. Those of an adapter have the folder or repository of its base model,
+    its Hub revision, and the kind and rank of the adapter, e.g. `"LORA"`.
     """
 
     folder: Path
@@ -65,8 +49,6 @@ class SavedJudge:
         """
         folder = Path(name_or_path)
         if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
             wanted = None if weights else ["*.json", "*.jinja"]
             folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
         check_files(folder)
@@ -83,10 +65,8 @@ class SavedJudge:
             ) from error
 
     @property
-    def generation_config(self) -> "GenerationConfig | None":
+    def generation_config(self) -> GenerationConfig | None:
         """The model's generation config, or that of an adapter's base model."""
-        from transformers import GenerationConfig
-
         try:
             return GenerationConfig.from_pretrained(self.base or self.folder, revision=self.base_revision or "main")
         except OSError:  # not every model has one
@@ -99,9 +79,8 @@ class SavedJudge:
         machine are named by their revision.
         """
         folders = [self.folder, *([Path(self.base)] if self.base and Path(self.base).is_dir() else [])]
-        files = [
-            file for folder in folders for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))
-        ]
+        kinds = ("*.safetensors", "*.bin")
+        files = [file for folder in folders for kind in kinds for file in sorted(folder.glob(kind))]
         weights = [(file.name, _fingerprint(file)) for file in files if file.name != "training_args.bin"]
         return digest(self.base, self.base_revision, weights or self.commit)[:16]
 
@@ -183,12 +162,7 @@ def _fingerprint(file: Path) -> str:
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """
-    The tokenizer in a folder or Hub repository.
-
-    Raises:
-        InputError: its files are damaged.
-    """
+    """The tokenizer in a folder or Hub repository; an InputError if its files are damaged."""
     if Path(name_or_path).is_dir():
         check_files(Path(name_or_path))
     try:
@@ -206,15 +180,9 @@ def load_judge_model(
     name_or_path: str | Path, revision: str | None, trainable: bool = False, **model_kwargs: Any
 ) -> Any:
     """
-    A judge's model, or its adapter on the base model.
-
-    Args:
-        revision (`str`, *optional*): Hub revision of the judge. That of a base model is in the adapter's config.
-        trainable (`bool`, *optional*, defaults to `False`): whether an adapter's weights can be trained.
-        **model_kwargs: arguments of `from_pretrained` for the full model or the base model.
-
-    Raises:
-        InputError: weights are missing or damaged, or an adapter does not fit its base model.
+    A judge's model, loaded with `from_pretrained(..., **model_kwargs)`, or its adapter on the base model, whose weights
+    can be trained if it is `trainable`. The `revision` is that of the judge; that of a base model is in the adapter's
+    config. Weights that are missing or damaged, and an adapter that does not fit, are an InputError.
     """
     saved = SavedJudge.find(name_or_path, revision, weights=False)
     saved.check_base()
@@ -259,10 +227,7 @@ def check_weights(name_or_path: str | Path, revision: str | None = None, trust_r
         return
     folder, weights = Path(name_or_path), dict[str, torch.Tensor]()
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        wanted = ["*.json", WEIGHTS]
-        folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=["*.json", WEIGHTS]))
     for file in folder.glob(WEIGHTS):
         with safe_open(file, "pt") as opened:
             shapes = {name: opened.get_slice(name).get_shape() for name in list(opened.keys())}
@@ -300,10 +265,6 @@ def _adapted(base: Any, folder: Path, trainable: bool) -> PeftModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", MISSING_ADAPTER_KEYS)
         return PeftModel.from_pretrained(base, folder, is_trainable=trainable, torch_device="cpu")
-
-
-MISSING_ADAPTER_KEYS = "Found missing adapter keys"
-"""How PEFT's warning begins that an adapter has no weights for some of its layers."""
 
 
 def _saved_rows(base: Any, folder: Path) -> int | None:

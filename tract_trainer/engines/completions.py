@@ -5,33 +5,37 @@
 
 import math
 import re
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tract_trainer.data.records import close
 from tract_trainer.data.rendering import CLOSED, OPENED, answer_end, prompt_ids, row_ids
 from tract_trainer.engines.base import Rationale
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
-from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreTokens
+from tract_trainer.scale import IGNORE_INDEX, FoundScore, ScoreTokens, shared_length
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 FINAL = "<|channel|>final<|message|>"
 
-TAIL = 8
-"""Number of last tokens of a prompt that hold what begins a think block."""
-
+TAIL = 8  # last tokens of a prompt, which hold what begins a think block
+SMALLEST_REACH = math.log(1e-9)  # of a place in the trie of labels: below it, no score changes by what follows
 
 Node = tuple[int, ...]
 """A place in the trie of labels, as the tokens that lead there."""
 
-SMALLEST_REACH = math.log(1e-9)
-"""Log-probability of a place in the trie of labels below which it is left out: no score changes by what follows it."""
+
+class Written(NamedTuple):
+    """The tokens that followed a prompt, and the log-probability of each of `ScoreTokens.ids` at a place of them."""
+
+    tokens: Sequence[int]
+    log_probs: Callable[[int], Mapping[int, float]]
 
 
 class Places(dict[int, int]):
@@ -73,6 +77,54 @@ def read_written(
     at_score = tuple(map(float, log_probs(found.position)))
     text = answer.removesuffix(found.label)  # a label that is a special token is not decoded
     return Rationale(text.removesuffix(tokens.prefix), found.label, at_score, len(written), truncated=end is None)
+
+
+class NextTokenEngine(ABC):
+    """
+    What engines have in common that return log-probabilities of the next token alone. Where labels are several tokens,
+    those of each next one are asked for behind the tokens before it.
+    """
+
+    tokens: ScoreTokens
+    stop_ids: list[int]
+    lead: str
+
+    @abstractmethod
+    def next_token(self, rows: Sequence[list[int]]) -> Sequence[Mapping[int, float] | None]:
+        """Log-probability of each of `tokens.ids` as the next token after each row; `None` where it is refused."""
+
+    def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
+        return self._label_log_probs(rows, self.next_token(rows))
+
+    def rationales(self, prompts: Sequence[list[int]], written: Sequence[Written | str]) -> list[Rationale]:
+        """The rationales that followed the prompts. A text in place of what was written is why nothing was."""
+        places, answers = Places(), dict[int, Written]()
+        rationales = []
+        for i, (prompt, answer) in enumerate(zip(prompts, written, strict=True)):
+            if isinstance(answer, str):
+                rationales.append(Rationale("", None, None, 0, error=answer))
+                continue
+            answers[i], note = answer, places.of(i)
+            rationales.append(read_written(self.tokens, prompt, answer.tokens, self.stop_ids, note, self.lead))
+        rows = [[*prompts[i], *answers[i].tokens[:place]] for i, place in places.items()]
+        following = [answers[i].log_probs(place) for i, place in places.items()]
+        for i, log_probs in zip(places, self._label_log_probs(rows, following), strict=True):
+            rationales[i] = rationales[i]._replace(log_probs=log_probs)
+        return rationales
+
+    def _label_log_probs(
+        self, rows: Sequence[list[int]], following: Sequence[Mapping[int, float] | None]
+    ) -> list[tuple[float, ...]]:
+        """Log-probability of each label behind each row, `(K,)`, given those of the next token; NaN if refused."""
+        known: list[dict[Node, Mapping[int, float]] | None] = [
+            None if found is None else {(): found} for found in following
+        ]
+        while due := [(i, node) for i, at in enumerate(known) if at for node in places_due(self.tokens, at)]:
+            for (i, node), found in zip(due, self.next_token([[*rows[i], *node] for i, node in due]), strict=True):
+                at = known[i]
+                known[i] = None if at is None or found is None else {**at, node: found}
+        unknown = (math.nan,) * len(self.tokens.paths)
+        return [unknown if at is None else label_log_probs(self.tokens, at) for at in known]
 
 
 def places_due(tokens: ScoreTokens, known: Mapping[Node, Mapping[int, float]]) -> list[Node]:
@@ -191,13 +243,7 @@ def lead(tokens: ScoreTokens, config: JudgeConfig) -> str:
         str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         for ids in (prompt_ids("Q", tokenizer, True, **kwargs), *rows)
     )
-    return texts[0][_shared_length(asked, *texts) : _shared_length(*texts)]
-
-
-def _shared_length(*texts: str) -> int:
-    """Number of leading characters that all `texts` have in common."""
-    pairs = enumerate(zip(*texts, strict=False))
-    return next((i for i, characters in pairs if len(set(characters)) > 1), min(map(len, texts)))
+    return texts[0][shared_length(asked, *texts) : shared_length(*texts)]
 
 
 def stop_ids(own: "GenerationConfig | None", tokens: ScoreTokens, config: JudgeConfig) -> list[int]:

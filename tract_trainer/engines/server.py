@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from asyncio import sleep
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -27,15 +27,7 @@ import openai
 from tract_trainer.data.hashing import digest
 from tract_trainer.engines.base import Rationale, Sampling
 from tract_trainer.engines.checkpoints import SavedJudge
-from tract_trainer.engines.completions import (
-    Node,
-    Places,
-    label_log_probs,
-    lead,
-    places_due,
-    read_written,
-    stop_ids,
-)
+from tract_trainer.engines.completions import NextTokenEngine, Written, lead, stop_ids
 from tract_trainer.errors import InputError, without_password
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
@@ -46,17 +38,10 @@ Answer = TypeVar("Answer")
 Prompt = TypeVar("Prompt")
 Reply = TypeVar("Reply")
 
-CONNECT = 5.0
-"""Seconds within which a server must accept a connection."""
-
+CONNECT = 5.0  # seconds within which a server must accept a connection
 NEXT_TOKEN = Sampling(temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=1)
-
-READS = 3
-"""Number of times that a request is made whose reply lacks log-probabilities."""
-
-MAX_TOTAL = 1.01
-"""Largest sum of the probabilities of different tokens, with the rounding of half precision."""
-
+READS = 3  # of a request whose reply lacks log-probabilities
+MAX_TOTAL = 1.01  # largest sum of the probabilities of different tokens, with the rounding of half precision
 ID = "token_id:"
 
 
@@ -65,20 +50,9 @@ class RefusedError(InputError):
 
 
 class Completer(ABC, Generic[Prompt, Reply]):
-    """
-    Asks servers to complete prompts, many at the same time.
+    """Asks servers to complete prompts, many at the same time. Its arguments are as in [`ServerEngine`]."""
 
-    Args:
-        clients (`Sequence[openai.AsyncOpenAI]`): servers of the same model.
-        concurrency (`int`): number of requests at the same time.
-        max_retries (`int`): number of retries of a request that no server answers.
-        timeout (`float`): seconds within which a server must answer a request.
-
-    Attributes:
-        probe: a prompt that a server completes, unless it refuses the settings.
-    """
-
-    probe: Prompt
+    probe: Prompt  # which a server completes, unless it refuses the settings
 
     def __init__(
         self, clients: Sequence[openai.AsyncOpenAI], concurrency: int, max_retries: int, timeout: float
@@ -126,7 +100,7 @@ class Completer(ABC, Generic[Prompt, Reply]):
         return completion
 
 
-class ServerEngine(Completer[list[int], "Completion"]):
+class ServerEngine(NextTokenEngine, Completer[list[int], Written]):
     """
     Args:
         clients (`Sequence[openai.AsyncOpenAI]`):
@@ -206,51 +180,14 @@ class ServerEngine(Completer[list[int], "Completion"]):
         return f"server-{digest(self.model, self.root)[:8]}-{self.saved.identity}"
 
     def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> list[Rationale]:
-        replies, places = self.complete_all(prompts, seeds, sampling), Places()
+        return self.rationales(prompts, self.complete_all(prompts, seeds, sampling))
 
-        def read(number: int, prompt: list[int], reply: Completion | str) -> Rationale:
-            if isinstance(reply, str):
-                return Rationale("", None, None, 0, error=reply)
-            return read_written(self.tokens, prompt, reply[0], self.stop_ids, places.of(number), self.lead)
-
-        rationales = list(map(read, count(), prompts, replies))
-        finished: list[Any] = replies  # those with a place are no refusals
-        rows = [[*prompts[i], *finished[i][0][:place]] for i, place in places.items()]
-        following = [finished[i][1][place] for i, place in places.items()]
-        for i, log_probs in zip(places, self._label_log_probs(rows, following), strict=True):
-            rationales[i] = rationales[i]._replace(log_probs=log_probs)
-        return rationales
-
-    def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
+    def next_token(self, rows: Sequence[list[int]]) -> list[Mapping[int, float] | None]:
         replies = self.complete_all(rows, [0] * len(rows), NEXT_TOKEN)
         for refused in (reply for reply in replies if isinstance(reply, str)):  # its caller gets NaN, and no reason
             logger.log(logging.INFO if self.refused else logging.WARNING, "A record remains unscored: %s", refused)
             self.refused = True
-        return self._label_log_probs(rows, [None if isinstance(reply, str) else reply[1][0] for reply in replies])
-
-    def _label_log_probs(
-        self, rows: Sequence[list[int]], following: Sequence[Sequence[float] | None]
-    ) -> list[tuple[float, ...]]:
-        """
-        Log-probability of each label behind each of `rows`, `(K,)`; NaN for those that the servers do not complete.
-
-        Args:
-            following (`Sequence[Sequence[float]]`): log-probability of each of `tokens.ids` behind each row; or `None`.
-        """
-        ids = self.tokens.ids
-        known: list[dict[Node, dict[int, float]] | None] = [
-            None if found is None else {(): dict(zip(ids, found, strict=True))} for found in following
-        ]
-        while due := [(i, node) for i, at in enumerate(known) if at for node in places_due(self.tokens, at)]:
-            asked = [[*rows[i], *node] for i, node in due]
-            for (i, node), reply in zip(due, self.complete_all(asked, [0] * len(due), NEXT_TOKEN), strict=True):
-                at = known[i]
-                if at is None or isinstance(reply, str):
-                    known[i] = None
-                else:
-                    at[node] = dict(zip(ids, reply[1][0], strict=True))
-        unknown = (math.nan,) * len(self.tokens.paths)
-        return [unknown if at is None else label_log_probs(self.tokens, at) for at in known]
+        return [None if isinstance(reply, str) else reply.log_probs(0) for reply in replies]
 
     def _served(self, model: str | None) -> dict[str, tuple[str, str, int | None]]:
         """By server, the name of the model, the last part of its path there, and its maximum length."""
@@ -287,7 +224,7 @@ class ServerEngine(Completer[list[int], "Completion"]):
     def _parent(entry: Any) -> str:
         return getattr(entry, "parent", None) or ""
 
-    async def complete(self, prompt: list[int], seed: int, sampling: Sampling, reads: int = READS) -> "Completion":
+    async def complete(self, prompt: list[int], seed: int, sampling: Sampling, reads: int = READS) -> Written:
         limit = sampling.max_new_tokens if self.max_length is None else self.max_length - len(prompt)
         extra = {
             "repetition_penalty": sampling.repetition_penalty,
@@ -325,19 +262,16 @@ class ServerEngine(Completer[list[int], "Completion"]):
             "does. Serve the judge with it, use another engine, or read what it returns with logprobs='top'."
         ) from failure
 
-    def _read(self, reply: Any) -> "Completion":
-        choice = reply.choices[0]
-        names = [f"{ID}{token}" for token in self.tokens.ids]
-        written = [int(token.removeprefix(ID)) for token in choice.logprobs.tokens]
-        places = choice.logprobs.top_logprobs
-        rows = [tuple(float(places[i][name]) for name in names) for i in range(len(written))]
-        if min(written) < 0 or any(sum(map(math.exp, row)) > MAX_TOTAL for row in rows):
+    def _read(self, reply: Any) -> Written:
+        found = reply.choices[0].logprobs
+        written = [int(token.removeprefix(ID)) for token in found.tokens]
+        rows = [
+            {token: float(found.top_logprobs[place][f"{ID}{token}"]) for token in self.tokens.ids}
+            for place in range(len(written))
+        ]
+        if min(written) < 0 or any(sum(map(math.exp, row.values())) > MAX_TOTAL for row in rows):
             raise ValueError("a token below 0, or probabilities above 1")
-        return written, rows
-
-
-Completion = tuple[list[int], list[tuple[float, ...]]]
-"""Tokens written after a prompt, `(S,)`, and the log-probabilities of the scale at each, `(S, K)`."""
+        return Written(written, rows.__getitem__)
 
 
 def run(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
@@ -392,12 +326,7 @@ that a server may ask for; and the longest one of which nothing is said."""
 
 
 class Servers:
-    """
-    Args:
-        clients (`Sequence[openai.AsyncOpenAI]`): servers of the same model. Requests take turns.
-        max_retries (`int`): number of retries of a request that no server answers.
-        timeout (`float`): seconds within which a server must have answered a request.
-    """
+    """Servers of the same model, whose requests take turns. The arguments are as in [`ServerEngine`]."""
 
     def __init__(self, clients: Sequence[openai.AsyncOpenAI], max_retries: int, timeout: float) -> None:
         self.clients, self.max_retries, self.timeout, self.turns = list(clients), max_retries, timeout, count()

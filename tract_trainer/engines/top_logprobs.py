@@ -26,23 +26,15 @@ from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreScale
 
-TOP = 20
-"""Number of tokens whose log-probabilities are asked for; OpenAI returns no more."""
-
+TOP = 20  # tokens whose log-probabilities are asked for; OpenAI returns no more
 NEUTRAL = Sampling(temperature=1.0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=1)
-
-COMPARED, DRIFT = 4, 0.5
-"""Number of the most likely tokens whose log-probabilities are compared under two settings, and the largest difference
-between them that rounding makes."""
+PROBE = "Name any animal."
+COMPARED, DRIFT = 4, 0.5  # likeliest tokens that are compared under two settings, and the most that rounding changes
+TINY = 1e-30  # probability of a token that is not returned, where its logarithm is needed
 
 ROUNDING = 1e-3
 """Error of a server's probabilities: llama.cpp's are 0.0002 too high, since its sum over the vocabulary is rounded.
 Both ends of an interval are moved by this share of the largest value."""
-
-TINY = 1e-30
-"""Probability of a token that is not returned, where its logarithm is needed."""
-
-PROBE = "Name any animal."
 
 
 class Step(NamedTuple):
@@ -54,13 +46,8 @@ class Step(NamedTuple):
 
 class Share(NamedTuple):
     """
-    A part of the probability at the place of a label.
-
-    Attributes:
-        mass (`float`): the probability.
-        labels (`tuple[int, ...]`): numbers of the labels that it may belong to.
-        off (`bool`): whether it may belong to none of them.
-        likely (`int`, *optional*): number of the label that it is counted for.
+    A part of the probability at the place of a label, with the numbers of the labels that it may belong to, whether it
+    may belong to none of them (`off`), and the number of the label that it is counted for.
     """
 
     mass: float
@@ -79,12 +66,9 @@ class Written(NamedTuple):
 class TopLogprobsEngine(Completer[Any, Written]):
     """
     Args:
-        clients (`Sequence[openai.AsyncOpenAI]`): servers of the same model. Requests take turns.
         model (`str`): name of the served model.
         config ([`~tract_trainer.judge_config.JudgeConfig`]): how the judge is asked.
-        concurrency (`int`, *optional*, defaults to `64`): number of requests at the same time.
-        max_retries (`int`, *optional*, defaults to `8`): number of retries of a request that no server answers.
-        timeout (`float`, *optional*, defaults to `600.0`): seconds within which a server must answer a request.
+        clients, concurrency, max_retries, timeout: as in [`~tract_trainer.engines.server.ServerEngine`].
 
     Temperature, top-p, the token limit and the seed are sent; other settings are the server's own.
 
@@ -130,8 +114,7 @@ class TopLogprobsEngine(Completer[Any, Written]):
             base_url (`str` or `Sequence[str]`): address such as `"http://localhost:8080/v1"`, or several.
             served_model (`str`, *optional*):
                 Name of the served model. By default `name_or_path` if the server has it, or its only model.
-            timeout (`float`, *optional*, defaults to `600.0`): seconds within which a server must answer a request.
-            **kwargs: `concurrency`, `max_retries` of the class.
+            timeout, **kwargs: `timeout`, `concurrency`, `max_retries` of the class.
         """
         if batch_size is not None:
             raise InputError("The server batches requests itself: set concurrency instead of batch_size.")
@@ -289,10 +272,8 @@ def _answer_start(text: str) -> int:
 def shares(scale: ScoreScale, head: bytes, steps: Sequence[Step]) -> list[Share]:
     """
     To which labels the probability at the place of a label belongs, as [`~tract_trainer.scale.ScoreTokens`] counts it.
-
-    Args:
-        head (`bytes`): the end of the prefix that the first token holds, such as the space of " 4".
-        steps (`Sequence[Step]`): what the server wrote there and behind it.
+    `head` is the end of the prefix that the first token holds, such as the space of " 4"; `steps` are what the server
+    wrote there and behind it.
     """
     labels = [head + label.encode() for label in scale.labels]
 

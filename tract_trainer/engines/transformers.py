@@ -46,11 +46,10 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+# Warns of a batch that is longer than `max_position_embeddings`. No row of ours is.
 REMINDER = logging.getLogger("transformers.generation.stopping_criteria")
-"""Where Transformers warns of a batch that is longer than `max_position_embeddings`. No row of ours is."""
-
-RECOVERY = 1.01
-"""Growth of the batches with each one that fits into memory: a limit is doubled by 70 of them."""
+FIRST_SORTED = 512  # likeliest tokens, which hold a trained model's nucleus at nearly every step
+RECOVERY = 1.01  # growth of the batches with each one that fits into memory: a limit is doubled by 70 of them
 
 
 class Before(NamedTuple):
@@ -130,10 +129,8 @@ class TransformersEngine:
         self, run: Callable[[list[int]], list[Result]], lengths: Sequence[int], limits: Sequence[int]
     ) -> list[Result]:
         """
-        `run` on batches of row numbers, longest rows first. Out of memory, it goes on with smaller batches.
-
-        Args:
-            lengths (`Sequence[int]`), limits (`Sequence[int]`): tokens that each row has, and may get.
+        `run` on batches of row numbers, longest rows first. Out of memory, it goes on with smaller batches. Rows have
+        tokens in the number of their `lengths`, and may get those of their `limits`.
         """
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         results: dict[int, Result] = {}
@@ -169,9 +166,8 @@ class TransformersEngine:
         draw = SeededDraw(seeds, steps, width, sampling.temperature, sampling.top_p)
         if sampling.temperature > 0:
             processors.append(draw)
-        config = GenerationConfig(
-            max_new_tokens=steps, do_sample=False, eos_token_id=self.stop_ids, pad_token_id=self.stop_ids[0]
-        )
+        ends = {"eos_token_id": self.stop_ids, "pad_token_id": self.stop_ids[0]}
+        config = GenerationConfig(max_new_tokens=steps, do_sample=False, **ends)
         for state in map(vars, self.model.modules()):
             if "rope_deltas" in state:
                 state["rope_deltas"] = None
@@ -228,12 +224,8 @@ class TransformersEngine:
         self, trie: LabelTrie, due: list[Before | None], cache: DynamicCache | None, attention_mask: Tensor
     ) -> list[tuple[float, ...] | None]:
         """
-        Log-probability of each label, `(K,)`, in the rows of a batch that have one.
-
-        Args:
-            due (`list[Before]`): what stands before the label of each row, or `None`.
-            cache (`DynamicCache`, *optional*): keys and values of all rows, which is left as it is.
-            attention_mask (`torch.Tensor`): which tokens of the batch are no padding, `(B, T)`.
+        Log-probability of each label, `(K,)`, in the rows of a batch that have one: what stands before it is `due`. The
+        `cache` of all rows is left as it is; `attention_mask` tells which tokens are no padding, `(B, T)`.
         """
         rows = [before.tokens for before in due if before is not None]
         if not rows:
@@ -352,14 +344,8 @@ def _generating(model: PreTrainedModel, config: GenerationConfig, max_length: in
 
 class RowsEnd(StoppingCriteria):
     """
-    Ends each row at a limit of its own, and all rows as soon as half of them have ended, so that those that go on do so
-    in a smaller batch.
-
-    Args:
-        limits (`Sequence[int]`): number of tokens that each row may get, `(B,)`.
-        width (`int`): number of tokens of the padded prompts.
-        stop_ids (`Sequence[int]`): tokens that end a row.
-        early (`bool`): whether the rows that go on can be parted from the others.
+    Ends each row at a limit of its own, `(B,)`, behind prompts of `width` tokens with padding. Where the rows that go
+    on can be parted from the others, `early`, all end as soon as half of them have: those go on in a smaller batch.
     """
 
     def __init__(self, limits: Sequence[int], width: int, stop_ids: Sequence[int], early: bool) -> None:
@@ -373,10 +359,6 @@ class RowsEnd(StoppingCriteria):
         """Whether each row has ended, `(B,)`. A row that has is filled up with a token that ends rows."""
         at_limit = (self.limits <= input_ids.size(1) - self.width).to(input_ids.device)
         return at_limit | torch.isin(input_ids[:, -1], self.stop_ids.to(input_ids.device))
-
-
-FIRST_SORTED = 512
-"""Number of the likeliest tokens that are sorted first. They hold a trained model's nucleus at nearly every step."""
 
 
 def scale_log_probs(logits: Tensor, ids: Sequence[int]) -> Tensor:
@@ -428,9 +410,8 @@ class SeededDraw(LogitsProcessor):
         self, seeds: Sequence[int], max_new_tokens: int, width: int, temperature: float = 1.0, top_p: float = 1.0
     ) -> None:
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.uniforms = torch.stack(
-            [torch.rand(max_new_tokens, generator=stream, dtype=torch.float64) for stream in streams]
-        )  # (B, S)
+        draws = [torch.rand(max_new_tokens, generator=stream, dtype=torch.float64) for stream in streams]
+        self.uniforms = torch.stack(draws)  # (B, S)
         self.width, self.temperature, self.top_p = width, temperature, top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -14,9 +14,6 @@ class LabelTrie:
     The trie of [`~tract_trainer.scale.ScoreTokens`] as tensors. Its inner nodes are numbered as in `ScoreTokens.nodes`:
     the root is 0, and parents come before their children.
 
-    Args:
-        tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as the tokenizer writes it.
-
     Attributes:
         paths (`torch.Tensor`): tokens from the root to each other inner node, `(J - 1, D)`, then 0.
         depths (`torch.Tensor`): number of these tokens, `(J - 1,)`.
@@ -51,12 +48,7 @@ class LabelTrie:
         self._of_label = _padded([[next(numbers) for _ in found] for found in of_label], len(self._ends))  # (K, ends)
 
     def label_log_probs(self, log_probs: Tensor) -> Tensor:
-        """
-        Log-probability of each label, `(N, K)`.
-
-        Args:
-            log_probs (`torch.Tensor`): log-probabilities of the next token at each inner node, `(N, J, V)`.
-        """
+        """Log-probability of each label, `(N, K)`, from those of the next token at each inner node, `(N, J, V)`."""
         nodes, tokens = self._steps
         # That no label goes on: the sum over all other tokens, which is more exact than 1 minus that over a few.
         stops = [

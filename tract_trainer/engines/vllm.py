@@ -5,6 +5,7 @@ second request where labels are one token. `K` is the number of labels of the sc
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,13 @@ from vllm.lora.request import LoRARequest
 from tract_trainer.data.hashing import digest
 from tract_trainer.engines.base import Rationale, Sampling
 from tract_trainer.engines.checkpoints import SavedJudge, lora_limit
-from tract_trainer.engines.completions import (
-    Node,
-    Places,
-    label_log_probs,
-    lead,
-    places_due,
-    read_written,
-    stop_ids,
-)
+from tract_trainer.engines.completions import NextTokenEngine, Written, lead, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.scale import ScoreTokens
 
 
-class VLLMEngine:
+class VLLMEngine(NextTokenEngine):
     """
     Args:
         llm (`vllm.LLM`): the judge's model.
@@ -99,40 +92,16 @@ class VLLMEngine:
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        outputs, places = self._run(prompts, settings), Places()
-        rationales = [
-            read_written(self.tokens, prompt, output.token_ids, self.stop_ids, places.of(number), self.lead)
-            for number, (prompt, output) in enumerate(zip(prompts, outputs, strict=True))
-        ]
-        rows = [[*prompts[i], *outputs[i].token_ids[:place]] for i, place in places.items()]
-        following = [outputs[i].logprobs[place] for i, place in places.items()]
-        for i, log_probs in zip(places, self._label_log_probs(rows, following), strict=True):
-            rationales[i] = rationales[i]._replace(log_probs=log_probs)
-        return rationales
+        outputs = self._run(prompts, settings)
+        return self.rationales(prompts, [Written(output.token_ids, partial(self._read, output)) for output in outputs])
 
-    def score(self, rows: Sequence[list[int]]) -> list[tuple[float, ...]]:
-        return self._label_log_probs(rows, self._next_token(rows))
-
-    def _label_log_probs(self, rows: Sequence[list[int]], following: Sequence[Any]) -> list[tuple[float, ...]]:
-        """
-        Log-probability of each label behind each of `rows`, `(K,)`.
-
-        Args:
-            following (`Sequence`): what vLLM returns for the token behind each row.
-        """
-        known: list[dict[Node, Mapping[int, float]]] = [{(): self._read(found)} for found in following]
-        while due := [(i, node) for i, at in enumerate(known) for node in places_due(self.tokens, at)]:
-            for (i, node), found in zip(due, self._next_token([[*rows[i], *node] for i, node in due]), strict=True):
-                known[i][node] = self._read(found)
-        return [label_log_probs(self.tokens, at) for at in known]
-
-    def _next_token(self, rows: Sequence[list[int]]) -> list[Any]:
+    def next_token(self, rows: Sequence[list[int]]) -> list[Mapping[int, float]]:
         ids = list(self.tokens.ids)
         settings = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
-        return [output.logprobs[0] for output in self._run(rows, [settings] * len(rows))]
+        return [self._read(output, 0) for output in self._run(rows, [settings] * len(rows))]
 
-    def _read(self, found: Any) -> dict[int, float]:
-        return {token: found[token].logprob for token in self.tokens.ids}
+    def _read(self, output: Any, place: int) -> dict[int, float]:
+        return {token: output.logprobs[place][token].logprob for token in self.tokens.ids}
 
     def _run(self, rows: Sequence[list[int]], settings: list[SamplingParams]) -> list[Any]:
         requests = [TokensPrompt(prompt_token_ids=row) for row in rows]

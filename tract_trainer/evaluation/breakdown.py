@@ -9,7 +9,7 @@ import numpy as np
 from tract_trainer.data.records import Record
 from tract_trainer.data.store import without_nan
 from tract_trainer.errors import InputError
-from tract_trainer.evaluation.methods import result_scores
+from tract_trainer.evaluation.methods import Row, result_scores
 from tract_trainer.hub.results import main_method
 from tract_trainer.metrics import Floats, agreement, kendall, spearman
 
@@ -48,9 +48,7 @@ def check_columns(records: Iterable[Record], by: Sequence[str]) -> None:
         )
 
 
-def _by_column(
-    rows: Sequence[Mapping[str, Any]], scores: Floats, column: str, values: Sequence[float] | None
-) -> dict[str, Any]:
+def _by_column(rows: Sequence[Row], scores: Floats, column: str, values: Sequence[float] | None) -> dict[str, Any]:
     names = np.array([_name(row["record"].get(column)) for row in rows], dtype=object)
     gold, groups = (np.array([row[name] for row in rows]) for name in ("gold", "group"))
     found = {}

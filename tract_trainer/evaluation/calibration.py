@@ -48,13 +48,9 @@ def calibration(
 
     Returns:
         `dict` of plain numbers and lists: `error`; `error_by_chance`, the mean error if the gold score of each record
-        is drawn from its predicted distribution: what a calibrated judge gets with so many records (it gets one draw
-        for several ratings, which hardly differ); `thresholds`, ascending, `(K - 1,)`; and by threshold and bin,
-        `(K - 1, B)`, the mean `predicted` probability, the `observed` share of gold scores, and `counts`, the number of
-        records. NaN is what has no records.
-
-    Raises:
-        InputError: shapes do not fit, a gold score is not finite, a row is no distribution, or `values` no scale.
+        is drawn from its predicted distribution: what a calibrated judge gets with so many records; `thresholds`,
+        ascending, `(K - 1,)`; and by threshold and bin, `(K - 1, B)`, the mean `predicted` probability, the `observed`
+        share of gold scores, and `counts`, the number of records. NaN is what has no records.
     """
     thresholds, predicted, reached = _cumulative(probs, gold, values)
     # Bins are numbered on from threshold to threshold.
@@ -105,40 +101,30 @@ def _cumulative(probs: Any, gold: Any, values: Sequence[float]) -> tuple[Floats,
 
 def fit(result: Mapping[str, Any], config: JudgeConfig, weights: str) -> dict[str, Any]:
     """
-    A map from a judge's expected scores to gold scores: isotonic regression on the scored records of a result.
-
-    Args:
-        result (`Mapping`): a result of scored records that the judge was not trained on.
-        config ([`~tract_trainer.judge_config.JudgeConfig`]): the judge's.
-        weights (`str`): fingerprint of its weights, [`Judge.weights`].
+    A map from a judge's expected scores to gold scores: isotonic regression on the scored records of a result, which
+    the judge was not trained on. `weights` is the fingerprint [`Judge.weights`].
 
     Returns:
         `dict`: `scores`, ascending, and what they are mapped to, `calibrated`, in units of the scale. Between two of
         them the map is linear, outside it is constant. `weights`, `score_values` and `num_cots` are those of the
         judgments: the map is for no others.
-
-    Raises:
-        InputError: the result is of another judge or settings, of pairs or given scores, or of too few groups.
     """
     if GIVEN in result["methods"] or "gold" not in result["judgments"][0]:
         raise InputError(
             "A calibration is fitted on a judge's own judgments of scored records: a result of tract evaluate."
         )
-    made_by = result["judge"]
-    changed = differences(
-        {**made_by["config"], "weights": made_by.get("weights")}, {**config.settings, "weights": weights}
-    )
-    if changed:
+    made_by = {**result["judge"]["config"], "weights": result["judge"].get("weights")}
+    if changed := differences(made_by, {**config.settings, "weights": weights}):
+        told = "\n  ".join(changed)
         raise InputError(
-            "The result is not of this judge:\n  "
-            + "\n  ".join(changed)
-            + "\nEvaluate the judge in this folder, and calibrate it on that result."
+            f"The result is not of this judge:\n  {told}\nEvaluate the judge in this folder, and calibrate it on that "
+            "result."
         )
     scores, gold, groups = _scored(result)
-    if len(set(groups.tolist())) < MIN_FOLDS:
+    if (count := len(set(groups.tolist()))) < MIN_FOLDS:
         raise InputError(
-            f"{len(scores)} scored records in {len(set(groups.tolist()))} groups are too few: a calibration needs at "
-            f"least {MIN_FOLDS} groups, and dozens to be of use."
+            f"{len(scores)} scored records in {count} groups are too few: a calibration needs at least {MIN_FOLDS} "
+            "groups, and dozens to be of use."
         )
     x, y = _isotonic(scores, gold)
     of = {"weights": weights, "score_values": config.score_values, "num_cots": result["settings"]["num_cots"]}
@@ -157,9 +143,8 @@ def cross_fitted_effect(result: Mapping[str, Any]) -> dict[str, Any]:
     mapped = np.empty_like(scores)
     for one in np.unique(fold):
         mapped[fold == one] = np.interp(scores[fold == one], *_isotonic(scores[fold != one], gold[fold != one]))
-    figures = {
-        name: paired_difference(mapped, scores, gold, figure=name, groups=groups) for name in ("rmse", "mae", "pearson")
-    }
+    shown = ("rmse", "mae", "pearson")
+    figures = {name: paired_difference(mapped, scores, gold, figure=name, groups=groups) for name in shown}
     names = {"a": "calibrated", "b": "as judged", "benchmark": result["benchmark"]["name"]}
     n = len(result["judgments"])
     return {**names, "method": "RAIL", "n": n, "unscored": n - len(scores), "figures": figures}

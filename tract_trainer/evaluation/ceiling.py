@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,11 @@ def ceiling(
     """
     Agreement of one rater with the mean of the others, over the records with several ratings.
 
-    Args:
-        ratings (`Sequence[Sequence[float]]`): ratings of each record, in any number.
-        values (`Sequence[float]`), groups (`Sequence`): as in [`~tract_trainer.metrics.agreement`].
-
     Returns:
-        `dict` with what [`~tract_trainer.metrics.agreement`] returns of every rating, each compared with the mean of
-        the record's others; `n`, the number of records with several ratings; and `alpha`, Krippendorff's alpha of their
-        ratings with squared differences, NaN if the package `krippendorff` is not installed or all ratings are the
-        same. `None` if no record has several ratings.
+        What [`~tract_trainer.metrics.agreement`] returns of every rating, each compared with the mean of the record's
+        others; `n`, the number of records with several ratings; and `alpha`, Krippendorff's alpha of their ratings with
+        squared differences, NaN if the package `krippendorff` is not installed or all ratings are the same. `None` if
+        no record has several ratings.
     """
     several = [(of, group) for of, group in zip(ratings, groups, strict=True) if len(of) > 1]
     if not several:
@@ -40,7 +37,5 @@ def _alpha(ratings: Sequence[Sequence[float]]) -> float:
         return math.nan
     import krippendorff
 
-    table = np.full((max(map(len, ratings)), len(ratings)), math.nan)  # raters, records
-    for number, of in enumerate(ratings):
-        table[: len(of), number] = of
+    table = np.array(list(zip_longest(*ratings, fillvalue=math.nan)))  # raters, records
     return float(krippendorff.alpha(table, level_of_measurement="interval"))

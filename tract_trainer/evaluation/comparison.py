@@ -12,18 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tract_trainer.errors import InputError
+from tract_trainer.evaluation import pictures
 from tract_trainer.evaluation.methods import METHODS, result_scores
 from tract_trainer.evaluation.pairwise import accuracy_difference, layout_of_rows, pair_wins
-from tract_trainer.evaluation.pictures import (
-    METHOD_COLORS,
-    axis_values,
-    grid,
-    save_png,
-    shortened,
-    thinned,
-    unit,
-    with_interval,
-)
 from tract_trainer.hub.results import FIGURES, GIVEN, main_figures
 from tract_trainer.metrics import ERRORS, PLAIN, ROUNDED, Floats, paired_difference
 
@@ -57,9 +48,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], method: str = "RAIL") ->
     else:
         gold, values = [row["gold"] for row in rows], _scale(a) or _scale(b) or None
         names = [name for name in FIGURES if name in PLAIN or (name in ROUNDED and values)]
-        figures = {
-            name: paired_difference(of_a, of_b, gold, figure=name, values=values, groups=groups) for name in names
-        }
+        common: dict[str, Any] = {"values": values, "groups": groups}
+        figures = {name: paired_difference(of_a, of_b, gold, figure=name, **common) for name in names}
     counts = {name: next(iter(figures.values()))[name] for name in ("n", "unscored")}
     names_of = {"a": a["judge"]["name"], "b": b["judge"]["name"], "benchmark": a["benchmark"]["name"]}
     method = GIVEN if _is_given(a) and _is_given(b) else method
@@ -79,14 +69,14 @@ def draw_comparison(found: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[s
     if "scores" in axes:
         _draw_scores(axes["scores"], a if _scale(a) else b, *(_scores(result, found["method"]) for result in (a, b)))
     for title, figures in parts.items():
-        _draw_differences(axes[title], figures, METHOD_COLORS[found["method"]])
+        _draw_differences(axes[title], figures, pictures.METHOD_COLORS[found["method"]])
         axes[title].set_title(title, fontsize=10)
-    lines = [f"{shortened(found['benchmark'])}, {found['method']}, n = {found['n'] - found['unscored']:,}"]
+    lines = [f"{pictures.shortened(found['benchmark'])}, {found['method']}, n = {found['n'] - found['unscored']:,}"]
     for side in ("a", "b"):
         of_side = {name: one[side] for name, one in found["figures"].items()} | {"n": 1, "unscored": 0}
-        lines.append(f"{side.upper()}: {shortened(found[side])}, {main_figures(of_side)}")
+        lines.append(f"{side.upper()}: {pictures.shortened(found[side])}, {main_figures(of_side)}")
     figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
-    save_png(figure, path)
+    pictures.save_png(figure, path)
 
 
 def _check(a: Mapping[str, Any], b: Mapping[str, Any], method: str) -> None:
@@ -132,24 +122,24 @@ def _is_of_pairs(result: Mapping[str, Any]) -> bool:
 
 
 def _draw_scores(ax: Axes, a: Mapping[str, Any], of_a: Floats, of_b: Floats) -> None:
-    values, is_known = axis_values(a), bool(_scale(a))
+    values, is_known = pictures.axis_values(a), bool(_scale(a))
     gold = [row["gold"] for row in a["judgments"]]
     # Decoded labels coincide, so points are jittered, with the same seed at every call.
     shift = np.random.default_rng(0).uniform(-0.08, 0.08, (2, len(gold))) * np.diff(values).min()
     limits = {"vmin": values[0], "vmax": values[-1]}
     dots = ax.scatter(of_a + shift[0], of_b + shift[1], c=gold, cmap="viridis", s=16, linewidths=0, alpha=0.8, **limits)
     ax.plot(values[[0, -1]], values[[0, -1]], color="0.45", linestyle="--", linewidth=1.2)
-    label = unit(values) if is_known else "score"
+    label = pictures.unit(values) if is_known else "score"
     ax.set(xlabel=f"A: {label}", ylabel=f"B: {label}")
     if is_known:
-        ax.set(xticks=thinned(values), yticks=thinned(values), aspect="equal")
+        ax.set(xticks=pictures.thinned(values), yticks=pictures.thinned(values), aspect="equal")
     ax.set_title("scores of both judges; dashed: equal scores", fontsize=10)
-    ax.figure.colorbar(dots, ax=ax, label=f"gold {unit(values)}", ticks=thinned(values), shrink=0.8)
-    grid(ax)
+    ax.figure.colorbar(dots, ax=ax, label=f"gold {pictures.unit(values)}", ticks=pictures.thinned(values), shrink=0.8)
+    pictures.grid(ax)
 
 
 def _draw_differences(ax: Axes, figures: Mapping[str, Mapping[str, Any]], color: str) -> None:
-    differences, reach = with_interval(figures.values(), "difference")
+    differences, reach = pictures.with_interval(figures.values(), "difference")
     places = np.arange(len(figures))
     ax.errorbar(differences, places, xerr=reach, fmt="o", color=color, markersize=5, elinewidth=1.4)
     p_values = [found["p_value"] for found in figures.values()]
@@ -158,4 +148,4 @@ def _draw_differences(ax: Axes, figures: Mapping[str, Mapping[str, Any]], color:
     ax.set_yticks(places, labels, fontsize=9)
     ax.set_ylim(len(figures) - 0.5, -0.5)
     ax.axvline(0, color="0.45", linestyle="--", linewidth=1.2)
-    grid(ax)
+    pictures.grid(ax)

@@ -14,27 +14,18 @@ from typing import Any
 import numpy as np
 
 from tract_trainer._distributed import process_state
+from tract_trainer.data import store
 from tract_trainer.data.benchmarks import check_scale
 from tract_trainer.data.hashing import digest
 from tract_trainer.data.pairs import SIDES, is_pair, pair_records, side_records
 from tract_trainer.data.records import RATIONALE_COLUMNS, SCORE_COLUMNS, Prompt, Record, check_prompts, turn_text
 from tract_trainer.data.settings import begin, differences
-from tract_trainer.data.store import (
-    MARK,
-    finish_rows,
-    finished_rows,
-    locked,
-    refuse_foreign,
-    replacing,
-    save_results,
-    without_nan,
-)
 from tract_trainer.engines.base import checked
 from tract_trainer.errors import InputError
 from tract_trainer.evaluation.calibration import calibration
 from tract_trainer.evaluation.ceiling import ceiling
 from tract_trainer.evaluation.groups import pair_groups, record_groups
-from tract_trainer.evaluation.methods import mean_mass, scores_by_method
+from tract_trainer.evaluation.methods import Row, mean_mass, scores_by_method
 from tract_trainer.evaluation.pairwise import layout_of_rows, pair_figures
 from tract_trainer.evaluation.pictures import PICTURES, draw
 from tract_trainer.evaluation.references import references, response_length
@@ -100,8 +91,7 @@ def evaluate(
         `dict`: content of the JSON file.
 
     Raises:
-        InputError: there are no records, one cannot be asked, a gold score is off the judge's scale, or there are other
-            files, or work with other settings, at `path`.
+        InputError: a record cannot be judged, or there are other files, or work with other settings, at `path`.
     """
     if not len(records):
         raise InputError("There are no records to evaluate on. Give at least one.")
@@ -114,7 +104,7 @@ def evaluate(
     asked = {"identity": judge.identity, "weights": judge.weights, "config": judge.config.settings}
     head = {
         "schema_version": SCHEMA_VERSION,
-        MARK: version("tract-trainer"),
+        store.MARK: version("tract-trainer"),
         "judge": {"name": judge_name, "revision": revision, **asked},
         "benchmark": {"name": name, "records": len(records), "digest": _digest(records)},
         "settings": {"num_cots": num_cots, **drawn, "engine": type(judge.engine).__name__},
@@ -128,22 +118,21 @@ def evaluate(
     shown = progress if state.is_main_process else False
 
     def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-        asked = [every[i] for i in numbers]
-        for place, judgment in judge.as_finished(asked, num_cots, progress=shown, numbers=numbers, **drawn):
-            yield numbers[place], _row(judgment, judge.rows.prompt(asked[place]))
+        for number, judgment in judge.as_finished(every, num_cots, progress=shown, numbers=numbers, **drawn):
+            yield number, _row(judgment, judge.rows.prompt(every[number]))
 
     folder = path.with_name(f"{path.stem}.unfinished")
     # The lock is held until the result is there and the rows are removed: another call finds one or the other.
-    with locked(folder, state.process_index, path):
+    with store.locked(folder, state.process_index, path):
         if _finished(path, head, overwrite) is None:
             made_with = {"command": "tract evaluate", **_judged_with(head)}
             begin(folder / "settings.json", made_with, *folder.glob("process-*.jsonl"))
             # Records with a corrected gold score need no new judgment.
             keys = [digest({name: v for name, v in _asked(record).items() if name != "score"}) for record in every]
-            finish_rows(folder, keys, rows, state)
+            store.finish_rows(folder, keys, rows, state)
             if state.is_main_process:
-                judged = [{**row, **of} for of, row in zip(columns, finished_rows(folder, keys), strict=True)]
-                figures = without_nan(_figures(judged, judge.config, num_cots))
+                judged = [{**row, **of} for of, row in zip(columns, store.finished_rows(folder, keys), strict=True)]
+                figures = store.without_nan(_figures(judged, judge.config, num_cots))
                 save({**head, **figures, "judgments": judged}, path)
         state.wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
@@ -157,25 +146,20 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if path.suffix != ".json":
         raise InputError(f"Expected a .json file for the result, got {str(path)!r}.")
     pictures = [path.with_name(f"{path.stem}-{picture}.png") for picture in PICTURES]
-    refuse_foreign([path, path.with_suffix(".md"), *pictures], overwrite, signs=[path])
+    store.refuse_foreign([path, path.with_suffix(".md"), *pictures], overwrite, signs=[path])
 
 
 def save(result: Mapping[str, Any], path: Path) -> None:
     """Writes a result to the JSON file `path`, and beside it its table (`.md`) and its pictures (`-NAME.png`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path.with_suffix(".md")) as part:
-        part.write_text(f"<!-- {MARK}: {result[MARK]} -->\n{markdown(result)}", encoding="utf-8")
+    with store.replacing(path.with_suffix(".md")) as part:
+        part.write_text(f"<!-- {store.MARK}: {result[store.MARK]} -->\n{markdown(result)}", encoding="utf-8")
     draw(result, path.with_suffix(""))
-    save_results(path, result)  # last: where it is, the others are
+    store.save_results(path, result)  # last: where it is, the others are
 
 
 def load_result(path: str | Path) -> dict[str, Any]:
-    """
-    The result in a JSON file of [`evaluate`].
-
-    Raises:
-        InputError: the file is not there, is not such a result, or is one of another version.
-    """
+    """The result in a JSON file of [`evaluate`], after an InputError if it is none, or one of another version."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"Expected the JSON file of a result, found no file {str(path)!r}.")
@@ -223,9 +207,7 @@ def _figures(rows: Sequence[Mapping[str, Any]], config: JudgeConfig, num_cots: i
     return found if of_raters is None else {**found, "ceiling": of_raters}
 
 
-def _figures_by_method(
-    rows: Sequence[Mapping[str, Any]], config: JudgeConfig, count: int | None = None
-) -> dict[str, Any]:
+def _figures_by_method(rows: Sequence[Row], config: JudgeConfig, count: int | None = None) -> dict[str, Any]:
     """Figures of each method, with the first `count` scored rationales of each row."""
     scores = scores_by_method(rows, config.scale, config.renormalize_scores, count)
     mass = {"mass": mean_mass(rows, count)}
@@ -310,7 +292,7 @@ def short_columns(records: Sequence[Record], *others: str) -> list[dict[str, Any
     ]
     long = {name for columns in found for name, value in columns.items() if len(value) > LONGEST}
     return [
-        {name: without_nan(json.loads(value)) for name, value in columns.items() if name not in long}
+        {name: store.without_nan(json.loads(value)) for name, value in columns.items() if name not in long}
         for columns in found
     ]
 
@@ -331,4 +313,4 @@ def _row(judgment: Judgment, prompt: Prompt) -> dict[str, Any]:
             for rationale in judgment.rationales
         ],
     }
-    return without_nan(found)  # type: ignore[no-any-return]
+    return store.without_nan(found)  # type: ignore[no-any-return]

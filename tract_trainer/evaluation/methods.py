@@ -23,23 +23,15 @@ def scores_by_method(
     rows: Sequence[Row], scale: ScoreScale, renormalized: bool, count: int | None = None
 ) -> dict[str, Floats]:
     """
-    Scores of all records by each method, from one set of rationales.
+    Scores of all records, `(n,)`, by each method, from the first `count` scored rationales of each row, by default all;
+    in units of the scale, NaN for a record without a scored rationale. `renormalized` is how the judge was trained.
 
-    Args:
-        rows (`Sequence[Mapping]`): judged records, each with `rationales`: mappings with `label` and `probs`, `(K,)`.
-        scale ([`ScoreScale`]): the judge's.
-        renormalized (`bool`): whether the judge divides its distributions by their sum, as it was trained.
-        count (`int`, *optional*): use only the first N scored rationales; by default, all.
-
-    Returns:
-        `dict` with scores, `(n,)`, in units of the scale, NaN for a record without a scored rationale:
-
-        - `decoded`: the value of the label that was written, or of the likeliest label if the judge was asked for one.
-          Of several rationales, the mean.
-        - `greedy`: the value of the likeliest label at the score position; of several rationales, the mean.
-        - `RAIL`: the expected score, as the judge was trained; of several rationales, the mean.
-        - `RAIL renormalised`: the same with each distribution divided by its sum.
-        - `median`: the lowest value at or below which half of the mean distribution of the rationales lies.
+    - `decoded`: the value of the label that was written, or of the likeliest label if the judge was asked for one. Of
+      several rationales, the mean.
+    - `greedy`: the value of the likeliest label at the score position; of several rationales, the mean.
+    - `RAIL`: the expected score, as the judge was trained; of several rationales, the mean.
+    - `RAIL renormalised`: the same with each distribution divided by its sum.
+    - `median`: the lowest value at or below which half of the mean distribution of the rationales lies.
     """
     found = [_scores(scored_rationales(row, count), scale, renormalized) for row in rows]
     return {method: np.array([scores[method] for scores in found]) for method in METHODS}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from transformers.trainer_utils import get_last_checkpoint
@@ -24,23 +23,14 @@ from tract_trainer.errors import InputError
 from tract_trainer.evaluation.evaluate import is_result, load_result, read_json
 from tract_trainer.evaluation.pairwise import layout_of_rows
 from tract_trainer.evaluation.pictures import as_svg, result_figures, training_curves
+from tract_trainer.hub.card import environment
 from tract_trainer.hub.results import GIVEN, figure_rows, further_tables, remarks, verdict, with_ceiling
 
 
 def write_page(run: str | Path, output: str | Path | None = None, overwrite: bool = False) -> Path:
     """
-    Writes the page of a run.
-
-    Args:
-        run (`str`): folder of a run, or the JSON file of a result.
-        output (`str`, *optional*): file of the page; by default `report.html` in the folder, or the result's name.
-        overwrite (`bool`, *optional*, defaults to `False`): replace a file there that is not such a page.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        InputError: there is nothing of a run, a result of another schema, or another file at `output`.
+    Writes the page of the run in a folder, or of the JSON file of a result, and returns its path: `output`, by default
+    `report.html` in the folder, or the result's name. With `overwrite` it may replace a file that is no such page.
     """
     run = Path(run)
     path = Path(output) if output is not None else run / "report.html" if run.is_dir() else run.with_suffix(".html")
@@ -69,16 +59,10 @@ def render_page(run: Path) -> str:
             f"{str(run)!r} holds nothing of a run: no settings.json, no stage with a trainer_state.json, no "
             "cots/report.json, no result. Give the folder that tract run wrote, or one with results of tract evaluate."
         )
-    environment = Environment(
-        loader=PackageLoader("tract_trainer.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    templates = environment("evaluation", autoescape=True)
+    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     style, script, curves = _asset("page.css"), _asset("page.js"), training_curves(histories)
-    return environment.get_template("page.html.jinja").render(
+    return templates.get_template("page.html.jinja").render(
         name=run.resolve().name,
         mark=f"{MARK} {version('tract-trainer')}",
         style=style,

@@ -161,10 +161,8 @@ def ties_wins(sides: Sides, ids: Sequence[str]) -> Floats:
 
 def pairwise_accuracy(wins: Floats, groups: Groups | None = None, tied: Bools | None = None) -> dict[str, Any]:
     """
-    Accuracy over the scored pairs, with the groups of [`pair_figures`].
-
-    Args:
-        tied (`numpy.ndarray`, *optional*): whether a pair is a tie, `(P,)`; by default, whether its win is a half.
+    Accuracy over the scored pairs, with the groups of [`pair_figures`]. A pair is `tied`, `(P,)`, by default if its win
+    is a half.
 
     Returns:
         `dict` with `accuracy` and `accuracy_ci`, its 95 % interval ([`~tract_trainer.metrics.share_interval`]);
@@ -185,10 +183,8 @@ def pairwise_accuracy(wins: Floats, groups: Groups | None = None, tied: Bools | 
 
 def accuracy_difference(a: Floats, b: Floats, groups: Groups | None = None) -> dict[str, Any]:
     """
-    The accuracy of judge `a` minus that of judge `b`, from their wins, over the pairs that both scored.
-
-    Returns:
-        `dict` as of [`~tract_trainer.metrics.paired_difference`]. If the wins are equal, interval and p-value are NaN.
+    The accuracy of judge `a` minus that of judge `b`, from their wins, over the pairs that both scored, as of
+    [`~tract_trainer.metrics.paired_difference`]. If the wins are equal, interval and p-value are NaN.
     """
     # The mean of wins is their mean absolute distance from 0, or from where the lowest one is below it.
     least = min(0.0, *a[np.isfinite(a)], *b[np.isfinite(b)])

@@ -75,21 +75,16 @@ def draw(result: Mapping[str, Any], stem: Path) -> None:
 def predictions(panels: Sequence[tuple[Mapping[str, Any], str]]) -> Figure:
     """Predicted against gold scores, a panel for each result and method."""
     figure = Figure(figsize=(3.6 * len(panels) + 0.4, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (result, method) in zip(axes, panels, strict=True):
-        _scatter(ax, result, method)
+    _draw_scatters(figure, panels)
+    for ax, (result, _) in zip(figure.axes, panels, strict=True):
         ax.set_title(f"{shortened(result['judge']['name'])}, {ax.get_title()}", fontsize=9, parse_math=False)
-        ax.label_outer()
-    legend_below(figure, axes[0])
     return figure
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
     """
-    The figures of `CURVES` over the epochs of training runs; `None` if no run logged one.
-
-    Args:
-        histories (`Mapping[str, Sequence[Mapping]]`): `trainer.state.log_history` of each run, by its name.
+    The figures of `CURVES` over the epochs of training runs; `None` if no run logged one. `histories` holds the
+    `trainer.state.log_history` of each run, by its name.
     """
     points = {
         (name, f"{part}{key}"): found
@@ -151,11 +146,7 @@ def _any_glyph() -> Iterator[None]:
 def _predictions(result: Mapping[str, Any]) -> Figure:
     methods = [GIVEN] if GIVEN in result["methods"] else ["decoded", "RAIL"]
     figure = _figure(result, 0.8 + 3.4 * len(methods) + 1.2 * (len(methods) == 1), 4.9)
-    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
-    for ax, method in zip(axes, methods, strict=True):
-        _scatter(ax, result, method)
-        ax.label_outer()
-    legend_below(figure, axes[0])
+    _draw_scatters(figure, [(result, method) for method in methods])
     return figure
 
 
@@ -315,6 +306,14 @@ def _has_scale(result: Mapping[str, Any]) -> bool:
     return bool(result["judge"]["config"]["score_values"])
 
 
+def _draw_scatters(figure: Figure, panels: Sequence[tuple[Mapping[str, Any], str]]) -> None:
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        _scatter(ax, *panel)
+        ax.label_outer()
+    legend_below(figure, axes[0])
+
+
 def _scatter(ax: Axes, result: Mapping[str, Any], method: str) -> None:
     """Scores of a method against gold scores, with their mean at each value of the scale."""
     values, gold, predicted = _scores(result, method)
@@ -360,9 +359,8 @@ def legend_below(figure: Figure, ax: Axes) -> None:
     """The legend of `ax`, below the whole figure, in as many columns as it has room for."""
     handles, labels = ax.get_legend_handles_labels()
     columns = int(figure.get_figwidth() / (0.6 + 0.07 * max(map(len, labels))))  # inches, at this size of text
-    legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=max(1, columns), frameon=False, fontsize=9
-    )
+    style: dict[str, Any] = {"ncols": max(1, columns), "frameon": False, "fontsize": 9}
+    legend = figure.legend(handles, labels, loc="outside lower center", **style)
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -26,13 +26,11 @@ def references(
         rows (`Sequence[Mapping]`): judgments, `(n,)`, with `gold`, `group`, `record` and perhaps `response_length`.
         scores (`Mapping[str, numpy.ndarray]`): scores by method, `(n,)` each, NaN where unscored.
         method (`str`): the one that is compared with the length.
-        values (`Sequence[float]`, *optional*): values of the scale.
 
     Returns:
         `dict`, without what the records do not have: `human_score`, with `methods`, the figures of each method and of
-        `gold` against that column, if all of it is on the scale, and its
-        [`~tract_trainer.evaluation.ceiling.ceiling`]; `length`, Spearman's rho of the scores (`a`) and of gold (`b`)
-        with the length of the response, and their difference, see [`~tract_trainer.metrics.paired_difference`].
+        `gold` against that column, if all of it is on the scale, and its `ceiling`; `length`, Spearman's rho of the
+        scores (`a`) and of gold (`b`) with the length of the response, and their difference.
     """
     gold, groups = (np.array([row[name] for row in rows]) for name in ("gold", "group"))
     found: dict[str, Any] = {}

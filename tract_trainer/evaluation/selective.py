@@ -4,22 +4,19 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tract_trainer.evaluation.methods import scored_rationales
+from tract_trainer.evaluation.methods import Row, scored_rationales
 from tract_trainer.metrics import Floats, interval, standard_errors
 
-POINTS = 20
-"""Points of a curve: coverages of 5 %, 10 %, ..., 100 %."""
+POINTS = 20  # of a curve: coverages of 5 %, 10 %, ..., 100 %
 
 
-def selective(
-    rows: Sequence[Mapping[str, Any]], scores: Floats, values: Sequence[float], renormalized: bool
-) -> dict[str, Any]:
+def selective(rows: Sequence[Row], scores: Floats, values: Sequence[float], renormalized: bool) -> dict[str, Any]:
     """
     Risk-coverage curves of the order in which a judge is sure of its judgments.
 
@@ -27,12 +24,6 @@ def selective(
     Uziel and El-Yaniv (2019), "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", of the risk of Geifman
     and El-Yaniv (2017), "Selective Classification for Deep Neural Networks". Records that the judge is equally sure of
     are kept in random order, and `r(i)` is the expectation.
-
-    Args:
-        rows (`Sequence[Mapping]`): judgments, with `gold`, `group`, `std` and `rationales`.
-        scores (`numpy.ndarray`): their scores, NaN where unscored. These records are left out.
-        values (`Sequence[float]`): values of the scale, in the order of `probs`.
-        renormalized (`bool`): whether the judge divides its distributions by their sum.
 
     Returns:
         `dict`, empty if no record is scored. `coverage`, share of the scored records that are kept, `(P,)`;
@@ -75,11 +66,7 @@ def selective(
             "gain": gain,
             "gain_ci": interval(gain, float(error), folds),
         }
-    return {
-        "coverage": ((places + 1) / n).tolist(),
-        "area_random": float(np.mean(errors**2)),
-        "orders": curves,
-    }
+    return {"coverage": ((places + 1) / n).tolist(), "area_random": float(np.mean(errors**2)), "orders": curves}
 
 
 def _risks(losses: Floats, uncertainty: Floats) -> Floats:
@@ -90,7 +77,7 @@ def _risks(losses: Floats, uncertainty: Floats) -> Floats:
     return risks
 
 
-def _spread(row: Mapping[str, Any], values: Sequence[float], renormalized: bool) -> float:
+def _spread(row: Row, values: Sequence[float], renormalized: bool) -> float:
     """Standard deviation of the expected scores of a record's rationales; infinite if only one is scored."""
     probs = np.array([one["probs"] for one in scored_rationales(row)])  # (C, K)
     expected = probs @ values / (probs.sum(1) if renormalized else 1)

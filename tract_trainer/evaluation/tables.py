@@ -24,17 +24,8 @@ IN_TERMINAL = ("pearson", "spearman", "kendall", "kendall_rounded", "rmse", "acc
 
 def results_table(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> Table:
     """
-    The main figures with their intervals, a row for each method or judge.
-
-    Args:
-        results (`Mapping[str, Mapping]`):
-            What [`~tract_trainer.metrics.agreement`] or [`~tract_trainer.evaluation.pairwise.pair_figures`] returned,
-            by the name of the row.
-        title (`str`, *optional*): title of the table.
-
-    Returns:
-        [`~rich.table.Table`]. The number of records and of unscored ones is below it, or in columns where rows differ.
-        Figures that are not defined are `-`.
+    The main figures with their intervals, a row for each method or judge, by its name. The number of records and of
+    unscored ones is below the table, or in columns where rows differ. Figures that are not defined are `-`.
     """
     shown = [name for name in IN_TERMINAL if all(name in found for found in results.values())]
     counts = {(found["n"], found["unscored"]) for found in results.values()}
@@ -75,9 +66,8 @@ def tables_below(result: Mapping[str, Any]) -> list[Table]:
 
 def comparison_table(found: Mapping[str, Any]) -> Table:
     """A table of what [`~tract_trainer.evaluation.comparison.compare`] returned."""
-    table = _table(
-        _titled(found), ["A", "B", "A - B", "p"], f"A is {on_one_line(found['a'])}, B is {on_one_line(found['b'])}."
-    )
+    about = f"A is {on_one_line(found['a'])}, B is {on_one_line(found['b'])}."
+    table = _table(_titled(found), ["A", "B", "A - B", "p"], about)
     for name, figure in found["figures"].items():
         table.add_row(Text(FIGURES[name]), *_compared(figure))
     return table

@@ -53,13 +53,9 @@ def renew(
     card: RepoCard, folder: str | Path, template: str, facts: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> None:
     """
-    Rewrites the generated part of a card, completes its metadata, and saves it in `folder`.
-
-    Args:
-        card ([`~huggingface_hub.RepoCard`]): the card so far, maybe empty, see [`read_card`].
-        folder (`str`): where the weights are. Results that belong to other weights are dropped.
-        template (`str`): file name of the template; `facts` are its variables. `title` heads a new card.
-        metadata (`Mapping`): metadata of a new card; what is `None` is left out.
+    Rewrites the generated part of a card with a template and its variables, `facts`, completes its metadata, and saves
+    it in `folder`, beside the weights. Results that belong to other weights are dropped. A new card has
+    `facts["title"]`; metadata that is `None` is left out.
     """
     results = _results(card)
     if any(map(_weights, results)):
@@ -85,10 +81,6 @@ def add_results(folder: str | Path, result: Mapping[str, Any]) -> None:
     Adds the result of an evaluation to the card of a judge saved in `folder`: entries in `model-index`, and rows in a
     table, with intervals and n. A result on the same records with as many rationales is replaced. The next save keeps
     it if the weights are the same.
-
-    Args:
-        folder (`str`): the judge's folder.
-        result (`Mapping`): what [`~tract_trainer.evaluation.evaluate.evaluate`] returned.
 
     Raises:
         InputError: the folder has no card that can be read, or `result` is not the result of an evaluation.
@@ -135,15 +127,15 @@ def _table(results: Sequence[EvalResult]) -> str:
 
 
 def _rendered(template: str, facts: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("tract_trainer.hub"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"repr": repr, "literal": _literal, "code": _code}
-    return environment.get_template(template).render(facts)
+    found = environment("hub", keep_trailing_newline=True)
+    found.filters |= {"repr": repr, "literal": _literal, "code": _code}
+    return found.get_template(template).render(facts)
+
+
+def environment(room: str, **settings: Any) -> Environment:
+    """The Jinja environment of the templates in a room of this package."""
+    loader = PackageLoader(f"tract_trainer.{room}")
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
 
 
 def fence(*texts: str) -> str:

@@ -45,20 +45,8 @@ def push_judge(
     revision: str | None = None,
 ) -> str:
     """
-    Uploads a saved judge as it is, without checkpoints.
-
-    Args:
-        folder (`str`): the judge's folder.
-        repo_id (`str`): repository, created if there is none; `"NAME"` or `"OWNER/NAME"`.
-        token (`str`, *optional*): access token; by default, that of `hf auth login`.
-        private (`bool`, *optional*): whether a new repository is private.
-        revision (`str`, *optional*): branch; by default, the main one.
-
-    Returns:
-        `str`: the commit's address.
-
-    Raises:
-        OSError: the upload failed; the message holds the command that completes it.
+    Uploads a saved judge as it is, without checkpoints, to a branch (`revision`) of a repository, which is created if
+    there is none, and returns the commit's address. The OSError of a failed upload holds the command that completes it.
     """
     folder = Path(folder)
     with upload_advice(folder, repo_id, private=private, revision=revision):
@@ -66,12 +54,7 @@ def push_judge(
 
 
 def push_dataset(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    judge: str | None = None,
-    token: str | None = None,
-    private: bool | None = None,
+    folder: str | Path, repo_id: str, *, judge: str | None = None, token: str | None = None, private: bool | None = None
 ) -> str:
     """
     Uploads rationales as a dataset with a card: their counts, how they were drawn, the scale, how to use them.

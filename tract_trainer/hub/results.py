@@ -11,22 +11,11 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 
 # Names of the figures that [`~tract_trainer.metrics.agreement`] and `pair_figures` return.
 FIGURES = {
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "kendall": "Kendall",
-    "kendall_rounded": "Kendall, rounded",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "qwk": "Weighted kappa",
-    "within_one": "Within one step",
-    "ccc": "Concordance",
-    "accuracy": "Accuracy",
-    "average": "Average",
-    "easy": "Easy",
-    "normal": "Normal",
-    "hard": "Hard",
+    "pearson": "Pearson", "spearman": "Spearman", "kendall": "Kendall", "kendall_rounded": "Kendall, rounded",
+    "rmse": "RMSE", "mae": "MAE", "qwk": "Weighted kappa", "within_one": "Within one step", "ccc": "Concordance",
+    "accuracy": "Accuracy", "average": "Average", "easy": "Easy", "normal": "Normal", "hard": "Hard",
     "best_of_k": "Best of K",
-}
+}  # fmt: skip
 
 GIVEN = "score"
 """The method of a result whose scores were given, by [`~tract_trainer.evaluation.columns.column_results`]."""
@@ -166,9 +155,8 @@ def breakdown_tables(result: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """A table for each column that the result is broken down by, by its title. Groups are in the order of gold."""
     tables = {}
     for column, found in result.get("breakdowns", {}).items():
-        groups = sorted(
-            found["groups"].items(), key=lambda of: (of[1]["mean_gold"] is None, -(of[1]["mean_gold"] or 0))
-        )
+        known = {name: figures["mean_gold"] for name, figures in found["groups"].items()}
+        groups = sorted(found["groups"].items(), key=lambda of: (known[of[0]] is None, -(known[of[0]] or 0)))
         means = [figures["mean_score"] for _, figures in groups]
         heads = [column, "n", "unscored", "Pearson", "RMSE", "mean gold", "mean score", "rank"]
         tables[_title(column, found)] = [heads] + [

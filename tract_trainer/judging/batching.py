@@ -9,21 +9,15 @@ from typing import TypeVar
 from tqdm.auto import tqdm
 
 Work = TypeVar("Work")
-
 Result = TypeVar("Result")
 
 
 def as_finished(function: Callable[[Work], Result], pieces: Iterable[Work], calls: int) -> Iterator[tuple[int, Result]]:
     """
-    Yields each piece's number and the result of `function`, in the order in which the calls finish. `pieces` is read
-    as calls become free.
-
-    Args:
-        calls (`int`): number of calls that run at the same time. A single one runs in the caller's thread.
-
-    Raises:
-        The first error of a call, after the calls that had begun have finished and their results have been yielded. If
-        the caller stops reading or is interrupted, nothing waits for them.
+    Yields each piece's number and the result of `function`, in the order in which the calls finish. Of `calls`, so many
+    run at the same time; a single one runs in the caller's thread. `pieces` is read as calls become free. The first
+    error is raised after the calls that had begun have finished and their results have been yielded. If the caller
+    stops reading or is interrupted, nothing waits for them.
     """
     if calls == 1:
         yield from ((number, function(piece)) for number, piece in enumerate(pieces))
@@ -67,7 +61,7 @@ def in_pieces(
     """Like [`as_finished`], with `function` called on `size` items at a time: yields each item's number and result."""
     starts = range(0, len(items), size)
     pieces = ([items[i] for i in range(start, min(start + size, len(items)))] for start in starts)
-    with tqdm(total=len(items), desc=desc, unit="record", disable=not shown) as bar:
+    with tqdm(total=len(items), desc=desc, disable=not shown) as bar:
         for piece, results in as_finished(function, pieces, calls):
             for number, result in enumerate(results, starts[piece]):
                 yield number, result

@@ -16,17 +16,8 @@ from tract_trainer.data.records import Record, check_prompts, default_separator
 from tract_trainer.data.rendering import NO_PREFILL, MessageRows, RecordRows, pin_dates
 from tract_trainer.data.settings import differences
 from tract_trainer.data.templates import template_text
-from tract_trainer.engines.base import (
-    Engine,
-    Rationale,
-    Sampling,
-    as_int,
-    at_once,
-    check_score_settings,
-    checked,
-    engine_class,
-    refusing_unknown,
-)
+from tract_trainer.engines import base
+from tract_trainer.engines.base import Engine, Rationale, Sampling, as_int, checked
 from tract_trainer.errors import InputError, numbered
 from tract_trainer.judge_config import DEFAULT_PREFIX, JudgeConfig
 from tract_trainer.judging.batching import in_order, in_pieces
@@ -118,7 +109,7 @@ class Judge:
 
         kwargs = dict(model_kwargs or {})
         logprobs = kwargs.pop("logprobs", None)
-        kind = engine_class(engine, logprobs)
+        kind = base.engine_class(engine, logprobs)
         trust = kwargs.get("trust_remote_code", False)
         given = {
             "score_prefix": score_prefix,
@@ -134,7 +125,7 @@ class Judge:
                 if warning := pin_dates(tokenizer):  # of a trained judge, training has pinned it
                     logger.warning(warning)
             tokens = ScoreTokens.resolve(config.scale, config.score_prefix, tokenizer)
-        with refusing_unknown(kwargs, engine):
+        with base.refusing_unknown(kwargs, engine):
             found = kind.from_pretrained(
                 name_or_path, tokens, config, revision=revision, batch_size=batch_size, **kwargs
             )
@@ -243,15 +234,17 @@ class Judge:
         **sampling: Any,
     ) -> Iterator[tuple[int, Judgment]]:
         """
-        Like [`stream`], but each with its record's place, in the order in which they come from a server. Warnings name
-        a record by its place, or by its number in `numbers`.
+        Like [`stream`], but each with the number of its record, in the order in which they come from a server. With
+        `numbers`, only these records are judged.
         """
         num_cots, seed = as_int("num_cots", num_cots), as_int("seed", seed)
         settings, force = checked(num_cots, unfinished, sampling), unfinished == "force"
-        asked = _listed(records)
+        asked, order = _listed(records), numbers
+        if order is not None:
+            asked = [asked[i] for i in order]
         if self.engine.tokens is None and (force or num_cots == 0):
             raise InputError(NO_PREFILL)
-        size = at_once(self.engine, max(1, num_cots))
+        size = base.at_once(self.engine, max(1, num_cots))
         judged: Any = partial(self._judged, num_cots=num_cots, seed=seed, sampling=settings, force=force)
         if num_cots == 0:
             judged = self._without_rationales
@@ -260,7 +253,7 @@ class Judge:
         if calibrated:
             points = self.calibration(num_cots)
             found = ((i, _mapped(one, points)) for i, one in found)
-        return _reported(found, range(len(asked)) if numbers is None else numbers, self.config.scale)
+        return _reported(found if order is None else ((order[i], one) for i, one in found), self.config.scale)
 
     def _judged(
         self, records: Sequence[Record], num_cots: int, seed: int, sampling: Sampling, force: bool
@@ -364,7 +357,7 @@ class Judge:
                 room for the prompt, or after the rationale for the prefix, or where the chat template drops a part of
                 the rationale.
         """
-        check_score_settings(num_cots, **settings)
+        base.check_score_settings(num_cots, **settings)
         settings = {"num_cots": num_cots, "unfinished": "force", "progress": False, **settings}
         return reward_func(lambda records: self.score(records, **settings), rubric, name)
 
@@ -390,15 +383,8 @@ def _config(
             f"{', '.join(['scale'] * (scale is not None) + list(given))}."
         )
     prefix = given.get("score_prefix", DEFAULT_PREFIX)
-    return JudgeConfig(
-        **{
-            "score_labels": list(scale.labels),
-            "score_values": list(scale.values),
-            "score_prefix": prefix,
-            "score_separator": default_separator(prefix),
-            **given,
-        }
-    )
+    asked = {"score_prefix": prefix, "score_separator": default_separator(prefix), **given}
+    return JudgeConfig(list(scale.labels), list(scale.values), **asked)
 
 
 def _mapped(judged: Judgment, points: Sequence[Any]) -> Judgment:
@@ -408,23 +394,21 @@ def _mapped(judged: Judgment, points: Sequence[Any]) -> Judgment:
     return replace(judged, score=score, score_interval=None if judged.score_interval is None else (low, high))
 
 
-def _reported(
-    found: Iterator[tuple[int, Judgment]], numbers: Sequence[int], scale: ScoreScale
-) -> Iterator[tuple[int, Judgment]]:
+def _reported(found: Iterator[tuple[int, Judgment]], scale: ScoreScale) -> Iterator[tuple[int, Judgment]]:
     """
     `found`, with a warning that names the first record for which the engine generated nothing, and the first one whose
     score is uncertain.
     """
     level = wide = logging.WARNING
-    for place, judged in found:
+    for number, judged in found:
         if judged.reason and any(rationale.error for rationale in judged.rationales):
-            logger.log(level, "Record %d remains unscored: %s", numbers[place], judged.reason)
+            logger.log(level, "Record %d remains unscored: %s", number, judged.reason)
             level = logging.INFO
         if judged.score_interval is not None and is_wide(judged.score_interval, scale):
             text = "The score of record %d lies between %.3g and %.3g: the server returned too few log-probabilities."
-            logger.log(wide, text, numbers[place], *judged.score_interval)
+            logger.log(wide, text, number, *judged.score_interval)
             wide = logging.INFO
-        yield place, judged
+        yield number, judged
 
 
 def _listed(records: Any) -> Any:

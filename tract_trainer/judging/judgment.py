@@ -19,8 +19,7 @@ from tract_trainer.scale import ScoreScale
 MIN_MASS = 0.01
 """Probability on the scale below which a rationale is unscored: its expected score would be off the scale, near 0."""
 SLACK = 1e-2  # above 1, for the rounding of bfloat16
-WIDE = 0.05
-"""Share of the scale above which the interval of a score is wide."""
+WIDE = 0.05  # share of the scale above which the interval of a score is wide
 
 
 @dataclass(frozen=True)
@@ -67,30 +66,17 @@ def judgment(
     The judgment that the rationales of one record make together, written after a prompt of `prompt_length` tokens by a
     model that reads `max_length`.
     """
-    flaws = [_flaw(rationale) for rationale in rationales]
+    flaws = list(map(_flaw, rationales))
     rationales = [
-        rationale._replace(label=None, log_probs=None) if flaw else rationale
-        for rationale, flaw in zip(rationales, flaws, strict=True)
+        one._replace(label=None, log_probs=None) if flaw else one for one, flaw in zip(rationales, flaws, strict=True)
     ]
-    finished = [rationale for rationale in rationales if rationale.log_probs is not None]
-    if not finished and any(flaws):
-        first = next(filter(None, flaws))
-        return unscored(f"{sum(map(bool, flaws))} of {len(flaws)} rationales: {first}", config, rationales)
-    if not finished and any(rationale.error for rationale in rationales):
-        return unscored(next(rationale.error for rationale in rationales if rationale.error), config, rationales)
+    finished = [one for one in rationales if one.log_probs is not None]
     if not finished:
-        room = math.inf if max_length is None else max_length - prompt_length
-        limit = f"max_new_tokens={max_new_tokens}"
-        if room < max_new_tokens:
-            limit = f"the model's limit of {max_length} tokens, of which the prompt takes {prompt_length}"
-        cut = sum(rationale.num_tokens >= min(max_new_tokens, room) for rationale in rationales)
-        reason = (
-            f"None of {len(rationales)} rationales came to {config.score_prefix!r} and a label; {cut} were "
-            f"cut at {limit}."
-            if room > 0
-            else f"There are {prompt_length} tokens to read, and the model reads {max_length}."
-        )
-        return unscored(reason, config, rationales)
+        found = [flaw for flaw in flaws if flaw]
+        reasons = [f"{len(found)} of {len(flaws)} rationales: {found[0]}"] if found else []
+        reasons += [one.error for one in rationales if one.error]
+        reasons += [_unfinished(rationales, config, max_new_tokens, prompt_length, max_length)]
+        return unscored(reasons[0], config, rationales)
     values = torch.tensor(config.scale.values)  # (K,)
     log_probs = torch.tensor([rationale.log_probs for rationale in finished])  # (finished, K)
     scores = expected_score(log_probs, values, config.renormalize_scores)  # (finished,)
@@ -107,6 +93,21 @@ def judgment(
         reason="",
         rationales=tuple(rationales),
         score_interval=_interval(finished, scores.tolist()),
+    )
+
+
+def _unfinished(
+    rationales: Sequence[Rationale], config: JudgeConfig, limit: int, prompt_length: int, max_length: int | None
+) -> str:
+    """Why no rationale came to a score: there was no room to write, or at most `limit` tokens of it."""
+    room = math.inf if max_length is None else max_length - prompt_length
+    if room <= 0:
+        return f"There are {prompt_length} tokens to read, and the model reads {max_length}."
+    cut = sum(one.num_tokens >= min(limit, room) for one in rationales)
+    at = f"the model's limit of {max_length} tokens, of which the prompt takes {prompt_length}"
+    return (
+        f"None of {len(rationales)} rationales came to {config.score_prefix!r} and a label; {cut} were cut at "
+        f"{at if room < limit else f'max_new_tokens={limit}'}."
     )
 
 

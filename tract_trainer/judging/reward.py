@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tract_trainer.data.records import Prompt, turn_text
+from tract_trainer.data.pairs import conversation_text
+from tract_trainer.data.records import Prompt, as_messages
 from tract_trainer.errors import InputError
 from tract_trainer.judging.judgment import Judgment
 
@@ -22,7 +23,12 @@ def reward_func(
             )
         references = columns.get("reference") or [None] * len(prompts)
         records = [
-            {"instruction": _text(prompt), "response": _text(completion), "rubric": by, "reference": reference}
+            {
+                "instruction": conversation_text(as_messages(prompt)),
+                "response": conversation_text(as_messages(completion)),
+                "rubric": by,
+                "reference": reference,
+            }
             for prompt, completion, by, reference in zip(prompts, completions, rubrics, references, strict=True)
         ]
         asked = [record for record in records if record["rubric"]]
@@ -31,12 +37,3 @@ def reward_func(
 
     score.__name__ = name
     return score
-
-
-def _text(turns: Prompt) -> str:
-    """A conversation as text: of a single turn, its content."""
-    if isinstance(turns, str):
-        return turns
-    if len(turns) == 1:
-        return turn_text(turns[0])
-    return "\n\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in turns)

@@ -105,13 +105,8 @@ def write_stage2(
     annotated: set[str],
 ) -> dict[str, Any]:
     """
-    Writes both files from the finished rows of `shards`, in the order of `requests`.
-
-    Returns:
-        `dict`: the report.
-
-    Raises:
-        InputError: no rationale can be kept.
+    Writes both files from the finished rows of `shards`, in the order of `requests`, and returns the report. An
+    InputError if no rationale can be kept.
     """
     outcomes: list[Outcome] = []
 

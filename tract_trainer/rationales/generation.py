@@ -1,19 +1,18 @@
 """Generation of the stage-2 dataset: a stage-1 model's own rationales, each closed with the gold score.
 
-Each rationale has a seed of its own, and a finished batch is appended to a shard at once. A run that was killed resumes
-and ends with the same dataset.
+Each rationale has a seed of its own, and is on disk when its batch is finished. A run that was killed resumes and ends
+with the same dataset.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from tqdm.auto import tqdm
 
 from tract_trainer.data.datasets import described, unformatted
 from tract_trainer.data.hashing import derive_seed
@@ -27,10 +26,10 @@ from tract_trainer.data.records import (
 )
 from tract_trainer.data.rendering import prompt_ids
 from tract_trainer.data.settings import begin
-from tract_trainer.data.store import Shards, writing
+from tract_trainer.data.store import Shards, finish_rows, locked
 from tract_trainer.engines.base import Rationale, Sampling, as_int
 from tract_trainer.errors import InputError, numbered
-from tract_trainer.judging.batching import as_finished
+from tract_trainer.judging.batching import in_pieces
 from tract_trainer.judging.judge import Judge
 from tract_trainer.rationales.dataset import RENDERED, Request, same_words, stage2_features, summary, write_stage2
 
@@ -109,30 +108,26 @@ def generate_cot_dataset(
             "in memory, give Judge.from_model(model, tokenizer, config), where config is trainer.judge_config."
         )
     sampling = Sampling(temperature, top_p, repetition_penalty, max_new_tokens)
-    judge = (
-        model
-        if isinstance(model, Judge)
-        else Judge.from_pretrained(model, engine, batch_size=batch_size, model_kwargs=model_kwargs)
-    )
+    loading: dict[str, Any] = {"batch_size": batch_size, "model_kwargs": model_kwargs}
+    judge = model if isinstance(model, Judge) else Judge.from_pretrained(model, engine, **loading)
     work = _Work(judge, unformatted(dataset), num_cots, sampling, seed, max_retries)
     settings = work.settings()  # reads what every row is rendered with: a bad one is refused now, not hours later
     folder = Path(output_dir)
     state = begin(folder / "settings.json", settings, folder / ".shards", folders=[folder], overwrite=overwrite)
-    with writing(folder / ".shards", state.process_index) as shards:
-        missing = [request for request in work.longest_first() if work.request(*request).key not in shards]
-        state.wait_for_everyone()  # every process has read the shards before one writes
-        own, size = missing[state.process_index :: state.num_processes], batch_size or judge.engine.batch_size
-        hidden = not progress or not state.is_main_process
-        batches = (own[start : start + size] for start in range(0, len(own), size))
-        with tqdm(total=len(own), desc="Writing rationales", unit="cot", disable=hidden) as bar:
-            for _, made in as_finished(work.write, batches, judge.engine.calls):
-                shards.append(made)
-                bar.update(len(made))
-    state.wait_for_everyone()
+    places, size = work.longest_first(), batch_size or judge.engine.batch_size
+    keys, shown = [work.request(*place).key for place in places], progress and state.is_main_process
+
+    def rows(numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        due = [places[i] for i in numbers]
+        made = in_pieces(work.write, due, size, judge.engine.calls, "Writing rationales", shown)
+        return ((numbers[i], row) for i, row in made)
+
+    with locked(folder / ".shards", state.process_index):
+        finish_rows(folder / ".shards", keys, rows, state)
     if state.is_main_process:
         requests = (work.request(row, cot) for row in range(len(dataset)) for cot in range(num_cots))
-        rows = Shards(folder / ".shards")
-        report = write_stage2(requests, work.features, rows, folder, judge.config, unfinished, work.annotated)
+        written = Shards(folder / ".shards")
+        report = write_stage2(requests, work.features, written, folder, judge.config, unfinished, work.annotated)
         judge.config.save(folder)  # their scale and closing phrase
         if progress:
             Console().print(summary(report), f"Saved in {folder}.")
@@ -213,8 +208,8 @@ class _Work:
             )
         return float(score)
 
-    def write(self, batch: Sequence[tuple[int, int]]) -> list[tuple[str, dict[str, Any]]]:
-        """Key and finished row of each rationale. One without a score is drawn again, a refusal is final."""
+    def write(self, batch: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """The finished row of each rationale. One without a score is drawn again, a refusal is final."""
         requests = [self.request(*place) for place in batch]
         prompts = list(map(self.prompt_ids, requests))
         todo = [i for i, prompt in enumerate(prompts) if self.judge.fits(prompt)]
@@ -229,8 +224,8 @@ class _Work:
                 break
         kept = ("text", "label", "num_tokens", "error")
         return [
-            (request.key, {**{name: getattr(rationale, name) for name in kept}, "attempts": attempt})
-            for request, (rationale, attempt) in zip(requests, drawn.values(), strict=True)
+            {**{name: getattr(rationale, name) for name in kept}, "attempts": attempt}
+            for rationale, attempt in drawn.values()
         ]
 
 

@@ -19,14 +19,8 @@ PRIVATE = {
         "self batch_size args resume_from_checkpoint trial ignore_keys_for_eval",
         "is run again after a batch that was too large, where sums begin anew",
     ),
-    "transformers.Trainer._prepare_inputs": (
-        "self inputs",
-        "moves a batch to the device, where DeepSpeed casts floats",
-    ),
-    "transformers.Trainer._save": (
-        "self output_dir state_dict",
-        "writes the weights, beside which the judge's files go",
-    ),
+    "transformers.Trainer._prepare_inputs": ("self inputs", "moves a batch to the device; DeepSpeed casts floats"),
+    "transformers.Trainer._save": ("self output_dir state_dict", "writes the weights, beside the judge's files"),
     "transformers.Trainer._push_from_checkpoint": ("self checkpoint_folder", "uploads a checkpoint during training"),
     "transformers.Trainer._move_model_to_device": ("self model device", "is left out where rows are only inspected"),
     "trl.trainer.sft_trainer.DataCollatorForLanguageModeling.torch_call": ("self examples", "pads a batch"),

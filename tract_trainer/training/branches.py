@@ -24,15 +24,9 @@ from tract_trainer.engines.trie import LabelTrie
 @contextmanager
 def reading_branches(model: PreTrainedModel, trie: LabelTrie, due: Tensor) -> Iterator[list[Tensor]]:
     """
-    Inside the block, the backbone of `model` reads the inner nodes of `trie` with its rows.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): the causal LM.
-        trie ([`~tract_trainer.engines.trie.LabelTrie`]): the labels.
-        due (`torch.Tensor`): the tokens behind which a label is due, `(B, T - 1)`, bool.
-
-    Yields:
-        `list[torch.Tensor]`: for each forward, the states at the root and the other inner nodes, `(N, J, H)`.
+    Inside the block, the backbone of the causal LM `model` reads the inner nodes of `trie` with its rows. Yields for
+    each forward the states at the root and the other inner nodes, `(N, J, H)`. `due`, `(B, T - 1)`, bool, tells the
+    tokens behind which a label is due.
     """
     states: list[Tensor] = []
     reads: list[Read] = []
@@ -47,9 +41,8 @@ def reading_branches(model: PreTrainedModel, trie: LabelTrie, due: Tensor) -> It
         output.last_hidden_state = hidden[:rows, :tokens]
         routers = getattr(output, "router_logits", None)
         if routers is not None:  # (B * T, experts) for each layer
-            output.router_logits = tuple(
-                logits.unflatten(0, hidden.shape[:2])[:rows, :tokens].flatten(0, 1) for logits in routers
-            )
+            by_row = (logits.unflatten(0, hidden.shape[:2]) for logits in routers)
+            output.router_logits = tuple(logits[:rows, :tokens].flatten(0, 1) for logits in by_row)
         return output
 
     # Looked up on each call: FSDP and PEFT replace the backbone after patching.

@@ -1,5 +1,6 @@
 """Arguments of the two trainers: TRL's, and those of the score."""
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -25,11 +26,18 @@ class HubToken(str):
         return self
 
 
-TOKEN_MEANS = ("dapo", "cispo", "vespo")
-"""Values of [`~trl.GRPOConfig`]'s `loss_type` that divide by the number of tokens of a step."""
+TOKEN_MEANS = ("dapo", "cispo", "vespo")  # values of GRPOConfig's `loss_type` that divide by the tokens of a step
+ERRORS = ("rmse", "mae")  # ends of the names of metrics of which less is better
 
-ERRORS = ("rmse", "mae")
-"""Ends of the names of metrics of which less is better."""
+
+def json_object(name: str, given: Any, example: str) -> dict[str, Any] | None:
+    """A mapping, given as such or as JSON."""
+    found = given
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(given) if isinstance(given, str) else given
+    if not isinstance(found, dict | None):
+        raise InputError(f"{name} must be a mapping or JSON such as {example}, got {given!r}.")
+    return found
 
 
 class _JudgeArguments(TrainingArguments):
@@ -55,12 +63,9 @@ class _JudgeArguments(TrainingArguments):
     @classmethod
     def from_training_arguments(cls, args: TrainingArguments) -> Self:
         """`args` with the defaults of this class. `to_dict` would hide tokens, so the fields are read one by one."""
-        names = {f.name for f in dataclasses.fields(cls) if f.init}
-        names.discard("generation_batch_size")  # which TRL derives from `steps_per_generation`, and refuses beside it
-        values: dict[str, Any] = {
-            f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.name in names and f.init
-        }
-        return cls(**values)
+        ours, given = ({f.name for f in dataclasses.fields(of) if f.init} for of in (cls, args))
+        derived = {"generation_batch_size"}  # by TRL, of `steps_per_generation`, beside which it is refused
+        return cls(**{name: getattr(args, name) for name in (ours & given) - derived})
 
 
 @dataclass
@@ -118,10 +123,7 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
     )
     score_loss_weight: float = field(
         default=1.0,
-        metadata={
-            "help": "Weight of the score loss (lambda of TRACT, eq. 4). The loss is that of a scale as wide as 1 to 5, "
-            "whatever the units."
-        },
+        metadata={"help": "Weight of the score loss (lambda of TRACT, eq. 4), on a scale stretched to 1 to 5."},
     )
     ce_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of SFTTrainer's own loss. 0.0 trains on the score loss alone (RAFT)."}
@@ -131,8 +133,7 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
         metadata={"help": "Loss on the distribution over the scale.", "choices": list(SCORE_LOSSES)},
     )
     renormalize_scores: bool = field(
-        default=False,
-        metadata={"help": "Divide the distribution over the scale by its sum, in training and judging."},
+        default=False, metadata={"help": "Divide the distribution over the scale by its sum, in training and judging."}
     )
     score_token_in_ce: bool = field(
         default=True,
@@ -144,8 +145,7 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
     missing_score: str = field(
         default="error",
         metadata={
-            "help": "Rows whose score cannot be found or used: refuse them, drop them, or keep them for the "
-            "cross-entropy alone.",
+            "help": "Rows without a usable score: refuse, drop, or keep them for the cross-entropy alone.",
             "choices": ["error", "drop", "keep"],
         },
     )
@@ -170,7 +170,8 @@ class RegressionAwareSFTConfig(SFTConfig, _JudgeArguments):
         self._check_weight("ce_loss_weight")
         if not self.score_prefix:
             raise InputError("score_prefix is empty. Give the text right before the score, e.g. 'Score: '.")
-        self.chat_template_kwargs = _mapping("chat_template_kwargs", self.chat_template_kwargs)
+        example = '{"enable_thinking": false}'
+        self.chat_template_kwargs = json_object("chat_template_kwargs", self.chat_template_kwargs, example)
         if self.prompt_template is not None:
             self.prompt_template = template_text(self.prompt_template)
         if self.score_loss_weight == 0 and self.ce_loss_weight == 0:
@@ -234,8 +235,7 @@ class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
         metadata={"help": "Weight of the gold label's log-probability in reward and score loss (lambda of REAL)."},
     )
     score_loss_type: str = field(
-        default="squared_error",
-        metadata={"help": "Loss whose negative is the reward.", "choices": list(SCORE_LOSSES)},
+        default="squared_error", metadata={"help": "Loss whose negative is the reward.", "choices": list(SCORE_LOSSES)}
     )
     advantage_clip: float | None = field(
         default=1.0, metadata={"help": "Largest absolute advantage. None leaves it as it is."}
@@ -262,14 +262,3 @@ class RegressionAwareGRPOConfig(GRPOConfig, _JudgeArguments):
                 f"loss_type={self.loss_type!r} does not divide by the number of tokens in a step, as the score loss "
                 f"is divided. Use one of {list(TOKEN_MEANS)}, or score_loss_weight=0."
             )
-
-
-def _mapping(name: str, given: Any) -> dict[str, Any] | None:
-    """A mapping, given as such or as JSON."""
-    try:
-        found = json.loads(given) if isinstance(given, str) else given
-    except (ValueError, RecursionError):
-        found = given
-    if not isinstance(found, dict | None):
-        raise InputError(f'{name} must be a mapping or JSON, e.g. {{"enable_thinking": false}}; found {given!r}.')
-    return found

@@ -21,12 +21,7 @@ MEANS = ("score_loss", "score_mae", "score_mass")
 
 
 class ScoreFigures:
-    """
-    Args:
-        accelerator ([`~accelerate.Accelerator`]): the processes that share the work.
-        values (`torch.Tensor`): value of each label, `(K,)`.
-        renormalize_scores (`bool`): whether predictions are renormalised over the scale.
-    """
+    """Figures of the batches of all processes of `accelerator`. `values` of the labels are `(K,)`."""
 
     def __init__(self, accelerator: Accelerator, values: Tensor, renormalize_scores: bool) -> None:
         self.accelerator, self.values, self.renormalize_scores = accelerator, values, renormalize_scores
@@ -37,13 +32,8 @@ class ScoreFigures:
     @torch.no_grad()
     def add(self, training: bool, ce_loss: Tensor, losses: Tensor, log_probs: Tensor, gold: Tensor) -> None:
         """
-        Takes in a batch, without waiting for the device.
-
-        Args:
-            training (`bool`): whether the batch belongs to a training step.
-            ce_loss (`torch.Tensor`): the batch's share of the step's cross-entropy; in evaluation, its mean.
-            losses (`torch.Tensor`), gold (`torch.Tensor`): score losses and gold scores, `(N,)`.
-            log_probs (`torch.Tensor`): log-probabilities of the labels, `(N, K)`.
+        Takes in a batch, without waiting for the device: its share of the step's cross-entropy, or in evaluation its
+        mean; score losses and gold scores, `(N,)`; log-probabilities of the labels, `(N, K)`.
         """
         predicted = expected_score(log_probs, self.values, self.renormalize_scores)
         rows = torch.stack([losses, (predicted - gold).abs(), score_mass(log_probs), predicted, gold], dim=1)  # (N, 5)
@@ -73,10 +63,8 @@ class ScoreFigures:
 
     def evaluation(self, dataset: object) -> dict[str, float]:
         """
-        Figures of the batches since `begin_evaluation`, over all processes.
-
-        Args:
-            dataset ([`~datasets.Dataset`]): what was evaluated; needed to know the number of scores.
+        Figures of the batches since `begin_evaluation`, over all processes. `dataset` is what was evaluated; it tells
+        the number of scores.
         """
         batches = [
             (step, self.accelerator.process_index, float(ce_loss), rows.cpu())

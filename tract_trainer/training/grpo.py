@@ -28,14 +28,8 @@ from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.losses import expected_score, score_loss, score_mass
 from tract_trainer.scale import ScoreScale, ScoreTokens
+from tract_trainer.training import limits
 from tract_trainer.training.config import RegressionAwareGRPOConfig
-from tract_trainer.training.limits import (
-    named_datasets,
-    refuse_adapter,
-    refuse_empty,
-    refuse_long_labels,
-    refuse_topology,
-)
 from tract_trainer.training.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.training.score_head import add_score_head, first_output
 
@@ -112,13 +106,13 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
             args = RegressionAwareGRPOConfig(f"{name.split('/')[-1]}-grpo")
         elif not isinstance(args, RegressionAwareGRPOConfig):
             args = RegressionAwareGRPOConfig.from_training_arguments(args)
-        refuse_adapter(model, peft_config)
+        limits.refuse_adapter(model, peft_config)
         given: Any = args.model_init_kwargs  # a mapping by now
         loading: dict[str, Any] = dict(given or {})
         revision = loading.get("revision") if isinstance(model, str) else None
         # A calibration is of the weights that it was fitted on.
         self._judge_config = replace(judge_config or JudgeConfig.load(name, revision), calibration=None)
-        for kind, dataset in named_datasets(train_dataset, eval_dataset):
+        for kind, dataset in limits.named_datasets(train_dataset, eval_dataset):
             _check_rows(dataset, kind, self._judge_config.scale)
         if isinstance(train_dataset, Dataset):
             _check_count(len(train_dataset), args)
@@ -133,9 +127,8 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
                 check_weights(model, revision, args.trust_remote_code)
             else:  # TRL would load its base model alone
                 model, quantization_config = _adapter(model, args, loading, quantization_config), None
-        self.score_tokens = ScoreTokens.resolve(
-            self._judge_config.scale, self._judge_config.score_prefix, processing_class
-        )
+        scale, prefix = self._judge_config.scale, self._judge_config.score_prefix
+        self.score_tokens = ScoreTokens.resolve(scale, prefix, processing_class)
         self._stop_ids = stop_ids(own, self.score_tokens, self._judge_config)
         generating: Any = args.generation_kwargs or {}  # a mapping by now
         args.generation_kwargs = {**generating, "stop_token_ids" if args.use_vllm else "eos_token_id": self._stop_ids}
@@ -158,9 +151,9 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
             peft_config=peft_config,
         )
         self.eos_token_ids = self._stop_ids
-        refuse_topology(self.accelerator)
+        limits.refuse_topology(self.accelerator)
         base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        refuse_long_labels(self.score_tokens, base, padding_free=False)
+        limits.refuse_long_labels(self.score_tokens, base, padding_free=False)
         add_score_head(base, self.score_tokens)
         self._values = torch.tensor(self._judge_config.scale.values)
         if isinstance(train_dataset, Dataset):
@@ -342,7 +335,7 @@ def _check_count(rows: int, args: RegressionAwareGRPOConfig) -> None:
 
 def _check_rows(dataset: Dataset | IterableDataset, name: str, scale: ScoreScale) -> None:
     """Raises an InputError for columns that are missing or would be ignored, and for scores off the scale."""
-    refuse_empty(dataset, name)
+    limits.refuse_empty(dataset, name)
     columns = set(dataset.column_names or next(iter(dataset)))
     if missing := {"prompt", "score"} - columns:
         raise InputError(

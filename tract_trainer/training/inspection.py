@@ -25,20 +25,13 @@ from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.score_labels import Cut, describe, targeted
 from tract_trainer.training.trainer import RegressionAwareSFTTrainer
 
-BINS, WIDTH = 10, 40
-
-SHOWN_TOKENS = 400
+BINS, WIDTH, SHOWN_TOKENS = 10, 40, 400
 
 
 class Inspected(NamedTuple):
     """
-    Prepared rows, whole and in their order.
-
-    Attributes:
-        rows ([`~datasets.Dataset`]): `input_ids`, `labels` and `score_labels`, `(T,)` each, and `score_problem`, empty
-            where the score can be used.
-        tokens ([`~tract_trainer.scale.ScoreTokens`]): the scale as the tokenizer writes it.
-        cut ([`~tract_trainer.training.score_labels.Cut`]): how rows would be shortened.
+    Prepared rows, whole and in their order: `input_ids`, `labels` and `score_labels`, `(T,)` each, and `score_problem`,
+    empty where the score can be used. `cut` is how they would be shortened.
     """
 
     rows: Dataset
@@ -70,13 +63,7 @@ class _Preparation(RegressionAwareSFTTrainer):
         """There is nothing to move."""
 
     def _prepare_dataset(
-        self,
-        dataset: Any,
-        processing_class: Any,
-        args: Any,
-        packing: bool,
-        formatting_func: Any,
-        dataset_name: str,
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         rows = self._whole_rows(dataset, processing_class, args, formatting_func, dataset_name)
         self.whole = targeted(rows, self.score_tokens, Cut.of(args, packing), "Finding the scores")
@@ -92,9 +79,7 @@ def view(inspected: Inspected, count: int = 3) -> RenderableType:
     legend = Text.assemble(
         ("prompt", "dim"), "  ", ("trained in the cross-entropy", "cyan"), "  ", ("score", "bold black on yellow")
     )
-    return Group(
-        legend, *shown, _histogram("Tokens a row", lengths), _scores("Gold scores", scores), _losses(inspected)
-    )
+    return Group(legend, *shown, _histogram(lengths), _scores(scores), _losses(inspected))
 
 
 def _row(row: dict[str, Any], number: int, tokens: ScoreTokens) -> Panel:
@@ -119,21 +104,20 @@ def _style(label: int, is_score: bool) -> str:
     return "dim" if label == IGNORE_INDEX else "cyan"
 
 
-def _histogram(title: str, lengths: Sequence[int]) -> Table:
+def _histogram(lengths: Sequence[int]) -> Table:
     bins = min(BINS, max(lengths) - min(lengths) + 1)  # whole numbers, so none with the same in two
     counts, edges = np.histogram(lengths, bins=np.linspace(min(lengths), max(lengths) + 1, bins + 1))
     middle, most = int(np.median(lengths)), max(lengths)
     names = [f"{int(np.ceil(low)):,} to {int(np.ceil(high)) - 1:,}" for low, high in pairwise(edges)]
-    return _bars(f"{title}: median {middle:,}, longest {most:,}", names, counts.tolist())
+    return _bars(f"Tokens a row: median {middle:,}, longest {most:,}", names, counts.tolist())
 
 
-def _scores(title: str, scores: Sequence[float]) -> Table:
-    counts = sorted(Counter(round(score, 4) for score in scores).items())
+def _scores(scores: Sequence[float]) -> Table:
+    names, counts = np.unique(np.round(scores, 4), return_counts=True)
     if len(counts) > 2 * BINS:
-        found, edges = np.histogram(scores, bins=BINS)
-        names = [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)]
-        return _bars(title, names, found.tolist())
-    return _bars(title, [f"{score:g}" for score, _ in counts], [count for _, count in counts])
+        counts, edges = np.histogram(scores, bins=BINS)
+        return _bars("Gold scores", [f"{low:.2f} to {high:.2f}" for low, high in pairwise(edges)], counts.tolist())
+    return _bars("Gold scores", [f"{score:g}" for score in names], counts.tolist())
 
 
 def _bars(title: str, names: Sequence[str], counts: Sequence[int]) -> Table:

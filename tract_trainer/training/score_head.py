@@ -28,11 +28,7 @@ def add_score_head(model: PreTrainedModel, tokens: ScoreTokens) -> None:
     `score_log_probs` of shape `(N, K)`, float32, rows in the order of `score_labels[:, 1:]` flattened. Without
     `score_labels` the forward is the wrapped one.
 
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Causal LM to patch: the base model, if an adapter is around it. Patch after TRL's fused head.
-        tokens ([`~tract_trainer.scale.ScoreTokens`]):
-            The scale as the tokenizer writes it.
+    `model` is the causal LM: the base model, if an adapter is around it. Patch after TRL's fused head.
     """
     inner = model.forward
     trie = LabelTrie(tokens) if len(tokens.nodes) > 1 else None

@@ -61,13 +61,8 @@ class Cut(NamedTuple):
 
 def target_row(row: dict[str, Any], tokens: ScoreTokens, cut: Cut) -> dict[str, Any]:
     """
-    Args:
-        row (`dict`): see [`~tract_trainer.training.score_labels.gold_scores`].
-        tokens ([`ScoreTokens`]): the scale as the row's tokenizer writes it.
-        cut ([`Cut`]): how the row will be shortened.
-
-    Returns:
-        `dict` with `score_labels`, `(T,)` float32, and `score_problem`, a key of `PROBLEMS` or `""`.
+    `score_labels`, `(T,)` float32, of a row of [`gold_scores`], and its `score_problem`, a key of `PROBLEMS` or `""`.
+    `cut` is how the row will be shortened.
     """
     row = {**row, **{name: np.asarray(row[name]) for name in ("input_ids", "labels")}}
     length = len(row["input_ids"])
@@ -88,14 +83,8 @@ PROBLEMS = {
         "Expected {prefix!r} and one of {labels} among the trained tokens. End the completions with it, or set "
         "score_prefix to the text that yours have",
     ),
-    "cut": (
-        "lose their score to max_length={max_length}",
-        "Raise max_length",
-    ),
-    "empty": (
-        "have an empty `score`",
-        "Fill in the column, or remove it to use the labels in the text",
-    ),
+    "cut": ("lose their score to max_length={max_length}", "Raise max_length"),
+    "empty": ("have an empty `score`", "Fill in the column, or remove it to use the labels in the text"),
     "off_scale": (
         "have a `score` off the scale of {low:g} to {high:g}",
         "Correct the column, or set score_labels and score_values to its scale",
@@ -109,19 +98,13 @@ PROBLEMS = {
         "Use a chat template that renders a prompt alone as it does before an answer, and end prompts of plain text "
         "with a line break",
     ),
-    "no_content": (
-        "have a turn without `content`",
-        "Give every turn its text, or leave it out",
-    ),
+    "no_content": ("have a turn without `content`", "Give every turn its text, or leave it out"),
     "thoughts": (
         "have a think block in their rationale that the chat template drops",
         "Use a chat template that keeps it (chat_template_path), or remove the tags, such as <think>, from the "
         "rationales",
     ),
-    "ends_early": (
-        "hold an end-of-turn token before their score",
-        "Remove such tokens from the rationales",
-    ),
+    "ends_early": ("hold an end-of-turn token before their score", "Remove such tokens from the rationales"),
     "mismatch": (
         "end with a label that is not the nearest to their `score`",
         "Correct the text or the column, or remove the column to use the labels in the text",
@@ -160,19 +143,15 @@ def add_score_labels(
     """
     Adds the column `score_labels` and applies `missing_score` to the rows without a usable score.
 
-    Returns:
-        The dataset, and each kind of row that was dropped or kept without a score.
-
-    Raises:
-        ValueError: with `missing_score="error"`, a row has no usable score; or no row is left. For an
-            [`~datasets.IterableDataset`], when the row is read.
+    Returns the dataset, and each kind of row that was dropped or kept without a score. With `missing_score="error"`, a
+    row without one is an InputError; for an [`~datasets.IterableDataset`], when the row is read.
     """
     if isinstance(dataset, IterableDataset):
         dataset = dataset.map(target_row, fn_kwargs={"tokens": tokens, "cut": cut})
         if missing_score == "error":
             dataset = dataset.map(_refuse, fn_kwargs={"tokens": tokens, "cut": cut, "name": name})
         elif missing_score == "drop":
-            dataset = dataset.filter(_has_score)
+            dataset = dataset.filter(lambda row: not row["score_problem"])
         return dataset.remove_columns("score_problem"), []
 
     dataset = targeted(dataset, tokens, cut, f"Finding the scores of the {name} dataset", num_proc)
@@ -260,10 +239,6 @@ def _refuse(row: dict[str, Any], tokens: ScoreTokens, cut: Cut, name: str) -> di
     return row
 
 
-def _has_score(row: dict[str, Any]) -> bool:
-    return not row["score_problem"]
-
-
 def with_template_kwargs(dataset: AnyDataset, kwargs: dict[str, Any] | None) -> AnyDataset:
     """`dataset` with the column `chat_template_kwargs`, as TRL reads it; rows that have their own keep them."""
     columns = dataset.column_names or list(next(iter(dataset)))
@@ -271,11 +246,7 @@ def with_template_kwargs(dataset: AnyDataset, kwargs: dict[str, Any] | None) -> 
         return dataset
     if isinstance(dataset, Dataset):
         return dataset.add_column("chat_template_kwargs", [kwargs] * len(dataset))
-    return dataset.map(_with_kwargs, fn_kwargs={"kwargs": kwargs})
-
-
-def _with_kwargs(row: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "chat_template_kwargs": kwargs}
+    return dataset.map(lambda row: {**row, "chat_template_kwargs": kwargs})
 
 
 def uncut(args: SFTConfig) -> SFTConfig:
@@ -322,9 +293,7 @@ def count_scores(dataset: Dataset) -> int:
 
 
 class Gold(NamedTuple):
-    """
-    Gold scores by the position of their token, and a key of [`tract_trainer.training.score_labels.PROBLEMS`] or `""`.
-    """
+    """Gold scores by the position of their token, and a key of `PROBLEMS` or `""`."""
 
     scores: dict[int, float]
     problem: str
@@ -332,10 +301,8 @@ class Gold(NamedTuple):
 
 def gold_scores(row: dict[str, Any], tokens: ScoreTokens) -> Gold:
     """
-    Args:
-        row (`dict`): `input_ids` and `labels`, `(T,)`, as arrays. Optionally `score`; `score_labels`, `(T,)`, where the
-            scores are known; and the `completion` or `messages` that the tokens were made of.
-        tokens ([`ScoreTokens`]): the scale as the row's tokenizer writes it.
+    The gold scores of a row: `input_ids` and `labels`, `(T,)`, as arrays; optionally `score`; `score_labels`, `(T,)`,
+    where the scores are known; and the `completion` or `messages` that the tokens were made of.
     """
     if "score_labels" in row:
         return _given_scores(row, tokens.scale)

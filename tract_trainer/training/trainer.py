@@ -32,16 +32,10 @@ from tract_trainer.data.rendering import check_reloaded, check_rows, pin_dates, 
 from tract_trainer.judge_config import JudgeConfig
 from tract_trainer.losses import score_loss
 from tract_trainer.scale import ScoreTokens
+from tract_trainer.training import limits
 from tract_trainer.training.collator import DataCollatorForScoredCompletion, scores_due
 from tract_trainer.training.config import RegressionAwareSFTConfig
 from tract_trainer.training.figures import ScoreFigures
-from tract_trainer.training.limits import (
-    refuse_datasets,
-    refuse_files,
-    refuse_long_labels,
-    refuse_settings,
-    refuse_topology,
-)
 from tract_trainer.training.saving import JudgeSavingTrainer, RowCounts
 from tract_trainer.training.score_head import add_score_head, first_output
 from tract_trainer.training.score_labels import (
@@ -125,14 +119,14 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore
             args = RegressionAwareSFTConfig(f"{name.split('/')[-1]}-judge")
         elif not isinstance(args, RegressionAwareSFTConfig):
             args = RegressionAwareSFTConfig.from_training_arguments(args)
-        refuse_settings(args, compute_loss_func, model, peft_config)
-        refuse_files(model, args)
+        limits.refuse_settings(args, compute_loss_func, model, peft_config)
+        limits.refuse_files(model, args)
         self._sample, self.row_counts = {}, {}
         if isinstance(train_dataset, Dataset | IterableDataset):  # TRL refuses anything else
             train_dataset = unformatted(train_dataset)
             self._sample = next(iter(train_dataset), {})
         text_field = args.dataset_text_field if formatting_func is None else None
-        refuse_datasets(train_dataset, eval_dataset, self._sample, text_field)
+        limits.refuse_datasets(train_dataset, eval_dataset, self._sample, text_field)
         self._score_args = args  # read by `_prepare_dataset`, which runs before the parent has set `self.args`
         super().__init__(
             model=model,
@@ -150,7 +144,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore
             peft_config=peft_config,
             formatting_func=formatting_func,
         )
-        refuse_topology(self.accelerator)
+        limits.refuse_topology(self.accelerator)
         if type(self.data_collator) is DataCollatorForLanguageModeling:
             self.data_collator = DataCollatorForScoredCompletion(**vars(self.data_collator))
         if isinstance(self.data_collator, DataCollatorForScoredCompletion):
@@ -161,7 +155,7 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore
         # Labels of several tokens are read with more tokens than the row's, which nobody does for a loss of weight 0.
         self._reads_scores = bool(args.score_loss_weight) or len(self.score_tokens.nodes) == 1
         if self._reads_scores or eval_dataset is not None:
-            refuse_long_labels(self.score_tokens, base, self.padding_free)
+            limits.refuse_long_labels(self.score_tokens, base, self.padding_free)
         add_score_head(base, self.score_tokens)
         self._values = torch.tensor(args.scale.values)
         self._scores_in_step: Tensor | None = None
@@ -179,10 +173,9 @@ class RegressionAwareSFTTrainer(JudgeSavingTrainer, SFTTrainer):  # type: ignore
         else:
             messages = is_conversational(self._sample) or "conversations" in self._sample
             conversational = messages and self._formatting_func is None
-        template_kwargs = self._sample.get("chat_template_kwargs") or self.args.template_kwargs
-        return self.args.judge_config(
-            conversational, chat_template_kwargs=template_kwargs, score_separator=self._score_separator
-        )
+        kwargs = self._sample.get("chat_template_kwargs") or self.args.template_kwargs
+        separator = self._score_separator
+        return self.args.judge_config(conversational, chat_template_kwargs=kwargs, score_separator=separator)
 
     def _whole_rows(
         self, dataset: Datasets, processing_class: Any, args: SFTConfig, formatting_func: Any, dataset_name: str
