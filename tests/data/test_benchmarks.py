@@ -212,8 +212,12 @@ def test_a_csv_file_of_a_spreadsheet_has_no_mark_in_its_first_column(tmp_path):
         ("a.csv", b"a\n\xff\n", r"^There is no data to read at '.*a\.csv' \('utf-8' codec can't decode"),
         ("a.csv.gz", b"", r"a\.csv\.gz must be a .* file, found '\.csv\.gz'\.$"),
         ("a.jsonl.gz", b'{"a": 1}', r"^There is no data to read at '.*a\.jsonl\.gz' \(Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}')[:-9], r"^There is no data to read at .* ended before"),
-        ("a.jsonl.gz", gzip.compress(b"{}" * 9)[:10] + b"\xff" * 9, r"^There is no data to read at .* \(Error -3"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}', mtime=0)[:-9], r"^There is no data to read at .* ended before"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"{}" * 9, mtime=0)[:10] + b"\xff" * 9,
+            r"^There is no data to read at .* \(Error -3",
+        ),
         ("a.parquet", b"PAR0", r"^There is no data to read at '.*a\.parquet' \("),
     ],
 )
