@@ -31,7 +31,10 @@ CPU = ["--use_cpu", "true", "--bf16", "false"]
         (["--score_labels", "No", "Yes"], "The labels ['No', 'Yes'] are not all numbers"),
         (["--columns", "[1]"], 'columns must be a mapping or JSON such as {"human": "score"}, got \'[1]\'.'),
         (["--columns", "[" * 99_999], "columns must be a mapping or JSON such as"),
-        (["--columns", '{"a": 1}'], 'columns must give names by names, e.g. {"human": "score"}, got \'{"a": 1}\'.'),
+        (
+            ["--columns", '{"a": 1}'],
+            'columns must map old names to new ones, e.g. {"human": "score"}, got \'{"a": 1}\'.',
+        ),
     ],
 )
 def test_a_value_that_a_library_would_refuse_later_is_refused_now(refused, tmp_path, flags, message):

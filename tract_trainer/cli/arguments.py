@@ -34,7 +34,7 @@ class RecordFormat:
         given, example = self.columns, '{"human": "score"}'
         self.columns = json_object("columns", given, example)
         if not all(isinstance(name, str) for name in (self.columns or {}).values()):
-            raise ValueError(f"columns must give names by names, e.g. {example}, got {given!r}.")
+            raise ValueError(f"columns must map old names to new ones, e.g. {example}, got {given!r}.")
 
     @property
     def format(self) -> dict[str, Any]:
