@@ -235,6 +235,21 @@ def test_a_rationale_without_a_score_is_as_bad_as_the_worst_score(tmp_path, soft
     assert kinds == {True, False}
 
 
+@pytest.mark.parametrize(
+    ("loss", "worst"),
+    [("squared_error", 9), ("absolute_error", 3), ("huber", 2.5), ("crps", 3), ("wasserstein", 3), ("soft_ce", 16)],
+)
+def test_the_worst_score_has_a_finite_reward(tmp_path, soft, loss, worst):
+    # On 1 to 5, the label farthest from a gold score of 2 is 5. Its log-loss is infinite.
+    trainer = make_trainer(
+        tmp_path, soft[0], make_tokenizer("qwen"), score_loss_type=loss, max_completion_length=2,
+        rows=[{**row, "score": 2.0} for row in ROWS],
+    )  # fmt: skip
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["unscored"] == 1 and log["reward"] == pytest.approx(-worst)
+
+
 def test_with_weights_of_0_it_is_grpo_with_that_reward(tmp_path, soft):
     model, other = soft
     common = {"learning_rate": 1e-3, "max_steps": 3, "scale_rewards": "none", "max_grad_norm": 1.0, **SOFT}

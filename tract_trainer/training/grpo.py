@@ -26,7 +26,7 @@ from tract_trainer.engines.checkpoints import SavedJudge, check_weights, load_ju
 from tract_trainer.engines.completions import Places, read_written, stop_ids
 from tract_trainer.errors import InputError
 from tract_trainer.judge_config import JudgeConfig
-from tract_trainer.losses import expected_score, score_loss, score_mass
+from tract_trainer.losses import WIDTH, expected_score, score_loss, score_mass
 from tract_trainer.scale import ScoreScale, ScoreTokens
 from tract_trainer.training import limits
 from tract_trainer.training.config import RegressionAwareGRPOConfig
@@ -265,10 +265,10 @@ class RegressionAwareGRPOTrainer(JudgeSavingTrainer, GRPOTrainer):  # type: igno
         return errors + weight * self._errors(log_probs, gold, "soft_ce") if weight else errors
 
     def _worst_errors(self, gold: Tensor) -> Tensor:
-        """The score loss of the label farthest from each gold score, `(N,)`."""
+        """The score loss of the label farthest from each gold score, `(N,)`; 16 where it is infinite (`soft_ce`)."""
         certain = torch.eye(len(self._values)).log()  # (K, K), of one label a row
         of_label = [self._errors(row.expand(len(gold), -1), gold, self.args.score_loss_type) for row in certain]
-        return torch.stack(of_label).amax(0)
+        return torch.stack(of_label).amax(0).nan_to_num(posinf=WIDTH**2)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
