@@ -465,7 +465,7 @@ def test_a_start_that_was_refused_binds_to_nothing(seed_folder, records_file, tm
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num_train_epochs", "0"], "num_train_epochs=0.0 trains nothing. Set one above 0, or max_steps."),
+        (["--num_train_epochs", "0"], "num_train_epochs=0.0 trains nothing. Set it above 0, or set max_steps."),
         (["--eval_data", "{data}"], "eval_strategy is 'no', so eval_data would never be read. Add eval_strategy="),
         (["--data", "empty.parquet"], "There is no data to read at 'empty.parquet'"),
         (["--data", "damaged"], "There is no data to read at 'damaged'"),

@@ -136,7 +136,7 @@ def train(
         **cast(dict[str, Any], args.model_init_kwargs or {}),
     }
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
-        raise InputError(f"num_train_epochs={args.num_train_epochs} trains nothing. Set one above 0, or max_steps.")
+        raise InputError(f"num_train_epochs={args.num_train_epochs} trains nothing. Set it above 0, or set max_steps.")
     if eval_dataset is not None and args.eval_strategy == "no":
         raise InputError("eval_strategy is 'no', so eval_data would never be read. Add eval_strategy='epoch'.")
     kind: Any = RegressionAwareSFTTrainer

@@ -159,7 +159,7 @@ def save(result: Mapping[str, Any], path: Path) -> None:
 
 
 def load_result(path: str | Path) -> dict[str, Any]:
-    """The result in a JSON file of [`evaluate`], after an InputError if it is none, or one of another version."""
+    """The result in a JSON file of [`evaluate`]. An InputError if it is none, or one of another version."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"Expected the JSON file of a result, found no file {str(path)!r}.")
